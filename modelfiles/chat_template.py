@@ -1,0 +1,91 @@
+"""Renders a model folder's own chat template, as transformers would, in a process that can do no harm.
+
+A chat template is a program from whoever made the model. It runs in Jinja's immutable sandbox, in a child process with
+limits on time and memory, so that neither `{{ 'a' * 10**12 }}` nor endless loops hurt the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+SECONDS = 2
+MEMORY_BYTES = 512 * 2**20
+
+
+class ChatTemplateError(ValueError):
+    """The template cannot be rendered; the message says why in one sentence."""
+
+
+def render_chat_template(template: str, conversations: list[dict[str, Any]], tokens: dict[str, str]) -> list[str]:
+    """The prompt of each conversation: {"messages": [...], "tools": [...] or None, "add_generation_prompt": bool}.
+
+    `messages` are Hugging Face's (content a string, or a list of {"type": "image"} and {"type": "text", "text": ...});
+    `tokens` are the special tokens by name, such as bos_token. Raises ChatTemplateError.
+    """
+    job = json.dumps({"template": template, "conversations": conversations, "tokens": tokens})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", __file__], input=job.encode(), capture_output=True, timeout=SECONDS * 4, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ChatTemplateError("the chat template takes too long.") from None
+    if done.returncode != 0:
+        raise ChatTemplateError("the chat template takes too much time or memory.")
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        raise ChatTemplateError(f"the chat template fails: {answer['error']}.")
+    prompts: list[str] = answer["prompts"]
+    return prompts
+
+
+def to_hugging_face(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as Ollama has them (`images`: how many, before the text) in Hugging Face's form."""
+    converted = []
+    for message in messages:
+        count = message.get("images", 0)
+        count = count if isinstance(count, int) else len(count)
+        changed = {key: value for key, value in message.items() if key != "images"}
+        if count:
+            changed["content"] = [*[{"type": "image"}] * count, {"type": "text", "text": message.get("content", "")}]
+        converted.append(changed)
+    return converted
+
+
+def _child() -> None:
+    """Reads a job from stdin and writes {"prompts": [...]} or {"error": ...} to stdout."""
+    import resource
+    from datetime import datetime
+
+    import jinja2
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    job = json.load(sys.stdin)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: object, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    # The settings of transformers' utils/chat_template_utils.py.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        compiled = environment.from_string(job["template"])
+        prompts = [compiled.render(**conversation, **job["tokens"]) for conversation in job["conversations"]]
+        answer: dict[str, Any] = {"prompts": prompts}
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        answer = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    _child()
