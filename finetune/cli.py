@@ -1,0 +1,54 @@
+"""The commands `lensmith train`, `lensmith eval` and `lensmith export`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from finetune.recipe import Recipe, load_recipe
+
+
+def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
+    return load_recipe(recipe, overrides)
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def train(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Fine-tune a model as RECIPE says; KEY=VALUE changes a key of it."""
+    loaded = _load(recipe, overrides)
+    from finetune.train import train as run
+
+    result = run(loaded)
+    if result.interrupted is not None:
+        click.echo(f"Stopped at step {result.steps} of {result.total_steps}; the same command goes on from there.")
+        sys.exit(128 + result.interrupted)
+    click.echo(
+        f"{result.output_dir}: {result.steps} steps in {result.seconds:.0f} s "
+        f"({result.samples_per_second:.1f} samples/s), loss {result.loss:.4f}"
+    )
+
+
+@click.command(name="eval")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def evaluate(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Answer RECIPE's eval_dataset greedily and score the answers."""
+    loaded = _load(recipe, overrides)
+    from finetune.evaluate import evaluate as run
+
+    result = run(loaded)
+    click.echo(f"exact match {100 * result.exact_match:.2f} % of {result.n} answers; {result.predictions}")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def export(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Merge RECIPE's adapter into its base: a model folder that servers load."""
+    loaded = _load(recipe, overrides)
+    from finetune.merge import merge as run
+
+    click.echo(str(run(loaded)))

@@ -1,0 +1,92 @@
+"""What the frozen vision tower makes of each image, computed once and kept while memory lasts.
+
+An image's features are the language model's image tokens and, for Qwen3-VL, the DeepStack features added to its first
+layers: (1 + DeepStack layers) x tokens x hidden size x bytes, so 1.2 MB x 4 for a 640x480 image of Qwen3-VL-2B in 16
+bit. They are kept in host memory if all images' fit in a quarter of it, else computed again each time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from finetune.images import ImageBank
+
+CHUNK_PATCHES = 4096  # patches that go through the tower at once while the cache is filled
+THREADS = 2  # decoding threads; Pillow and torch work outside Python's lock
+
+
+def encode_images(model: Any, pixels: Any, grids: Any) -> Any:
+    """[1 + D, tokens, hidden] features of images: the tower's output, then its D DeepStack features.
+
+    `model` is the *ForConditionalGeneration module. Works with what transformers 4.57 (a tuple or a tensor) and 5 (an
+    output object) return.
+    """
+    visual = model.model.visual
+    out = visual(pixels.to(visual.dtype), grid_thw=grids)
+    if isinstance(out, torch.Tensor):
+        pooled, deep = out, []
+    elif isinstance(out, tuple):
+        pooled, deep = out[0], list(out[1])
+    else:
+        pooled, deep = out.pooler_output, list(getattr(out, "deepstack_features", None) or [])
+    return torch.stack([pooled, *deep])
+
+
+class FrozenFeatures:
+    """Features by image index, from the frozen tower.
+
+    `order` names images in the order of first use: the tower gets them in chunks of that fixed order, so that a
+    resumed run computes bit for bit what an unbroken one does.
+    """
+
+    def __init__(self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int]) -> None:
+        self.model, self.bank, self.processor = model, bank, processor
+        self.device = next(model.parameters()).device
+        self.pool = ThreadPoolExecutor(THREADS)
+        self.chunk_of: dict[int, int] = {}
+        self.chunks: list[list[int]] = []
+        config = model.config.vision_config
+        layers = 1 + len(getattr(config, "deepstack_visual_indexes", None) or [])
+        hidden = model.model.language_model.config.hidden_size
+        tokens = sum(bank.tokens(index) for index in set(order))
+        self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.cached = len(set(order)) < len(order) and self.bytes <= memory // 4
+        self._kept: dict[int, Any] = {}
+        patches = 0
+        for index in dict.fromkeys(order) if self.cached else ():
+            rows, columns = bank.grids[index][1:]
+            if not self.chunks or patches + rows * columns > CHUNK_PATCHES:
+                self.chunks.append([])
+                patches = 0
+            self.chunks[-1].append(index)
+            self.chunk_of[index] = len(self.chunks) - 1
+            patches += rows * columns
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def get(self, images: Sequence[int]) -> Any | None:
+        """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
+        if not images:
+            return None
+        if not self.cached:
+            unique = list(dict.fromkeys(images))
+            parts = dict(zip(unique, self._compute(unique), strict=True))
+            return torch.cat([parts[index] for index in images], dim=1)
+        for index in images:
+            if index not in self._kept:
+                chunk = self.chunks[self.chunk_of[index]]
+                self._kept.update((i, part.cpu()) for i, part in zip(chunk, self._compute(chunk), strict=True))
+        return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def _compute(self, images: Sequence[int]) -> list[Any]:
+        pixels, grids = self.bank.pixels(images, self.processor, self.pool)
+        features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
+        return list(features.split([self.bank.tokens(index) for index in images], dim=1))

@@ -1,0 +1,147 @@
+"""Images: sizes from headers, the processor's resize arithmetic, and decoding into patches.
+
+Nothing is decoded to count tokens. The processor itself makes the pixels, so training sees what a server makes of the
+same file; only its size limits are narrowed, when the recipe says so.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from finetune.errors import FinetuneError
+from finetune.recipe import Recipe
+from modelfiles.folder import ModelFolder
+
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """How a model's processor sizes images: patches of `patch` pixels, merge x merge of them to a token."""
+
+    patch: int
+    merge: int
+    least: int
+    most: int
+
+    def grid(self, width: int, height: int) -> tuple[int, int, int]:
+        """(1, rows, columns) of patches after the resize of an image of width x height pixels.
+
+        The arithmetic of `smart_resize` in transformers' image_processing_qwen2_vl.py (Python's round, half to even).
+        Raises ValueError for an aspect ratio over 200.
+        """
+        factor = self.patch * self.merge
+        if max(height, width) > 200 * min(height, width):
+            raise ValueError(f"{width}x{height} pixels: the aspect ratio must be at most 200")
+        rows, columns = round(height / factor), round(width / factor)
+        if rows * columns * factor**2 > self.most:
+            shrink = math.sqrt(height * width / self.most)
+            rows = max(1, math.floor(height / shrink / factor))
+            columns = max(1, math.floor(width / shrink / factor))
+        elif rows * columns * factor**2 < self.least:
+            enlarge = math.sqrt(self.least / (height * width))
+            rows = math.ceil(height * enlarge / factor)
+            columns = math.ceil(width * enlarge / factor)
+        return 1, rows * self.merge, columns * self.merge
+
+    def tokens(self, grid: tuple[int, int, int]) -> int:
+        """Image tokens of a grid."""
+        return grid[0] * grid[1] * grid[2] // self.merge**2
+
+
+def pixel_limits(folder: ModelFolder, recipe: Recipe) -> PixelLimits:
+    """The model's limits, narrowed by the recipe's image_min_pixels and image_max_pixels. Raises FinetuneError."""
+    least, most = folder.image_pixel_limits
+    if not (least and most and folder.patch_size):
+        raise FinetuneError(f"{folder.path} has no preprocessor_config.json with patch_size and pixel limits.")
+    least = max(least, recipe.image_min_pixels or 0)
+    most = min(most, recipe.image_max_pixels or most)
+    if least > most:
+        raise FinetuneError(f"The image limits leave no size: at least {least} and at most {most} pixels.")
+    return PixelLimits(folder.patch_size, folder.merge_size, least, most)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header, turned as its EXIF orientation says. Raises ValueError."""
+    with _open(path) as image:
+        width, height = image.size
+        # Asking a PNG without an EXIF chunk before its pixels for EXIF would decode it whole.
+        has_exif = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+        turned = has_exif and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+class ImageBank:
+    """The images of a dataset, each path once.
+
+    paths: [I]; grids: [I] patch grids, known before any decoding.
+    """
+
+    def __init__(self, limits: PixelLimits) -> None:
+        self.limits = limits
+        self.paths: list[Path] = []
+        self.grids: list[tuple[int, int, int]] = []
+        self._index: dict[Path, int] = {}
+
+    def add(self, path: Path, source: str) -> int:
+        """The image's index; reads its header the first time. Raises FinetuneError naming the row."""
+        index = self._index.get(path)
+        if index is None:
+            try:
+                grid = self.limits.grid(*image_size(path))
+            except ValueError as error:
+                raise FinetuneError(f"{source}: the image {path}: {error}.") from None
+            index = self._index[path] = len(self.paths)
+            self.paths.append(path)
+            self.grids.append(grid)
+        return index
+
+    def tokens(self, index: int) -> int:
+        return self.limits.tokens(self.grids[index])
+
+    def pixels(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
+        """Decodes images: pixel_values [patches, patch dimension] and grids [images, 3]. Raises FinetuneError."""
+        images = list(pool.map(decode, [self.paths[index] for index in indices]))
+        made = processor(images=images, return_tensors="pt")
+        grids = made["image_grid_thw"]
+        for index, grid in zip(indices, grids.tolist(), strict=True):
+            if tuple(grid) != self.grids[index]:
+                raise FinetuneError(f"{self.paths[index]} has another size than its header said; it changed or lies.")
+        return made["pixel_values"], grids
+
+
+def decode(path: Path) -> Image.Image:
+    """The upright RGB image. Raises FinetuneError."""
+    try:
+        with _open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (ValueError, OSError, SyntaxError) as error:
+        raise FinetuneError(f"The image {path} cannot be decoded: {error}.") from None
+
+
+def image_processor(folder: ModelFolder, limits: PixelLimits) -> Any:
+    """The folder's own image processor with the limits set."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(
+        folder.path, min_pixels=limits.least, max_pixels=limits.most, local_files_only=True
+    )
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except FileNotFoundError:
+        raise ValueError("the file does not exist") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"the file is not a readable image ({error})") from None

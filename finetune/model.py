@@ -1,0 +1,175 @@
+"""The model: which dtype and why, the 4-bit base, the adapters, and the forward pass used in training and scoring."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.batches import Batch
+from finetune.errors import FinetuneError
+from finetune.recipe import Recipe
+from modelfiles.folder import ModelFolder, ModelFolderError
+
+FAMILIES = ("qwen3_vl",)
+LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\..*"
+
+
+def open_base(recipe: Recipe) -> ModelFolder:
+    """The base model's folder. Raises FinetuneError if it cannot be used."""
+    try:
+        folder = ModelFolder.open(recipe.model_name_or_path)
+        folder.tensors  # noqa: B018 - reads and checks every shard's header
+    except ModelFolderError as error:
+        raise FinetuneError(f"model_name_or_path: {error}") from None
+    if folder.model_type not in FAMILIES:
+        raise FinetuneError(f"{folder.path} is a {folder.model_type!r} model; supported are {', '.join(FAMILIES)}.")
+    return folder
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(recipe: Recipe, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute dtype and the reason, for the user.
+
+    By compute capability: `torch.cuda.is_bf16_supported()` answers True on a T4, where bfloat16 is emulated.
+    """
+    if device.type == "cpu":
+        return torch.float32, "float32: there is no GPU"
+    capability = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        if recipe.bf16:
+            raise FinetuneError(f"bf16 is set but {name} has no bfloat16 units; set fp16: true or neither.")
+        return torch.float16, f"float16 with loss scaling: {name}, has no bfloat16 units"
+    if recipe.fp16:
+        return torch.float16, f"float16 with loss scaling: the recipe says so ({name}, has bfloat16, which is safer)"
+    return torch.bfloat16, f"bfloat16: {name}"
+
+
+def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Any:
+    """The base with frozen weights; its language model's linears in NF4 if the recipe asks for 4 bits."""
+    # bitsandbytes looks for an optional kernel from the hub when it is imported and warns if there is none.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
+    if recipe.quantization_bit == 4:
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=recipe.quantization_type,
+            bnb_4bit_use_double_quant=recipe.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["model.visual", "visual", "lm_head"],
+        )
+    if device.type == "cuda":
+        settings["device_map"] = {"": device.index or 0}
+    model = AutoModelForImageTextToText.from_pretrained(folder.path, **settings)
+    model.requires_grad_(False)
+    # bitsandbytes repacks a 4-bit layer for bfloat16 inference the first time it runs in eval mode on a CPU, and
+    # cannot train it afterwards. Nothing in these models but the adapters' dropout depends on the mode.
+    model.train()
+    if recipe.quantization_bit == 4 and not four_bit_layers(model):
+        raise FinetuneError("quantization_bit is 4 but no layer was quantised; check that bitsandbytes works here.")
+    return model
+
+
+def four_bit_layers(model: Any) -> list[str]:
+    """Names of the layers whose weights are in 4 bits."""
+    return [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+
+
+def add_adapters(model: Any, recipe: Recipe) -> Any:
+    """Wraps the model in PEFT with fresh float32 LoRA adapters on the recipe's targets."""
+    from peft import LoraConfig, get_peft_model
+
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.fullmatch(LANGUAGE_LINEARS, name)
+    ]
+    names = sorted({name.rpartition(".")[2] for name in linears})
+    wanted = names if recipe.lora_target == "all" else [part.strip() for part in recipe.lora_target.split(",")]
+    for name in wanted:
+        if name not in names:
+            raise FinetuneError(f"lora_target: the language model has no {name!r}; it has {', '.join(names)}.")
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.lora_dropout,
+        use_rslora=recipe.use_rslora,
+        target_modules=[name for name in linears if name.rpartition(".")[2] in wanted],
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(recipe.seed)
+    return get_peft_model(model, config)
+
+
+def load_adapter(model: Any, path: str | Path) -> Any:
+    """Wraps the model in a trained adapter. Raises FinetuneError."""
+    from peft import PeftModel
+
+    path = Path(path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / name).is_file():
+            raise FinetuneError(f"adapter_name_or_path: {path} has no {name}; give the folder of a trained adapter.")
+    try:
+        wrapped = PeftModel.from_pretrained(model, path, is_trainable=False)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        message = str(error).splitlines()[0][:200]
+        raise FinetuneError(f"The adapter {path} does not fit the base model: {message}") from None
+    return wrapped
+
+
+def save_adapter(peft_model: Any, path: Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors in PEFT's format, the same bytes for the same weights."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+              path / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    config = peft_model.peft_config["default"].to_dict() | {"inference_mode": True}
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    config["target_modules"] = sorted(config["target_modules"])
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | None = None) -> Any:
+    """[B, L, hidden] last hidden states of the language model.
+
+    `model` is the *ForConditionalGeneration module (adapters inside it work); features: [1 + D, image tokens, hidden].
+    """
+    core = model.model
+    deepstack: dict[str, Any] = {}
+    with torch.no_grad():
+        embeddings = core.get_input_embeddings()(batch.ids)
+        if features is not None:
+            is_image = batch.ids == model.config.image_token_id
+            embeddings[is_image] = features[0].to(embeddings.dtype)
+            if len(features) > 1:
+                deepstack = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(features[1:])}
+    return core.language_model(
+        inputs_embeds=embeddings,
+        position_ids=batch.positions,
+        attention_mask=None if batch.attended is None else batch.attended.long(),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **deepstack,
+    ).last_hidden_state
+
+
+def label_loss(model: Any, batch: Batch, features: Any | None) -> Any:
+    """The summed cross entropy (float32) of the batch's label tokens; logits exist only at those positions."""
+    states = hidden_states(model, batch, features)
+    before = batch.learnt[:, 1:]
+    logits = model.lm_head(states[:, :-1][before]).float()
+    return torch.nn.functional.cross_entropy(logits, batch.ids[:, 1:][before], reduction="sum")

@@ -1,0 +1,215 @@
+"""A recipe: one YAML file whose keys are LLaMA-Factory's, checked before anything is loaded.
+
+`Recipe` is at once the check, the documentation (each field's description) and the JSON schema
+(`Recipe.model_json_schema()`). A key is in it only if it does what it says; a key of LLaMA-Factory's that is not
+supported says so, and an unknown one gets a suggestion.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from finetune.errors import FinetuneError
+
+
+class Recipe(BaseModel):
+    """Every key a recipe may have. Paths are relative to the working directory."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    # Model
+    model_name_or_path: str = Field(description="Folder of the base model (a Hugging Face directory).")
+    adapter_name_or_path: str | None = Field(None, description="Folder of a trained adapter, for eval and export.")
+    finetuning_type: Literal["lora"] = Field("lora", description="What is trained: `lora`, adapters beside the weights.")
+    stage: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    quantization_bit: Literal[4] | None = Field(None, description="4 for QLoRA: NF4 weights of the language model.")
+    quantization_method: Literal["bnb"] = Field("bnb", description="Who quantises: bitsandbytes.")
+    quantization_type: Literal["nf4"] = Field("nf4", description="The 4-bit data type (arXiv:2305.14314).")
+    double_quantization: bool = Field(True, description="Quantise the quantisation constants too.")
+    fp16: bool | None = Field(None, description="Compute in float16. Unset: chosen by the device, with the reason printed.")
+    bf16: bool | None = Field(None, description="Compute in bfloat16. Unset: chosen by the device.")
+
+    # LoRA
+    lora_rank: int = Field(8, ge=1, description="Rank of the adapters.")
+    lora_alpha: int | None = Field(None, ge=1, description="Scale of the adapters is alpha / rank. Unset: 2 x rank.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    lora_target: str = Field("all", description="`all` linears of the language model, or their names: `q_proj,v_proj`.")
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
+
+    # Data
+    dataset: str | None = Field(None, description="Names from dataset_info.json to train on, comma separated.")
+    eval_dataset: str | None = Field(None, description="Names from dataset_info.json to answer and score.")
+    dataset_dir: str = Field("data", description="Folder of dataset_info.json and its files.")
+    media_dir: str | None = Field(None, description="Folder that image paths are relative to. Unset: dataset_dir.")
+    max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
+    cutoff_len: int = Field(2048, ge=1, description="Rows of more tokens are dropped and counted; nothing is cut.")
+    image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: model's limit.")
+    image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's limit.")
+
+    # Training
+    output_dir: str | None = Field(None, description="Folder for the adapter, its checkpoints and logs, or the scores.")
+    overwrite_output_dir: bool = Field(False, description="Start afresh in an output_dir that holds an earlier run.")
+    resume_from_checkpoint: bool | str | None = Field(
+        None, description="A checkpoint folder, true for the last one, false for none. Unset: the last one if any."
+    )
+    per_device_train_batch_size: int = Field(8, ge=1, description="Rows in a forward pass.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes in an optimiser step.")
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
+    max_steps: int = Field(-1, ge=-1, description="Optimiser steps; above 0 it replaces num_train_epochs.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "linear", description="How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps over which the learning rate rises.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises; above 0 it wins.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this; 0 does not clip.")
+    optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimiser.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the adapters' start, the order and the dropout.")
+    group_by_length: bool = Field(True, description="Batches of rows with similar length: less padding.")
+    disable_gradient_checkpointing: bool | None = Field(
+        None, description="True keeps activations in memory: quicker, larger. Unset: true on a CPU, false on a GPU."
+    )
+    logging_steps: int = Field(10, ge=1, description="Log every N steps.")
+    save_steps: int = Field(500, ge=1, description="Save a checkpoint every N steps.")
+    save_total_limit: int | None = Field(None, ge=1, description="Keep only the newest N checkpoints.")
+    plot_loss: bool = Field(True, description="Draw training_loss.png.")
+    report_to: Literal["none", "tensorboard", "all"] = Field("tensorboard", description="TensorBoard files in runs/.")
+
+    # Evaluation
+    per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered at once.")
+    max_new_tokens: int = Field(1024, ge=1, description="Longest answer in tokens.")
+
+    # Export
+    export_dir: str | None = Field(None, description="Folder for the merged model.")
+
+    @field_validator("quantization_method", mode="before")
+    @classmethod
+    def _old_name(cls, value: object) -> object:
+        # LLaMA-Factory renamed it in v0.9.3 and silently stopped quantising for the old name.
+        return "bnb" if value == "bitsandbytes" else value
+
+    @field_validator("quantization_bit", mode="before")
+    @classmethod
+    def _int_from_text(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @model_validator(mode="after")
+    def _one_dtype(self) -> Recipe:
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16 and bf16 are both true; set one of them, or neither")
+        return self
+
+    @property
+    def alpha(self) -> int:
+        """lora_alpha, or its default."""
+        return self.lora_alpha if self.lora_alpha is not None else 2 * self.lora_rank
+
+    def require(self, *keys: str) -> None:
+        """Raises FinetuneError if one of the keys is unset."""
+        for key in keys:
+            if getattr(self, key) is None:
+                raise FinetuneError(f"The recipe lacks {key}: {Recipe.model_fields[key].description}")
+
+
+# Keys of LLaMA-Factory's that people have in their files and that are not supported (yet).
+UNSUPPORTED = frozenset(
+    "additional_target badam_mode cache_dir compute_accuracy data_seed deepspeed default_system enable_liger_kernel"
+    " enable_thinking export_hub_model_id export_quantization_bit freeze_trainable_layers fsdp galore_rank"
+    " interleave_probs loraplus_lr_ratio mask_history mix_strategy neat_packing neftune_noise_alpha packing pissa_init"
+    " pref_beta push_to_hub rope_scaling shift_attn streaming tokenized_path train_on_prompt use_dora use_unsloth_gc"
+    " video_fps video_maxlen".split()
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides (values are YAML).
+
+    Raises FinetuneError with one line for each problem: file, line, key, what to do.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FinetuneError(f"The recipe {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FinetuneError(f"The recipe {path} cannot be read: {error}.") from None
+    values, where = _read_yaml(text, path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise FinetuneError(f"{override!r} is not of the form key=value.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise FinetuneError(f"The value in {override!r} is not YAML.") from None
+        where[key] = f"command line, {key}"
+    return make_recipe(values, where, str(path))
+
+
+def make_recipe(values: dict[str, Any], where: dict[str, str] | None = None, origin: str = "recipe") -> Recipe:
+    """Checks a recipe given as a dict. Raises FinetuneError, one line for each problem."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        places = where or {}
+        lines = []
+        for problem in error.errors():
+            key = str(problem["loc"][0]) if problem["loc"] else ""
+            lines.append(f"{places.get(key, f'{origin}, {key}' if key else origin)}: {_explain(key, problem)}")
+        raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the effective recipe, defaults included, as YAML that can be run again."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The mapping, and for each key where it stands ("recipe.yaml, line 3, lora_rank")."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise FinetuneError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+        raise FinetuneError(f"{path}: a recipe is a list of `key: value` lines.")
+    where: dict[str, str] = {}
+    for key_node, _ in node.value:
+        key = str(key_node.value)
+        place = f"{path}, line {key_node.start_mark.line + 1}, {key}"
+        if key in where:
+            raise FinetuneError(f"{place}: this key is already set above ({where[key]}); remove one.")
+        where[key] = place
+    return {str(key): value for key, value in values.items()}, where
+
+
+def _explain(key: str, problem: Any) -> str:
+    """One sentence for one of pydantic's errors."""
+    kind, given = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        if key in UNSUPPORTED:
+            return "this LLaMA-Factory key is not supported yet; remove it."
+        near = difflib.get_close_matches(key, [*Recipe.model_fields, *UNSUPPORTED], n=1)
+        return f"unknown key; did you mean {near[0]}?" if near else "unknown key; remove it."
+    if kind == "missing":
+        return f"the recipe lacks this key: {Recipe.model_fields[key].description}"
+    if kind == "literal_error":
+        expected = str(problem["ctx"]["expected"])
+        near = difflib.get_close_matches(str(given), expected.replace("'", "").replace(" or ", ", ").split(", "), n=1)
+        return f"{given!r} is not supported{f'; did you mean {near[0]}?' if near else ''} (choose {expected})."
+    if kind == "value_error":
+        return f"{problem['ctx']['error']}."
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{message}, not {given!r}."

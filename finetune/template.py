@@ -1,0 +1,212 @@
+"""Chats to token ids and labels by the model's own chat template.
+
+The whole chat is rendered once and tokenised once, so the ids are those of `processor.apply_chat_template` on the whole
+chat. What is learnt is found by rendering the chat up to each answer with a generation prompt: an answer begins where
+that prefix ends, and lasts up to and including its end-of-turn token (`<|im_end|>`). The newline that ChatML puts after
+that token is not learnt: generation stops before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import FinetuneError
+from finetune.images import ImageBank, PixelLimits
+from finetune.rows import IMAGE, Row
+from modelfiles.folder import ModelFolder
+
+BATCH = 512  # chats rendered and tokenised at once
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chat as the model sees it. L tokens.
+
+    ids: [L] int64; learnt: [L] bool, the label tokens; positions: [3, L] int64, M-RoPE's temporal, height and width;
+    images: indices into the ImageBank in order; source: where the row is from.
+    """
+
+    ids: np.ndarray[Any, Any]
+    learnt: np.ndarray[Any, Any]
+    positions: np.ndarray[Any, Any]
+    images: tuple[int, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class ChatEncoder:
+    """Renders and tokenises chats with a model folder's processor.
+
+    Equal chats are encoded once: a dataset that asks the same questions of many images is quick.
+    """
+
+    def __init__(self, folder: ModelFolder, processor: Any, bank: ImageBank) -> None:
+        self.processor = processor
+        self.bank = bank
+        self.eos = np.array(folder.eos_token_ids)
+        if not len(self.eos):
+            raise FinetuneError(f"{folder.path} names no eos_token_id; its answers would have no end.")
+        if folder.chat_template is None:
+            raise FinetuneError(f"{folder.path} has no chat template; use an instruction-tuned model.")
+        self.image_token_id = int(folder.config["image_token_id"])
+        self.specials = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+        self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
+        self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Encodes whole chats. Raises FinetuneError naming the row."""
+        keys = [json.dumps([row.messages, row.tools], ensure_ascii=False) for row in rows]
+        fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._texts}
+        items = list(fresh.items())
+        for start in range(0, len(items), BATCH):
+            self._encode_texts(items[start : start + BATCH])
+        return [self._place(key, row) for key, row in zip(keys, rows, strict=True)]
+
+    def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Encodes chats without their last answer, ready for the model to give it."""
+        encoded = []
+        for row in rows:
+            self._refuse_specials(row)
+        prompts = [Row(row.messages[:-1], row.images, row.tools, row.source) for row in rows]
+        keys = ["prompt" + json.dumps([row.messages, row.tools], ensure_ascii=False) for row in prompts]
+        for key, row in zip(keys, prompts, strict=True):
+            if key not in self._texts:
+                (text,) = self._render([row.messages], row.tools, prompt=True)
+                ids = np.array(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+                self._texts[key] = ids, np.zeros(len(ids), dtype=bool)
+            encoded.append(self._place(key, row))
+        return encoded
+
+    def _encode_texts(self, items: Sequence[tuple[str, Row]]) -> None:
+        """Tokenises distinct chats and marks their answers."""
+        plain = [(key, row) for key, row in items if row.tools is None]
+        groups = [plain] if plain else []
+        groups += [[item] for item in items if item[1].tools is not None]
+        for group in groups:
+            rows = [row for _, row in group]
+            for row in rows:
+                self._refuse_specials(row)
+            wholes = self._render([row.messages for row in rows], rows[0].tools, prompt=False)
+            asked = [(n, i) for n, row in enumerate(rows) for i, m in enumerate(row.messages) if m["role"] == "assistant"]
+            prefixes = self._render([rows[n].messages[:i] for n, i in asked], rows[0].tools, prompt=True)
+            starts: list[list[int]] = [[] for _ in rows]
+            for (n, _), prefix in zip(asked, prefixes, strict=True):
+                if not wholes[n].startswith(prefix):
+                    raise FinetuneError(
+                        f"{rows[n].source}: the model's chat template renders this chat's beginning differently once "
+                        "later turns follow, so its answers cannot be located; train on single turns or another model."
+                    )
+                starts[n].append(len(prefix))
+            tokens = self.processor.tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
+            for n, (key, row) in enumerate(group):
+                ids = np.array(tokens["input_ids"][n], dtype=np.int64)
+                offsets = np.array(tokens["offset_mapping"][n], dtype=np.int64).reshape(-1, 2)
+                self._texts[key] = ids, self._learnt(ids, offsets[:, 0], starts[n], row)
+
+    def _learnt(self, ids: Any, begins: Any, starts: list[int], row: Row) -> Any:
+        """[L] bool: from each answer's first token to its end-of-turn token.
+
+        A token that begins in the prompt and reaches into the answer is not learnt: the model never writes it.
+        """
+        ends = np.flatnonzero(np.isin(ids, self.eos))
+        learnt = np.zeros(len(ids), dtype=bool)
+        for start in starts:
+            first = int(np.searchsorted(begins, start))
+            later = ends[ends >= first]
+            if not len(later):
+                raise FinetuneError(f"{row.source}: the chat template does not end answers with an end-of-turn token.")
+            learnt[first : later[0] + 1] = True
+        return learnt
+
+    def _place(self, key: str, row: Row) -> Encoded:
+        """Gives each image its tokens and every token its position."""
+        images = tuple(self.bank.add(path, row.source) for path in row.images)
+        grids = tuple(self.bank.grids[index] for index in images)
+        done = self._done.get((key, grids))
+        if done is None:
+            ids, learnt = self._texts[key]
+            counts = np.ones(len(ids), dtype=np.int64)
+            marks = np.flatnonzero(ids == self.image_token_id)
+            if len(marks) != len(images):
+                raise FinetuneError(f"{row.source}: the chat template shows {len(marks)} of {len(images)} images.")
+            counts[marks] = [self.bank.limits.tokens(grid) for grid in grids]
+            ids, learnt = np.repeat(ids, counts), np.repeat(learnt, counts)
+            positions = rope_positions(ids == self.image_token_id, grids, self.bank.limits)
+            done = self._done[key, grids] = Encoded(ids, learnt, positions, (), "")
+        return Encoded(done.ids, done.learnt, done.positions, images, row.source)
+
+    def _render(self, chats: list[list[dict[str, Any]]], tools: list[Any] | None, prompt: bool) -> list[str]:
+        rendered = self.processor.apply_chat_template(
+            chats, tools=tools, tokenize=False, add_generation_prompt=prompt
+        )
+        return list(rendered)
+
+    def _refuse_specials(self, row: Row) -> None:
+        """Text that holds a special token would become that token: a broken chat or an image that is not there."""
+        for message in row.messages:
+            texts = [part["text"] for part in message["content"] if part["type"] == "text"]
+            texts += [json.dumps(message["tool_calls"], ensure_ascii=False)] if "tool_calls" in message else []
+            for text in texts:
+                if "<" in text or "[" in text:
+                    found = next((special for special in self.specials if special in text), None)
+                    if found:
+                        raise FinetuneError(
+                            f"{row.source}: the {message['role']}'s text holds the special token {found}; remove it "
+                            f"(images are written {IMAGE})."
+                        )
+
+
+def rope_positions(is_image: Any, grids: Sequence[tuple[int, int, int]], limits: PixelLimits) -> Any:
+    """[3, L] M-RoPE positions of a chat whose image tokens are marked by `is_image` [L].
+
+    Text counts up in all three rows; an image counts its rows and columns from where it starts, and the text after it
+    goes on from its longer side. Equal to the models' `get_rope_index` in transformers (tested against it).
+    """
+    text = np.cumsum(~is_image)
+    positions = np.empty((3, len(is_image)), dtype=np.int64)
+    positions[:] = text - 1
+    marks = np.flatnonzero(is_image)
+    shift, taken = 0, 0
+    for _, rows, columns in grids:
+        rows, columns = rows // limits.merge, columns // limits.merge
+        at = marks[taken : taken + rows * columns]
+        taken += rows * columns
+        start = text[at[0]] + shift
+        positions[0, at] = start
+        positions[1, at] = start + np.repeat(np.arange(rows), columns)
+        positions[2, at] = start + np.tile(np.arange(columns), rows)
+        positions[:, at[-1] + 1 :] += max(rows, columns)
+        shift += max(rows, columns)
+    return positions
+
+
+def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: ImageBank) -> None:
+    """Checks encoded chats against the processor's own ids, on real images. Raises FinetuneError if they differ."""
+    from finetune.images import decode
+
+    for row, ours in zip(rows, encoded, strict=True):
+        images = iter([decode(path) for path in row.images])
+        messages = [
+            message
+            | {
+                "content": [
+                    {"type": "image", "image": next(images)} if part["type"] == "image" else part
+                    for part in message["content"]
+                ]
+            }
+            for message in row.messages
+        ]
+        theirs = processor.apply_chat_template(messages, tools=row.tools, tokenize=True, return_dict=True)
+        ids = np.asarray(theirs["input_ids"]).reshape(-1)
+        if not np.array_equal(ids, ours.ids):
+            raise FinetuneError(
+                f"{row.source}: this model's processor gives {len(ids)} token ids where ours gives {len(ours.ids)}, or "
+                "others; Lensmith does not support this model's template yet."
+            )
