@@ -1,0 +1,88 @@
+"""`lensmith modelfile`: make, check and ship Ollama Modelfiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from modelfiles.folder import ModelFolder, ModelFolderError
+from modelfiles.grammar import UnrepresentableError
+from modelfiles.plan import PROMPTS, ROUTES, Options, Plan, PlanError, make_plan
+from modelfiles.stage import write_stage
+from modelfiles.versions import NEWEST, Version, parse_version, show
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: str) -> Version:
+    try:
+        return parse_version(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
+        raise click.BadParameter(f"{value!r} is not a size in pixels; write it like 1280x720")
+    return int(width), int(height)
+
+
+@click.group()
+def modelfile() -> None:
+    """Make and check Ollama Modelfiles for a model folder."""
+
+
+@modelfile.command()
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The stage folder to write."
+)
+@click.option(
+    "--prompt", type=click.Choice(PROMPTS), default="auto", help="Who makes the prompt: TEMPLATE or RENDERER."
+)
+@click.option("--ollama", callback=_version, default=show(NEWEST), show_default=True, help="The version it is for.")
+@click.option("--images-per-request", type=click.IntRange(0, 1000), default=8, show_default=True)
+@click.option("--image-size", callback=_size, default="1024x1024", show_default=True, help="In pixels.")
+@click.option(
+    "--system-file", type=click.Path(path_type=Path), help="A text file that becomes the default system prompt."
+)
+@click.option("--route", type=click.Choice(ROUTES), help="How the weights get into Ollama.")
+@click.option("--quantize", default="", help="F32, F16, Q4_K_S, Q4_K_M or Q8_0.")
+@click.option("--base", default="", help="Ollama's name of the base model (for --route adapter-gguf).")
+def generate(
+    model_dir: Path,
+    out: Path,
+    prompt: str,
+    ollama: Version,
+    images_per_request: int,
+    image_size: tuple[int, int],
+    system_file: Path | None,
+    route: str | None,
+    quantize: str,
+    base: str,
+) -> None:
+    """Write a stage folder that `ollama create` accepts; MODEL_DIR itself is never changed."""
+    try:
+        system = system_file.read_bytes().decode("utf-8") if system_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"--system-file {system_file} cannot be read as UTF-8 text: {error}.") from None
+    options = Options(route or "", prompt, ollama, images_per_request, image_size, system, quantize, base)
+    try:
+        plan = make_plan(ModelFolder.open(model_dir), options)
+        write_stage(plan, out)
+    except (ModelFolderError, PlanError, UnrepresentableError) as error:
+        raise click.ClickException(str(error)) from None
+    _summary(plan, out)
+
+
+def _summary(plan: Plan, out: Path) -> None:
+    equal = sum(plan.prompt_equal.values())
+    click.echo(f"{out}: {plan.family.name} by {plan.route}, {len(plan.changes)} keys repaired")
+    if plan.prompt_equal:
+        click.echo(f"prompt: equals the chat template in {equal} of {len(plan.prompt_equal)} test conversations")
+    click.echo(f"num_ctx {plan.num_ctx}: about {plan.kv_cache_bytes / 2**20:,.0f} MiB of key and value cache")
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""
+    click.echo(f"\n  cd {out} && ollama create {plan.folder.name.lower()} -f Modelfile{quantize}")
+    click.echo(f'  ollama run {plan.folder.name.lower()} "What is in this picture?" ./picture.png')
