@@ -1,0 +1,110 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.asgi import RequestIds
+from gateway.chat import PATH as CHAT_PATH
+from gateway.chat import ChatCompletions, Gateway
+from gateway.engine import Engine
+from gateway.errors import ApiError
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+from gateway.upstream import new_session
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """The application in front of `engine`, which it starts and stops with itself."""
+    metrics = Metrics()
+    created = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with new_session(settings.engine_timeout) as session:
+            gateway = Gateway(engine, settings, metrics, session)
+            app.router.routes.append(Route(f"/{CHAT_PATH}", ChatCompletions(gateway), methods=["POST"]))
+            await engine.start(metrics)
+            lag = asyncio.create_task(metrics.watch_loop())
+            try:
+                yield
+            finally:
+                lag.cancel()
+                await engine.stop()
+
+    app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)
+    app.add_middleware(RequestIds)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(Exception, _crash)
+
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "lensmith"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [described(name) for name in engine.models]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name not in engine.models:
+            raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
+        return described(name)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether this process lives. Whether it can answer requests is /ready's business."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        if engine.ready:
+            return JSONResponse({"status": "ready", "models": engine.models})
+        return JSONResponse(
+            {"status": "not ready", "reason": engine.reason},
+            status_code=503,
+            headers={"retry-after": str(round(engine.retry_after))},
+        )
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return app
+
+
+def _envelope(error: ApiError) -> Response:
+    return JSONResponse(error.envelope(), status_code=error.status, headers=error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _envelope(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, or a route that has no such method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return _envelope(ApiError(404, "There is nothing at this path.", code="not_found", headers=headers))
+    if error.status_code == 405:
+        message = f"{request.method} is not allowed here; use {headers.get('Allow', 'another method')}."
+        return _envelope(ApiError(405, message, code="method_not_allowed", headers=headers))
+    return _envelope(ApiError(error.status_code, str(error.detail), code="invalid_request", headers=headers))
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    """A defect of ours. Starlette raises it again after this answer, so that it is logged with its traceback."""
+    return _envelope(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))

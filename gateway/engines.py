@@ -1,0 +1,102 @@
+"""What an engine is, as data: how to start it, how to ask for its health, and which request fields it gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One row of the table below.
+
+    `command` and the values of `environment` are filled in with {python}, {folder}, {name}, {port} and {key}. `refused`
+    maps a request field that the engine drops or gets wrong to the reason the client is told.
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()  # what must be importable, and which extra brings it
+    extra: str = ""
+    health_path: str = "/health"
+    start_seconds: float = 600.0
+    refused: Mapping[str, str] = field(default_factory=dict)
+    developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
+
+    def argv(self, *, python: str, folder: Path, name: str, port: int, key: str) -> list[str]:
+        values = {"python": python, "folder": str(folder), "name": name, "port": str(port), "key": key}
+        return [part.format_map(values) for part in self.command]
+
+    def child_environment(self, key: str) -> dict[str, str]:
+        return {variable: value.format_map({"key": key}) for variable, value in self.environment.items()}
+
+
+# Values that ask for nothing, so that a client which always sends them is not refused.
+HARMLESS: Mapping[str, tuple[object, ...]] = {
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "stop": ([],),
+    "tools": ([],),
+    "logit_bias": ({},),
+    "store": (False,),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": ("none",),
+}
+
+# Documented fields of OpenAI's chat completions that no engine behind this gateway can honour.
+NOWHERE: Mapping[str, str] = {
+    "audio": "audio output is not supported",
+    "modalities": "only text output is supported",
+    "prediction": "predicted outputs are not supported",
+    "functions": "it is deprecated; use 'tools'",
+    "function_call": "it is deprecated; use 'tool_choice'",
+    "store": "completions are not stored",
+    "service_tier": "there is only one service tier",
+    "web_search_options": "web search is not supported",
+}
+
+TRANSFORMERS = EngineSpec(
+    name="transformers",
+    # Our own server around `generate`. It refuses by itself what it cannot do.
+    command=(
+        *("{python}", "-m", "gateway.embedded", "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
+        *("--served-model-name", "{name}"),
+    ),
+    environment={"LENSMITH_ENGINE_KEY": "{key}"},
+    modules=("torch", "transformers"),
+    extra="cpu",
+)
+
+LMDEPLOY = EngineSpec(
+    name="lmdeploy",
+    # LMDeploy 0.18. `--backend pytorch` is explicit because it would otherwise choose TurboMind for some models, and
+    # without `--logprobs-mode` it refuses `logprobs`.
+    command=(
+        *("{python}", "-m", "lmdeploy", "serve", "api_server", "{folder}"),
+        *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}", "--api-keys", "{key}"),
+        *("--backend", "pytorch", "--dtype", "auto", "--logprobs-mode", "raw_logprobs"),
+        *("--disable-fastapi-docs", "--log-level", "WARNING"),
+    ),
+    # Its image processor otherwise takes every core from the loop that feeds the GPU: measured 2x to 3x the requests/s
+    # with 4 threads (768x768 and 224x224 images, 16 cores).
+    environment={"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"},
+    modules=("lmdeploy",),
+    extra="lmdeploy",
+    refused={
+        "presence_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
+        "frequency_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
+        "stop": "the LMDeploy engine drops stop strings longer than one token",
+        "tools": "the LMDeploy engine was started without a tool-call parser",
+    },
+    developer_role=False,
+)
+
+# Any OpenAI-compatible server that is already running: what it cannot do, it must say itself.
+OPENAI = EngineSpec(name="openai", health_path="/v1/models")
+
+LAUNCHED = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY)}

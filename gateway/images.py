@@ -1,0 +1,201 @@
+"""Images in a request: only `data:` URIs, strict base64, and a header that proves the format and size they claim.
+
+The header readers are ours rather than Pillow's: they run on the event loop for every image, take microseconds,
+allocate nothing in proportion to the picture (Pillow's WebP reader allocates the canvas when it opens a file) and also
+see whether the file ends where its format says it ends.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+import struct
+from dataclasses import dataclass
+
+from gateway.errors import ApiError
+from gateway.settings import Settings
+
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+# Media type -> format. `image/jpg` is no registered type, but many clients send it.
+FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/jpg": "JPEG", "image/webp": "WebP", "image/gif": "GIF"}
+ALLOWED = "PNG, JPEG, WebP or GIF"
+DATA_URI = re.compile(r"data:([^;,\s]{1,64})((?:;[^;,\s]{1,64})*),", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says about itself: sizes in pixels."""
+
+    format: str
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+class BadImage(Exception):
+    """The file isn't a whole image of an allowed format; the message is for the client and quotes none of its bytes."""
+
+
+# How much of a file's two ends is decoded at first; what a header needs beyond that makes us decode the whole.
+ENDS = 8192
+
+
+def inspect(data: bytes) -> ImageHeader:
+    """Read format and size from a file's header and check that the file is whole.
+
+    Raises BadImage for anything but a complete PNG, JPEG, WebP or GIF file.
+    """
+    try:
+        return _inspect(data, data, len(data))
+    except (struct.error, IndexError):
+        raise BadImage("is cut short") from None
+
+
+def _inspect(head: bytes, tail: bytes, size: int) -> ImageHeader:
+    """`inspect` on a file's first and last bytes. Raises IndexError or struct.error where `head` is too short."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        header, whole = _png(head), b"IEND" in tail[-1024:]
+    elif head.startswith(b"\xff\xd8\xff"):
+        # Cameras append previews and padding after the end marker, so it need not be the last two bytes.
+        header, whole = _jpeg(head), b"\xff\xd9" in tail
+    elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        header, whole = _webp(head), size >= struct.unpack("<I", head[4:8])[0] + 8
+    elif head.startswith((b"GIF87a", b"GIF89a")):
+        header, whole = _gif(head), b"\x3b" in tail[-1024:]
+    else:
+        raise BadImage(f"is not a {ALLOWED} file")
+    if not whole:
+        raise BadImage("is cut short")
+    return header
+
+
+def _png(data: bytes) -> ImageHeader:
+    # https://www.w3.org/TR/png-3/#5DataRep: the signature, then IHDR first: length, type, width, height.
+    if data[12:16] != b"IHDR":
+        raise BadImage("is a PNG file with a broken header")
+    width, height = struct.unpack(">II", data[16:24])
+    return ImageHeader("PNG", width, height)
+
+
+# Start-of-frame markers (ITU-T T.81 table B.1), without DHT (C4), JPG (C8) and DAC (CC), which share the range.
+SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg(data: bytes) -> ImageHeader:
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            raise BadImage("is a JPEG file with a broken header")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in SOF:
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return ImageHeader("JPEG", width, height)
+        elif marker in (0xD9, 0xDA):  # the picture ends or its data starts before any frame header
+            raise BadImage("is a JPEG file with a broken header")
+        else:
+            at += 2 + int(struct.unpack(">H", data[at + 2 : at + 4])[0])
+
+
+def _webp(data: bytes) -> ImageHeader:
+    # https://developers.google.com/speed/webp/docs/riff_container
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[26:30]))
+    elif kind == b"VP8L" and data[20] == 0x2F:
+        bits = struct.unpack("<I", data[21:25])[0]
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    else:
+        raise BadImage("is a WebP file with a broken header")
+    return ImageHeader("WebP", width, height)
+
+
+def _gif(data: bytes) -> ImageHeader:
+    # https://www.w3.org/Graphics/GIF/spec-gif89a.txt: signature, then the logical screen's width and height.
+    width, height = struct.unpack("<HH", data[6:10])
+    return ImageHeader("GIF", width, height)
+
+
+def inspect_base64(text: str) -> ImageHeader:
+    """`inspect` for a file in base64 (RFC 4648 section 4, padded, nothing else). Raises BadImage.
+
+    All of the text is checked, but as a rule only its two ends are decoded: that is a tenth of the work.
+    """
+    try:
+        raw = text.encode("ascii")
+    except UnicodeEncodeError:
+        raise BadImage("is not valid base64") from None
+    padding = raw.translate(None, ALPHABET)
+    if len(raw) % 4 or padding not in (b"", b"=", b"==") or not raw.endswith(padding):
+        raise BadImage("is not valid base64")
+    if not raw:
+        raise BadImage("is empty")
+    if len(raw) > 4 * ENDS:
+        size = len(raw) // 4 * 3 - len(padding)
+        try:
+            return _inspect(binascii.a2b_base64(raw[:ENDS]), binascii.a2b_base64(raw[-ENDS:]), size)
+        except (BadImage, struct.error, IndexError):
+            pass  # a long header, or something long after the picture: the whole file decides
+    return inspect(binascii.a2b_base64(raw))
+
+
+def check_image(uri: str, settings: Settings) -> ImageHeader:
+    """The header of the image in a base64 `data:` URI (RFC 2397) that keeps to every limit. Raises BadImage."""
+    if uri[:5].lower() != "data:":
+        raise BadImage("is not a data: URI; this server does not fetch images, so send the file itself as base64")
+    match = DATA_URI.match(uri)
+    if match is None or ";base64" not in match[2].lower():
+        raise BadImage("is not a data: URI of the form data:image/png;base64,…")
+    declared = FORMATS.get(match[1].lower())
+    if declared is None:
+        raise BadImage(f"has a media type that is not served; send {ALLOWED}")
+    header = inspect_base64(uri[match.end() :])
+    if header.format != declared:
+        raise BadImage(f"is a {header.format} file, but its media type says {declared}")
+    if header.width == 0 or header.height == 0:
+        raise BadImage("has no pixels")
+    if header.pixels > settings.max_image_pixels:
+        raise BadImage(
+            f"has {header.width}x{header.height} pixels; the limit is {settings.max_image_pixels} pixels an image"
+        )
+    if max(header.width, header.height) > settings.max_aspect_ratio * min(header.width, header.height):
+        raise BadImage(
+            f"is {header.width}x{header.height}; its longer side may be at most "
+            f"{settings.max_aspect_ratio} times the shorter"
+        )
+    return header
+
+
+def check_images(parts: list[tuple[str, str]], settings: Settings) -> list[ImageHeader]:
+    """The headers of all images of a request, given as (where, URI) pairs.
+
+    Raises ApiError 400 that names the part (`messages[0].content[1]`).
+    """
+    if len(parts) > settings.max_images:
+        raise ApiError(
+            400,
+            f"The request has {len(parts)} images; the limit is {settings.max_images}.",
+            code="too_many_images",
+            param="messages",
+        )
+    headers: list[ImageHeader] = []
+    for where, uri in parts:
+        try:
+            headers.append(check_image(uri, settings))
+        except BadImage as error:
+            raise ApiError(400, f"The image at {where} {error}.", code="invalid_image", param=where) from None
+    pixels = sum(header.pixels for header in headers)
+    if pixels > settings.max_request_pixels:
+        raise ApiError(
+            400,
+            f"The images have {pixels} pixels together; the limit is {settings.max_request_pixels} pixels a request.",
+            code="invalid_image",
+            param="messages",
+        )
+    return headers

@@ -1,0 +1,83 @@
+"""The gateway's own Prometheus metrics, measured where the user feels them. Seconds, bytes, pixels, tokens: base units.
+
+Label values come from the configuration and from our own code, so a client cannot grow them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# vLLM's buckets, up to 160 s: a small GPU takes 10 s and more for one image.
+SECONDS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+)
+GAP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 40.0)
+BATCH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+IMAGES = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+PIXELS = (4_096, 65_536, 262_144, 589_824, 1_048_576, 2_097_152, 4_194_304, 12_582_912, 50_331_648)
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+LAG_PERIOD = 0.25  # seconds between two looks at the event loop
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(name, help, labels, registry=self.registry)
+
+        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
+
+        def gauge(name: str, help: str) -> Gauge:
+            return Gauge(name, help, registry=self.registry)
+
+        self.requests = counter("lensmith_requests_total", "Requests answered.", "model", "status")
+        self.rejections = counter("lensmith_rejections_total", "Requests answered with an error, by reason.", "reason")
+        self.request_seconds = histogram(
+            "lensmith_request_seconds", "From a request's head to the answer's last byte.", SECONDS, "model"
+        )
+        self.receive_seconds = histogram(
+            "lensmith_request_receive_seconds", "From a request's head to its body's last byte.", SECONDS
+        )
+        self.first_token_seconds = histogram(
+            "lensmith_time_to_first_token_seconds", "From a request's head to a stream's first event.", SECONDS, "model"
+        )
+        self.gap_seconds = histogram(
+            "lensmith_inter_token_latency_seconds", "Between two writes of a stream.", GAP_SECONDS, "model"
+        )
+        self.running = gauge("lensmith_requests_running", "Requests an engine is working on.")
+        self.batch_size = histogram(
+            "lensmith_batch_size", "Requests running at the engine when one more is handed to it, with that one.", BATCH
+        )
+        self.images = histogram("lensmith_images_per_request", "Images in a request.", IMAGES)
+        self.image_pixels = histogram("lensmith_image_pixels", "Pixels of an image as it came.", PIXELS)
+        self.prompt_tokens = counter("lensmith_prompt_tokens_total", "Prompt tokens, as the engine counts.", "model")
+        self.generation_tokens = counter(
+            "lensmith_generation_tokens_total", "Generated tokens, as the engine counts.", "model"
+        )
+        self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.")
+        self.engine_restarts = counter("lensmith_engine_restarts_total", "Times an engine was started again.")
+        self.loop_lag = histogram(
+            "lensmith_event_loop_lag_seconds", "How late the event loop runs a task that is due.", LAG_SECONDS
+        )
+
+    def model_label(self, model: str | None, known: Container[str]) -> str:
+        return model if model is not None and model in known else "unknown"
+
+    def exposition(self) -> bytes:
+        """The text format of Prometheus, version 0.0.4."""
+        return generate_latest(self.registry)
+
+    async def watch_loop(self) -> None:
+        """Measure the event loop's lag for as long as the task lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PERIOD
+            await asyncio.sleep(LAG_PERIOD)
+            self.loop_lag.observe(max(0.0, loop.time() - due))

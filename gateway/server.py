@@ -1,0 +1,70 @@
+"""Runs the application: binds its port first, serves until told to stop, leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import click
+import uvicorn
+
+from gateway.app import create_app
+from gateway.engine import Engine
+from gateway.settings import Settings
+from gateway.supervisor import LocalEngine
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to host and port, listening later. Raises ClickException with one sentence."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        raise click.ClickException(f"The host {host} is not known; give --host an address of this machine.") from None
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+        bound.listen(2048)  # here, because two sockets may bind the same port and only one may listen
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise click.ClickException(f"Port {port} on {host} is in use; choose another one with --port.") from None
+        raise click.ClickException(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+    return bound
+
+
+def run(engine: Engine, settings: Settings, bound: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, then let running requests end and stop the engine.
+
+    Raises ClickException when the engine never became ready.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lensmith.requests").setLevel(logging.INFO)
+    config = uvicorn.Config(
+        create_app(engine, settings),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+    )
+    server = uvicorn.Server(config)
+    if isinstance(engine, LocalEngine):
+        engine.on_failure = lambda: setattr(server, "should_exit", True)
+    # uvicorn handles both signals itself, stops, and then raises them again: without this the exit code would not be 0.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    host, port = bound.getsockname()[:2]
+    click.echo(f"lensmith: Listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1", err=True)
+    server.run(sockets=[bound])
+    if isinstance(engine, LocalEngine) and engine.failure is not None:
+        raise click.ClickException(engine.failure)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

@@ -1,0 +1,29 @@
+"""The gateway's limits: one table that is at once the defaults, the command line's options and their help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+def _setting(default: float, help: str) -> float:
+    value: float = field(default=default, metadata={"help": help})
+    return value
+
+
+def _limit(default: int, help: str) -> int:
+    value: int = field(default=default, metadata={"help": help})
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every field is an option of `lensmith serve` under the same name (`--max-body-bytes`, ...)."""
+
+    max_body_bytes: int = _limit(32 * 1024 * 1024, "Largest request body in bytes; a larger one is answered 413.")
+    max_images: int = _limit(16, "Most images in one request.")
+    max_image_pixels: int = _limit(64_000_000, "Most pixels (width x height) of one image.")
+    max_request_pixels: int = _limit(128_000_000, "Most pixels of all images of one request together.")
+    max_aspect_ratio: int = _limit(200, "Longest side of an image over its shortest.")
+    body_timeout: float = _setting(30.0, "Seconds a client may be silent while it sends its body.")
+    engine_timeout: float = _setting(600.0, "Seconds an engine may be silent before a request is answered 504.")
+    drain_seconds: float = _setting(30.0, "Seconds that running requests get to end when the gateway is told to stop.")

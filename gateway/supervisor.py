@@ -1,0 +1,247 @@
+"""Starts an engine as a child process, watches it, and starts it again when it dies or stops answering."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from yarl import URL
+
+from gateway.engines import EngineSpec
+from gateway.metrics import Metrics
+
+LOG_LINES = 200
+LINE_LIMIT = 2000
+# Failed starts in a row after which an engine that never worked is given up: the cause won't go away by itself.
+FIRST_STARTS = 3
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between looks at the child's health, and before it is started again (doubled each time, then reset)."""
+
+    starting: float = 0.2
+    probe: float = 2.0
+    probe_timeout: float = 5.0
+    failures: int = 5  # failed probes in a row after which the child is ended and started again
+    first_delay: float = 0.5
+    longest_delay: float = 30.0
+    stable: float = 60.0  # time in health after which the delay starts from the beginning
+    stop: float = 10.0  # from SIGTERM to SIGKILL
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    def preexec() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died between the fork and the line above
+            os._exit(1)
+
+    return preexec
+
+
+class LocalEngine:
+    """An engine in a child process with a process group, a key and a loopback port of its own."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        folder: Path,
+        name: str,
+        timing: Timing | None = None,
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        self.spec = spec
+        self.models = [name]
+        self.key: str | None = secrets.token_hex(24)
+        self.url = URL("http://127.0.0.1")
+        self.failure: str | None = None  # set when the engine was given up
+        self.on_failure: Callable[[], None] = lambda: None
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self._folder = folder
+        self._timing = timing or Timing()
+        self._say = say
+        self._ready = False
+        self._reason = "The engine has not been started."
+        self._next_start = 0.0
+        self._ready_since: float | None = None
+        self._ended_because = ""
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._ready
+
+    @property
+    def reason(self) -> str:
+        wait = self._next_start - time.monotonic()
+        return self._reason + (f" Next attempt in {max(1, round(wait))} s." if wait > 0 else "")
+
+    @property
+    def retry_after(self) -> float:
+        return max(2.0, self._next_start - time.monotonic())
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self, metrics: Metrics) -> None:
+        self._task = asyncio.create_task(self._run(metrics))
+
+    async def stop(self) -> None:
+        """End the child: SIGTERM to its group, SIGKILL to what is left after a while."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._end_child()
+        self._ready, self._reason = False, "The engine was stopped."
+
+    async def _run(self, metrics: Metrics) -> None:
+        delay, failed_starts, ever_ready = self._timing.first_delay, 0, False
+        while True:
+            code = await self._run_once(metrics)
+            self._reason = self._obituary(code)
+            if self._ready_since is not None:
+                ever_ready = True
+                if time.monotonic() - self._ready_since >= self._timing.stable:
+                    delay = self._timing.first_delay
+            elif not ever_ready:
+                failed_starts += 1
+            if failed_starts >= FIRST_STARTS:
+                self.failure = f"{self._reason} It was started {FIRST_STARTS} times and never became ready."
+                self.on_failure()
+                return
+            self._next_start = time.monotonic() + delay
+            self._say(f"lensmith: {self.reason}")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, self._timing.longest_delay)
+            metrics.engine_restarts.inc()
+
+    def _obituary(self, code: int) -> str:
+        last_line = f" Its last log line: {self.log[-1]}" if self.log else ""
+        how = f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        return f"The {self.spec.name} engine {self._ended_because or how}.{last_line}"
+
+    async def _run_once(self, metrics: Metrics) -> int:
+        """Start the child, watch it, and give its exit code once it has ended."""
+        port = free_port()
+        self.key = key = secrets.token_hex(24)
+        self.url = URL.build(scheme="http", host="127.0.0.1", port=port)
+        self.log.clear()
+        self._next_start, self._reason = 0.0, f"The {self.spec.name} engine is starting."
+        self._ready_since, self._ended_because = None, ""
+        argv = self.spec.argv(python=sys.executable, folder=self._folder, name=self.models[0], port=port, key=key)
+        self._process = process = await asyncio.create_subprocess_exec(
+            *argv,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.spec.child_environment(key)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+        logs = asyncio.create_task(self._read_log(process))
+        health = asyncio.create_task(self._watch_health(process, metrics))
+        try:
+            code = await process.wait()
+            # Its own children may hold the pipe, the port or the GPU.
+            _signal_group(process.pid, signal.SIGKILL)
+            await asyncio.wait([logs], timeout=1.0)
+            return code
+        finally:
+            self._ready = False
+            metrics.engine_up.set(0)
+            for task in (logs, health):
+                task.cancel()
+
+    async def _read_log(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        rest = b""
+        while chunk := await process.stdout.read(65536):
+            *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+            rest = rest[-LINE_LIMIT:]
+            for line in lines:
+                self._log_line(line)
+        self._log_line(rest)
+
+    def _log_line(self, raw: bytes) -> None:
+        line = raw[:LINE_LIMIT].decode("utf-8", "replace").strip()
+        if line:
+            self.log.append(line)
+            self._say(f"{self.spec.name}: {line}")
+
+    async def _watch_health(self, process: asyncio.subprocess.Process, metrics: Metrics) -> None:
+        """Ask for the child's health until it ends; end it when it hangs."""
+        timing, started, failures = self._timing, time.monotonic(), 0
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timing.probe_timeout)) as session:
+            while True:
+                if await self._healthy(session):
+                    failures = 0
+                    if not self._ready:
+                        self._ready = True
+                        metrics.engine_up.set(1)
+                        if self._ready_since is None:
+                            self._ready_since = time.monotonic()
+                            took = self._ready_since - started
+                            self._say(f"lensmith: The {self.spec.name} engine is ready after {took:.1f} s.")
+                elif self._ready_since is None:
+                    if time.monotonic() - started > self.spec.start_seconds:
+                        self._ended_because = f"was not ready after {self.spec.start_seconds:g} s and was ended"
+                        _signal_group(process.pid, signal.SIGKILL)
+                        return
+                else:
+                    failures += 1
+                    if failures >= 2:  # one may be a moment's load
+                        self._ready, self._reason = False, f"The {self.spec.name} engine does not answer."
+                        metrics.engine_up.set(0)
+                    if failures >= timing.failures:
+                        self._ended_because = f"did not answer {failures} health checks and was ended"
+                        _signal_group(process.pid, signal.SIGKILL)
+                        return
+                await asyncio.sleep(timing.starting if self._ready_since is None else timing.probe)
+
+    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+        headers = {"authorization": f"Bearer {self.key}"}
+        try:
+            async with session.get(self.url.with_path(self.spec.health_path), headers=headers) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return False
+
+    async def _end_child(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        _signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), self._timing.stop)
+        _signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

@@ -1,0 +1,71 @@
+"""The call to an engine: the bytes we checked go out, its answer comes back, every way to fail becomes an ApiError."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from yarl import URL
+
+from gateway.errors import ApiError, normalise
+
+# Below the 5 s after which uvicorn closes an idle connection, so that a request is never put on one about to close.
+KEEPALIVE_SECONDS = 4.0
+CONNECT_SECONDS = 5.0
+# Most bytes of a whole answer, or of an error, that we hold.
+ANSWER_LIMIT = 64 * 1024 * 1024
+
+
+def new_session(silence: float) -> aiohttp.ClientSession:
+    """A session for calls to engines. `silence`: seconds an engine may send nothing."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        trust_env=False,
+    )
+
+
+@asynccontextmanager
+async def post(
+    session: aiohttp.ClientSession, url: URL, body: bytes, key: str | None, request_id: str
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send `body` and give the answer, whose status is 200; leaving early closes the connection, which aborts the work.
+
+    Raises ApiError for every other status and for every way a connection can fail, here and inside the `with` block.
+    """
+    headers = {"content-type": "application/json", "x-request-id": request_id}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    response = None
+    try:
+        response = await session.post(url, data=body, headers=headers, allow_redirects=False)
+        if response.status != 200:
+            raise normalise(response.status, await read_all(response), response.headers.get("retry-after"))
+        yield response
+    except aiohttp.ClientConnectorError:
+        raise ApiError(
+            503, "The engine does not accept connections.", code="engine_unavailable", retry_after=5
+        ) from None
+    except (aiohttp.ServerTimeoutError, asyncio.TimeoutError):
+        raise ApiError(504, "The engine did not answer in time.", code="engine_timeout") from None
+    except (aiohttp.ClientError, OSError):
+        raise ApiError(502, "The engine broke off the connection.", code="engine_error") from None
+    finally:
+        if response is not None:
+            # Back to the pool if the answer was read to its end, closed otherwise.
+            response.release()
+
+
+async def read_all(response: aiohttp.ClientResponse) -> bytes:
+    """The whole answer. Raises ApiError 502 beyond ANSWER_LIMIT."""
+    chunks, size = [], 0
+    while chunk := await response.content.readany():
+        size += len(chunk)
+        if size > ANSWER_LIMIT:
+            raise ApiError(502, "The engine's answer is too long.", code="engine_error")
+        chunks.append(chunk)
+    return b"".join(chunks)

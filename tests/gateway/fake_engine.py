@@ -1,0 +1,199 @@
+"""A tiny engine that speaks OpenAI's HTTP and misbehaves on request. Same command line as `python -m gateway.embedded`.
+
+The last message's text decides: `count 5` answers five tokens, `echo` answers with what the engine was sent, and
+`fault NAME` fails in that way. GET /stats tells what happened here; `--start-fault` fails before anything is served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+
+from aiohttp import web
+
+KEY = os.environ.get("LENSMITH_ENGINE_KEY")
+ENVELOPE = {"error": {"message": "max_tokens is too large", "type": "x", "param": "max_tokens", "code": "too_large"}}
+FLAT = {"object": "error", "message": "prompt exceeds the context length", "type": "x", "param": None, "code": 400}
+HTML = "<html><body>Bad gateway at /srv/secret/path</body></html>"
+
+
+class FakeEngine:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stats = {"started": 0, "aborted": 0, "finished": 0, "connections": 0}
+        self.running = 0
+        self.seen_connections: set[object] = set()
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": self.name, "object": "model"}]})
+
+    async def health(self, request: web.Request) -> web.Response:
+        if KEY and request.headers.get("authorization") != f"Bearer {KEY}":
+            return web.json_response(FLAT, status=401)
+        return web.Response()
+
+    async def show_stats(self, request: web.Request) -> web.Response:
+        return web.json_response({**self.stats, "running": self.running})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        if KEY and request.headers.get("authorization") != f"Bearer {KEY}":
+            return web.json_response(FLAT, status=401)
+        if request.transport not in self.seen_connections:
+            self.seen_connections.add(request.transport)
+            self.stats["connections"] += 1
+        self.stats["started"] += 1
+        self.running += 1
+        try:
+            answer = await self._answer(request)
+            self.stats["finished"] += 1
+            return answer
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.stats["aborted"] += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.text())
+        content = body["messages"][-1]["content"]
+        text = content if isinstance(content, str) else "".join(p.get("text", "") for p in content)
+        words = text.split()
+        if words[:1] == ["fault"]:
+            return await self._fault(request, body, words[1], words[2:])
+        if words[:1] == ["echo"]:
+            tokens = [json.dumps({"headers": dict(request.headers), "body": body})]
+        elif words[:1] == ["slow"]:
+            await asyncio.sleep(float(words[1]))
+            tokens = ["late"]
+        elif words[:1] == ["count"]:
+            tokens = [f"{n} " for n in range(int(words[1]))]
+        else:
+            tokens = ["Hello", " wörld", " 🙂"]
+        pause = float(words[2]) if words[:1] == ["count"] and len(words) > 2 else 0.0
+        if not body.get("stream"):
+            return web.json_response(self._whole("".join(tokens), len(tokens)))
+        stream = await self._open(request)
+        for token in tokens:
+            await stream.write(self._chunk({"content": token}))
+            if pause:
+                await asyncio.sleep(pause)
+        await stream.write(self._chunk({}, "stop"))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            await stream.write(self._usage(len(tokens)))
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    async def _open(self, request: web.Request) -> web.StreamResponse:
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        await stream.write(self._chunk({"role": "assistant", "content": ""}))
+        return stream
+
+    def _whole(self, text: str, tokens: int) -> dict:
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.name,
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens},
+        }
+
+    def _chunk(self, delta: dict, finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return self._event({"choices": [choice]})
+
+    def _usage(self, tokens: int) -> bytes:
+        return self._event(
+            {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}}
+        )
+
+    def _event(self, fields: dict) -> bytes:
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": self.name}
+        return b"data: " + json.dumps({**head, **fields}).encode() + b"\n\n"
+
+    async def _fault(self, request: web.Request, body: dict, name: str, rest: list[str]) -> web.StreamResponse:
+        if name == "die":
+            print("fake engine: out of memory", flush=True)
+            os._exit(3)
+        if name == "hang":
+            await asyncio.sleep(3600)
+        if name == "reset":
+            request.transport.abort()
+            raise ConnectionResetError
+        if name == "status":
+            return web.json_response(ENVELOPE, status=int(rest[0]), headers={"retry-after": "7"})
+        if name == "html":
+            return web.Response(text=HTML, status=int(rest[0]), content_type="text/html")
+        if name == "flat":
+            return web.json_response(FLAT, status=400)
+        if name == "flat200":
+            return web.json_response(FLAT)
+        if name == "detail":
+            return web.json_response(
+                {"detail": [{"loc": ["body", "n"], "msg": "too big", "input": "x" * 9}]}, status=422
+            )
+        if name == "text":
+            return web.json_response({"error": "no such thing"}, status=400)
+        if name == "broken-json":
+            return web.Response(text='{"choices": [', content_type="application/json")
+        if name == "long-error":
+            return web.json_response({"error": {"message": "x" * 1_000_000}}, status=400)
+        assert body.get("stream"), f"{name} is a fault of streams"
+        if name == "first-event":
+            stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await stream.prepare(request)
+            await stream.write(b"data: " + json.dumps(ENVELOPE).encode() + b"\n\n")
+            return stream
+        stream = await self._open(request)
+        await stream.write(self._chunk({"content": "half"}))
+        if name == "mid-reset":
+            await asyncio.sleep(0.05)
+            request.transport.abort()
+            raise ConnectionResetError
+        if name == "mid-end":
+            return stream
+        if name == "mid-event":
+            await stream.write(b"data: " + json.dumps(FLAT if rest else ENVELOPE).encode() + b"\n\n")
+            return stream
+        if name == "mid-half":
+            await stream.write(self._chunk({"content": "NEVER SEEN"})[:-9])
+            await asyncio.sleep(0.05)
+            request.transport.abort()
+            raise ConnectionResetError
+        raise AssertionError(f"unknown fault {name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model_dir")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--served-model-name", default="fake")
+    parser.add_argument("--start-fault", action="store_true")
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    given = parser.parse_args()
+    if given.start_fault:
+        sys.exit("fake engine: CUDA error: no device")
+    print(f"fake engine: loading {given.model_dir}", flush=True)
+    time.sleep(given.load_seconds)
+    engine = FakeEngine(given.served_model_name)
+    app = web.Application(client_max_size=128 * 1024 * 1024, handler_args={"auto_decompress": False})
+    app.add_routes(
+        [
+            web.get("/v1/models", engine.models),
+            web.get("/health", engine.health),
+            web.get("/stats", engine.show_stats),
+            web.post("/v1/chat/completions", engine.chat),
+        ]
+    )
+    # `handler_cancellation` ends a handler when its client goes, which is what the stats count.
+    web.run_app(app, host=given.host, port=given.port, print=None, handler_cancellation=True)
+
+
+if __name__ == "__main__":
+    main()

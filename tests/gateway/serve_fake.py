@@ -1,0 +1,32 @@
+"""The gateway with the fake engine as its supervised child: PORT TIMINGS_JSON [the fake engine's options]."""
+
+import json
+import sys
+from pathlib import Path
+
+from gateway.engines import EngineSpec
+from gateway.server import bind, run
+from gateway.settings import Settings
+from gateway.supervisor import LocalEngine, Timing
+
+FAKE = str(Path(__file__).with_name("fake_engine.py"))
+
+
+def main() -> None:
+    port, timing, *options = sys.argv[1:]
+    spec = EngineSpec(
+        name="fake",
+        command=("{python}", FAKE, "{folder}", "--port", "{port}", "--served-model-name", "{name}", *options),
+        environment={"LENSMITH_ENGINE_KEY": "{key}"},
+    )
+    engine = LocalEngine(spec, Path("/nowhere"), "fake", Timing(**json.loads(timing)))
+    run(engine, Settings(), bind("127.0.0.1", int(port)))
+
+
+if __name__ == "__main__":
+    import click
+
+    try:
+        main()
+    except click.ClickException as error:
+        sys.exit(f"Error: {error.message}")

@@ -1,0 +1,161 @@
+"""The header readers against Pillow's own files, and against files that lie."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageSequence
+
+from gateway.images import BadImage, ImageHeader, inspect, inspect_base64
+
+MODES = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "WEBP": ["RGB", "RGBA"],
+    "GIF": ["P", "L"],
+}
+NAMES = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "GIF": "GIF"}
+
+
+def made(format: str, mode: str, size: tuple[int, int], **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, format, **options)
+    return file.getvalue()
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(("format", "mode"), [(format, mode) for format, modes in MODES.items() for mode in modes])
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (641, 480)])
+def test_every_kind_of_file_is_read_as_pillow_reads_it(format: str, mode: str, size: tuple[int, int]) -> None:
+    data = made(format, mode, size)
+    assert inspect(data) == inspect_base64(encoded(data)) == ImageHeader(NAMES[format], *size)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"exif": b"Exif\0\0" + b"\xff\xc0" * 30_000}),
+        ("JPEG", {"icc_profile": b"\xff\xc0\x00\x11\x08" * 40_000}),
+        ("JPEG", {"comment": b"\xff\xd9" * 1000}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"lossless": True, "exif": b"x" * 100}),
+        ("PNG", {"icc_profile": b"x" * 100_000}),
+    ],
+)
+def test_long_and_tricky_metadata(format: str, options: dict) -> None:
+    noise = Image.effect_noise((300, 500), 90).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, format, **options)
+    assert inspect_base64(encoded(file.getvalue())) == ImageHeader(NAMES[format], 300, 500)
+
+
+def test_animations_have_the_size_of_their_canvas() -> None:
+    frames = [Image.new("RGB", (50, 20), color) for color in ("red", "green", "blue")]
+    for format in ("GIF", "WEBP", "PNG"):
+        file = io.BytesIO()
+        frames[0].save(file, format, save_all=True, append_images=frames[1:], duration=10)
+        assert sum(1 for _ in ImageSequence.Iterator(Image.open(file))) == 3
+        assert inspect(file.getvalue()) == ImageHeader(NAMES[format], 50, 20)
+
+
+@pytest.mark.parametrize("format", list(MODES))
+def test_a_file_that_is_cut_short_is_refused(format: str) -> None:
+    noise = Image.effect_noise((200, 200), 90).convert("L" if format == "GIF" else "RGB")
+    file = io.BytesIO()
+    noise.save(file, format)
+    data = file.getvalue()
+    # GIF's end mark is one byte, which data may hold too: only the missing tail is certain to show.
+    for kept in (4, 11, 25, len(data) // 2, len(data) - 20):
+        if format == "GIF" and kept > 11:
+            continue
+        with pytest.raises(BadImage):
+            inspect(data[:kept])
+        with pytest.raises(BadImage):
+            inspect_base64(encoded(data[:kept]))
+
+
+def test_a_jpeg_whose_first_bytes_lie_about_what_follows() -> None:
+    """Only a file's ends are decoded at first: a segment that leads from one end to the other must not be followed."""
+    real = made("JPEG", "RGB", (4000, 4000))
+    lead = b"\xff\xd8" + b"\xff\xe1" + struct.pack(">H", 9000) + b"x" * 8998
+    small_frame = b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", 1, 1)
+    data = lead + real[2:-2] + b"y" * 60_000 + small_frame * 500 + b"\xff\xd9"
+    assert inspect_base64(encoded(data)) == inspect(data) == ImageHeader("JPEG", 4000, 4000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"BM" + bytes(60),
+        b"II*\0" + bytes(60),
+        b"MM\0*" + bytes(60),
+        b"\0\0\0\x20ftypheic" + bytes(60),
+        b"%!PS-Adobe-3.0 EPSF-3.0" + bytes(60),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"8BPS" + bytes(60),
+        b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60),
+        b"\xff\x0a" + bytes(60),
+        b"RIFF\x10\0\0\0WAVEfmt " + bytes(60),
+        b"RIFF\x10\0\0\0WEBPVP8 " + bytes(60),
+        b"\x89PNG\r\n\x1a\n" + bytes(60),
+        b"\xff\xd8\xff\xda" + bytes(60),
+        b"\xff\xd8\xffxx" + bytes(60),
+    ],
+)
+def test_other_formats_and_broken_headers_are_refused(data: bytes) -> None:
+    with pytest.raises(BadImage):
+        inspect(data)
+
+
+def test_a_bomb_shows_its_size_without_being_decoded() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">II", 65_535, 65_535)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    assert inspect(bomb).pixels == 65_535**2
+
+
+HEADS = [
+    b"",
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"GIF89a",
+    b"RIFF\0\0\0\0WEBPVP8X",
+    b"RIFF\0\0\0\0WEBPVP8L",
+]
+
+
+@settings(max_examples=500)
+@given(head=st.sampled_from(HEADS), rest=st.binary(max_size=400), padding=st.sampled_from([0, 20_000, 60_000]))
+def test_any_bytes_give_a_header_or_a_refusal_and_the_ends_agree_with_the_whole(
+    head: bytes, rest: bytes, padding: int
+) -> None:
+    data = head + rest + bytes(padding) + rest[::-1]
+
+    def verdict(read: object, given: object) -> object:
+        try:
+            return read(given)  # type: ignore[operator]
+        except BadImage:
+            return None
+
+    if data:
+        assert verdict(inspect, data) == verdict(inspect_base64, encoded(data))
+
+
+@given(data=st.binary(max_size=200), spot=st.integers(0, 300), junk=st.sampled_from(list(' \n=-_é\0"')))
+def test_base64_with_anything_strange_in_it_is_refused(data: bytes, spot: int, junk: str) -> None:
+    text = encoded(b"GIF89a" + data)
+    broken = text[: spot % len(text)] + junk + text[spot % len(text) :]
+    with pytest.raises(BadImage, match="base64"):
+        inspect_base64(broken)

@@ -1,0 +1,96 @@
+"""Server-sent events, however the network cuts them."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.relay import Relay
+from gateway.sse import EVENT_LIMIT, EventBuffer, EventTooLong, split_events
+
+ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n"])
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def event(payload: Any, end: bytes = b"\n\n") -> bytes:
+    return b"data: " + (payload if isinstance(payload, bytes) else json.dumps(payload).encode()) + end
+
+
+def chunk(text: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "x", "choices": [{"index": 0, "delta": {"content": text}}], **fields}
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(places)]
+
+
+TEXTS = st.lists(st.text(max_size=30) | st.sampled_from(['"usage"', '"error"', "data: [DONE]\n\n", '{"error": 1}']))
+CUTS = st.lists(st.integers(0, 10_000), max_size=20)
+
+
+@given(texts=TEXTS, end=ENDS, cuts=CUTS)
+def test_an_ordinary_stream_comes_out_byte_for_byte(texts: list[str], end: bytes, cuts: list[int]) -> None:
+    stream = b"".join(event(chunk(text), end) for text in texts) + event(b"[DONE]", end)
+    relay = Relay(include_usage=False)
+    out = [relay.feed(piece) for piece in pieces(stream, cuts)]
+    assert b"".join(out) == stream
+    assert relay.done
+    assert relay.error is None
+    assert all(piece == b"" or piece.endswith(end) for piece in out), "only whole events are passed on"
+
+
+@given(end=ENDS, cuts=CUTS, asked=st.booleans(), attached=st.booleans())
+def test_usage_is_counted_and_passed_on_only_to_those_who_asked(
+    end: bytes, cuts: list[int], asked: bool, attached: bool
+) -> None:
+    last = chunk("b", usage=USAGE) if attached else {"id": "x", "choices": [], "usage": USAGE}
+    stream = event(chunk("a", usage=None), end) + event(last, end) + event(b"[DONE]", end)
+    relay = Relay(include_usage=asked)
+    out = b"".join(relay.feed(piece) for piece in pieces(stream, cuts))
+    assert relay.usage == USAGE
+    assert (b"prompt_tokens" in out) == asked
+    assert (b'"b"' in out) == attached
+    if asked:
+        assert out == stream
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [{"error": {"message": "boom"}}, {"error": "boom"}, {"object": "error", "message": "boom", "error": None}],
+)
+@given(cuts=CUTS)
+def test_an_error_event_ends_the_stream_and_is_not_passed_on(failure: dict[str, Any], cuts: list[int]) -> None:
+    stream = event(chunk("a")) + event(failure) + event(chunk("NEVER")) + event(b"[DONE]")
+    relay = Relay(include_usage=True)
+    out = b""
+    for piece in pieces(stream, cuts):
+        out += relay.feed(piece)
+        if relay.error is not None:
+            break
+    assert out == event(chunk("a"))
+    assert relay.error is not None
+    assert relay.error.message == "boom"
+    assert not relay.done
+
+
+def test_an_event_without_end_is_not_collected_for_ever() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"x" * EVENT_LIMIT) == b""
+    with pytest.raises(EventTooLong):
+        buffer.feed(b"x")
+
+
+def test_nothing_after_done_is_passed_on() -> None:
+    relay = Relay(include_usage=False)
+    assert relay.feed(event(b"[DONE]") + event(chunk("NEVER"))) == event(b"[DONE]")
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20).filter(lambda b: not set(b) & set(b"\r\n")), max_size=10), ENDS)
+def test_events_are_split_at_blank_lines(lines: list[bytes], end: bytes) -> None:
+    assert split_events(b"".join(line + end for line in lines)) == [line + end for line in lines]
