@@ -19,10 +19,11 @@ from finetune.model import save_adapter
 from finetune.recipe import Recipe
 
 # Keys that may differ between a run and its continuation without changing what is learnt.
-FREE_KEYS = frozenset(
-    "output_dir overwrite_output_dir resume_from_checkpoint logging_steps save_steps save_total_limit plot_loss report_to"
-    " eval_dataset max_new_tokens per_device_eval_batch_size export_dir adapter_name_or_path".split()
-)
+FREE_KEYS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
+    "plot_loss", "report_to", "eval_dataset", "max_new_tokens", "per_device_eval_batch_size", "export_dir",
+    "adapter_name_or_path",
+}  # fmt: skip
 
 
 def fingerprint(recipe: Recipe, base: str, data: str) -> dict[str, Any]:

@@ -85,8 +85,8 @@ class FrozenFeatures:
                 self._kept.update((i, part.cpu()) for i, part in zip(chunk, self._compute(chunk), strict=True))
         return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
 
-    @torch.no_grad()
     def _compute(self, images: Sequence[int]) -> list[Any]:
         pixels, grids = self.bank.pixels(images, self.processor, self.pool)
-        features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
+        with torch.no_grad():
+            features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
         return list(features.split([self.bank.tokens(index) for index in images], dim=1))

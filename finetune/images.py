@@ -127,15 +127,6 @@ def decode(path: Path) -> Image.Image:
         raise FinetuneError(f"The image {path} cannot be decoded: {error}.") from None
 
 
-def image_processor(folder: ModelFolder, limits: PixelLimits) -> Any:
-    """The folder's own image processor with the limits set."""
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(
-        folder.path, min_pixels=limits.least, max_pixels=limits.most, local_files_only=True
-    )
-
-
 def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():

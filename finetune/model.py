@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,14 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
     return model
 
 
+@contextmanager
+def _peft_warnings_off() -> Iterator[None]:
+    """PEFT asks transformers 5 for gradient checkpointing by a name that it is about to drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def four_bit_layers(model: Any) -> list[str]:
     """Names of the layers whose weights are in 4 bits."""
     return [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
@@ -110,7 +121,8 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(recipe.seed)
-    return get_peft_model(model, config)
+    with _peft_warnings_off():
+        return get_peft_model(model, config)
 
 
 def load_adapter(model: Any, path: str | Path) -> Any:
@@ -122,15 +134,15 @@ def load_adapter(model: Any, path: str | Path) -> Any:
         if not (path / name).is_file():
             raise FinetuneError(f"adapter_name_or_path: {path} has no {name}; give the folder of a trained adapter.")
     try:
-        wrapped = PeftModel.from_pretrained(model, path, is_trainable=False)
+        with _peft_warnings_off():
+            return PeftModel.from_pretrained(model, path, is_trainable=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         message = str(error).splitlines()[0][:200]
         raise FinetuneError(f"The adapter {path} does not fit the base model: {message}") from None
-    return wrapped
 
 
 def save_adapter(peft_model: Any, path: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors in PEFT's format, the same bytes for the same weights."""
+    """Writes an adapter in PEFT's format: adapter_config.json and adapter_model.safetensors, deterministically."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 

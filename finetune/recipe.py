@@ -26,14 +26,14 @@ class Recipe(BaseModel):
     # Model
     model_name_or_path: str = Field(description="Folder of the base model (a Hugging Face directory).")
     adapter_name_or_path: str | None = Field(None, description="Folder of a trained adapter, for eval and export.")
-    finetuning_type: Literal["lora"] = Field("lora", description="What is trained: `lora`, adapters beside the weights.")
+    finetuning_type: Literal["lora"] = Field("lora", description="What is trained: `lora`, small adapters.")
     stage: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
     quantization_bit: Literal[4] | None = Field(None, description="4 for QLoRA: NF4 weights of the language model.")
     quantization_method: Literal["bnb"] = Field("bnb", description="Who quantises: bitsandbytes.")
     quantization_type: Literal["nf4"] = Field("nf4", description="The 4-bit data type (arXiv:2305.14314).")
     double_quantization: bool = Field(True, description="Quantise the quantisation constants too.")
-    fp16: bool | None = Field(None, description="Compute in float16. Unset: chosen by the device, with the reason printed.")
-    bf16: bool | None = Field(None, description="Compute in bfloat16. Unset: chosen by the device.")
+    fp16: bool | None = Field(None, description="Compute in float16. Unset: by the device; the reason is printed.")
+    bf16: bool | None = Field(None, description="Compute in bfloat16. Unset: by the device.")
 
     # LoRA
     lora_rank: int = Field(8, ge=1, description="Rank of the adapters.")
@@ -49,8 +49,8 @@ class Recipe(BaseModel):
     media_dir: str | None = Field(None, description="Folder that image paths are relative to. Unset: dataset_dir.")
     max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
     cutoff_len: int = Field(2048, ge=1, description="Rows of more tokens are dropped and counted; nothing is cut.")
-    image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: model's limit.")
-    image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's limit.")
+    image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: the model's.")
+    image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's.")
 
     # Training
     output_dir: str | None = Field(None, description="Folder for the adapter, its checkpoints and logs, or the scores.")
@@ -122,13 +122,14 @@ class Recipe(BaseModel):
 
 
 # Keys of LLaMA-Factory's that people have in their files and that are not supported (yet).
-UNSUPPORTED = frozenset(
-    "additional_target badam_mode cache_dir compute_accuracy data_seed deepspeed default_system enable_liger_kernel"
-    " enable_thinking export_hub_model_id export_quantization_bit freeze_trainable_layers fsdp galore_rank"
-    " interleave_probs loraplus_lr_ratio mask_history mix_strategy neat_packing neftune_noise_alpha packing pissa_init"
-    " pref_beta push_to_hub rope_scaling shift_attn streaming tokenized_path train_on_prompt use_dora use_unsloth_gc"
-    " video_fps video_maxlen".split()
-)
+UNSUPPORTED = {
+    "additional_target", "badam_mode", "cache_dir", "compute_accuracy", "data_seed", "deepspeed", "default_system",
+    "enable_liger_kernel", "enable_thinking", "export_hub_model_id", "export_quantization_bit",
+    "freeze_trainable_layers", "fsdp", "galore_rank", "interleave_probs", "loraplus_lr_ratio", "mask_history",
+    "mix_strategy", "neat_packing", "neftune_noise_alpha", "packing", "pissa_init", "pref_beta", "push_to_hub",
+    "rope_scaling", "shift_attn", "streaming", "tokenized_path", "train_on_prompt", "use_dora", "use_unsloth_gc",
+    "video_fps", "video_maxlen",
+}  # fmt: skip
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -82,8 +82,9 @@ def _entry(entry: Any, name: str, folder: Path) -> dict[str, Any]:
     unknown = entry.keys() - {"file_name", "formatting", "columns", "tags"}
     if unknown:
         raise FinetuneError(f"{where}: the key {min(unknown)} is not supported.")
-    if entry.get("formatting", "alpaca") != "sharegpt":
-        raise FinetuneError(f"{where}: the formatting {entry.get('formatting', 'alpaca')!r} is not supported; use sharegpt.")
+    formatting = entry.get("formatting", "alpaca")
+    if formatting != "sharegpt":
+        raise FinetuneError(f"{where}: the formatting {formatting!r} is not supported; use sharegpt.")
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     for given, known, kind in ((columns, COLUMNS, "columns"), (tags, TAGS, "tags")):
         if not isinstance(given, dict) or not given.keys() <= known.keys():
@@ -147,7 +148,7 @@ def _row(record: Any, entry: dict[str, Any], media: Path, source: str) -> Row:
         raise FinetuneError(f"{source}: {columns['images']!r} must be a list of paths.")
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
-        raise FinetuneError(f"{source}: the text has {IMAGE} {placeholders} times but the row has {len(images)} images.")
+        raise FinetuneError(f"{source}: the text has {IMAGE} {placeholders} times, the row has {len(images)} images.")
     return Row(messages, [media / image for image in images], _tools(record.get(columns["tools"]), source), source)
 
 

@@ -85,7 +85,7 @@ def plot_loss(folder: Path, title: str) -> Path | None:
     axes.plot(steps, losses, color="#1f77b4", alpha=0.3, linewidth=1, label="training loss")
     axes.plot(steps, smooth(losses), color="#1f77b4", linewidth=2, label="smoothed")
     if tested:
-        axes.plot(*zip(*tested, strict=True), color="#d62728", linewidth=2, marker="o", markersize=4, label="validation")
+        axes.plot(*zip(*tested, strict=True), color="#d62728", marker="o", markersize=4, label="validation")
     if min(losses) > 0 and max(losses) > 20 * min(losses):
         axes.set_yscale("log")
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import FinetuneError
-from finetune.images import ImageBank, PixelLimits
+from finetune.images import ImageBank, PixelLimits, decode
 from finetune.rows import IMAGE, Row
 from modelfiles.folder import ModelFolder
 
@@ -94,7 +94,12 @@ class ChatEncoder:
             for row in rows:
                 self._refuse_specials(row)
             wholes = self._render([row.messages for row in rows], rows[0].tools, prompt=False)
-            asked = [(n, i) for n, row in enumerate(rows) for i, m in enumerate(row.messages) if m["role"] == "assistant"]
+            asked = [
+                (n, i)
+                for n, row in enumerate(rows)
+                for i, message in enumerate(row.messages)
+                if message["role"] == "assistant"
+            ]
             prefixes = self._render([rows[n].messages[:i] for n, i in asked], rows[0].tools, prompt=True)
             starts: list[list[int]] = [[] for _ in rows]
             for (n, _), prefix in zip(asked, prefixes, strict=True):
@@ -143,9 +148,7 @@ class ChatEncoder:
         return Encoded(done.ids, done.learnt, done.positions, images, row.source)
 
     def _render(self, chats: list[list[dict[str, Any]]], tools: list[Any] | None, prompt: bool) -> list[str]:
-        rendered = self.processor.apply_chat_template(
-            chats, tools=tools, tokenize=False, add_generation_prompt=prompt
-        )
+        rendered = self.processor.apply_chat_template(chats, tools=tools, tokenize=False, add_generation_prompt=prompt)
         return list(rendered)
 
     def _refuse_specials(self, row: Row) -> None:
@@ -189,8 +192,6 @@ def rope_positions(is_image: Any, grids: Sequence[tuple[int, int, int]], limits:
 
 def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: ImageBank) -> None:
     """Checks encoded chats against the processor's own ids, on real images. Raises FinetuneError if they differ."""
-    from finetune.images import decode
-
     for row, ours in zip(rows, encoded, strict=True):
         images = iter([decode(path) for path in row.images])
         messages = [

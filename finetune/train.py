@@ -27,7 +27,7 @@ from finetune import checkpoint as checkpoints
 from finetune.batches import collate, epoch_batches
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
-from finetune.images import ImageBank, image_processor, pixel_limits
+from finetune.images import ImageBank, pixel_limits
 from finetune.model import (
     add_adapters,
     four_bit_layers,
@@ -38,6 +38,7 @@ from finetune.model import (
     pick_dtype,
     save_adapter,
 )
+from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
 from finetune.rows import load_rows
 from finetune.runlog import RunLog, plot_loss
@@ -75,7 +76,7 @@ class TrainResult:
 def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     """Trains an adapter as the recipe says and writes it to output_dir. Raises FinetuneError."""
     began = time.monotonic()
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True)
     recipe.require("dataset", "output_dir")
     output = Path(str(recipe.output_dir))
     resume = _prepare_output(recipe, output)
@@ -98,7 +99,7 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
         console.print(f"[yellow]{dropped} of {len(encoded)} rows are longer than cutoff_len {recipe.cutoff_len} "
                       f"(the longest has {longest} tokens) and are left out.[/]", highlight=False)  # fmt: skip
     if not rows:
-        raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}; raise it or lower image_max_pixels.")
+        raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}: raise it, or shrink the images.")
 
     base = load_base(folder, recipe, device, dtype)
     quantised = len(four_bit_layers(base))
@@ -248,15 +249,6 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     if interrupted is None:
         (output / "train_results.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def load_processor(folder: Any, limits: Any) -> Any:
-    """The folder's processor with the pixel limits set."""
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder.path, local_files_only=True)
-    processor.image_processor = image_processor(folder, limits)
-    return processor
 
 
 def _prepare_output(recipe: Recipe, output: Path) -> Path | None:

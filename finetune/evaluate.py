@@ -1,0 +1,212 @@
+"""Answers a dataset greedily and scores the answers.
+
+Each answer is written to generated_predictions.jsonl as soon as it is there; a run that was stopped goes on from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from finetune.errors import FinetuneError
+from finetune.features import FrozenFeatures
+from finetune.generate import greedy
+from finetune.images import ImageBank, pixel_limits
+from finetune.model import load_adapter, load_base, open_base, pick_device, pick_dtype
+from finetune.processor import load_processor
+from finetune.recipe import Recipe, save_recipe
+from finetune.rows import Row, load_rows
+from finetune.scores import exact_match
+from finetune.template import ChatEncoder
+
+PREDICTIONS = "generated_predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores from 0 to 1 over `n` answers. exact_match: after stripping and case-folding both sides.
+
+    predictions: the file of prompts, predictions and labels in the dataset's order.
+    """
+
+    exact_match: float
+    n: int
+    predictions: str
+    seconds: float
+    answers_per_second: float
+
+
+def evaluate(recipe: Recipe, console: Console | None = None) -> EvalResult:
+    """Answers the last turn of every row of eval_dataset and scores it. Raises FinetuneError."""
+    began = time.monotonic()
+    console = console or Console(stderr=True, soft_wrap=True)
+    recipe.require("eval_dataset", "output_dir")
+    output = Path(str(recipe.output_dir))
+    folder = open_base(recipe)
+    limits = pixel_limits(folder, recipe)
+    data = load_rows(str(recipe.eval_dataset), recipe)
+    device = pick_device()
+    dtype, reason = pick_dtype(recipe, device)
+    console.print(f"Compute dtype {reason}.", highlight=False)
+    processor = load_processor(folder, limits)
+    bank = ImageBank(limits)
+    encoder = ChatEncoder(folder, processor, bank)
+    prompts = encoder.encode_prompt(data.rows)
+    too_long = [prompt for prompt in prompts if len(prompt) > recipe.cutoff_len]
+    if too_long:
+        raise FinetuneError(
+            f"{too_long[0].source}: the prompt has {len(too_long[0])} tokens, over cutoff_len {recipe.cutoff_len} "
+            f"({len(too_long)} such rows); raise cutoff_len or lower image_max_pixels."
+        )
+
+    identity = _identity(recipe, folder.fingerprint(), data.digest)
+    store = _Predictions(output, identity, len(prompts), recipe.overwrite_output_dir)
+    if store.found:
+        console.print(f"Going on after {len(store.found)} answers in {store.path}.", highlight=False)
+    save_recipe(recipe, output / "recipe.yaml")
+    model = load_base(folder, recipe, device, dtype)
+    if recipe.adapter_name_or_path:
+        model = load_adapter(model, recipe.adapter_name_or_path).get_base_model()
+
+    open_questions = [index for index in range(len(prompts)) if index not in store.found]
+    by_length = sorted(open_questions, key=lambda index: -len(prompts[index]))
+    size = recipe.per_device_eval_batch_size
+    batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    features = FrozenFeatures(model, bank, processor, [i for index in by_length for i in prompts[index].images])
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    tokenizer, right = processor.tokenizer, sum(_matches(record) for record in store.found.values())
+    answering = time.monotonic()
+    with _progress(console) as progress, autocast:
+        bar = progress.add_task("answering", total=len(prompts), completed=len(store.found), score=math.nan)
+        for batch in batches:
+            rows = [prompts[index] for index in batch]
+            answers = greedy(model, rows, features, folder.eos_token_ids, recipe.max_new_tokens, device)
+            for index, answer in zip(batch, answers, strict=True):
+                record = {
+                    "index": index,
+                    "prompt": _prompt_text(data.rows[index]),
+                    "predict": tokenizer.decode(answer, skip_special_tokens=True),
+                    "label": _label(data.rows[index]),
+                }
+                right += _matches(record)
+                store.add(record)
+            store.flush()
+            progress.update(bar, completed=len(store.found), score=100 * right / len(store.found))
+    ended = time.monotonic()
+    features.close()
+    path = store.finish()
+    records = [store.found[index] for index in range(len(prompts))]
+    result = EvalResult(
+        exact_match=exact_match([r["predict"] for r in records], [r["label"] for r in records]),
+        n=len(records),
+        predictions=str(path),
+        seconds=ended - began,
+        answers_per_second=len(open_questions) / max(1e-9, ended - answering),
+    )
+    (output / "predict_results.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+class _Predictions:
+    """generated_predictions.jsonl while it grows. A first line in a sidecar says which run it belongs to."""
+
+    def __init__(self, folder: Path, identity: str, total: int, overwrite: bool) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FinetuneError(f"output_dir: {folder} cannot be made: {error}.") from None
+        self.path = folder / PREDICTIONS
+        self._partial = folder / f".{PREDICTIONS}.partial"
+        self.found: dict[int, dict[str, Any]] = {}
+        lines = []
+        if self._partial.exists() and not overwrite:
+            lines = self._partial.read_text(encoding="utf-8", errors="replace").split("\n")
+        if lines and lines[0] == identity:
+            for line in lines[1:]:
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the line that was being written when the run was killed
+                    continue
+                if 0 <= record["index"] < total:
+                    self.found[record["index"]] = record
+        elif self.path.exists() and not overwrite:
+            raise FinetuneError(
+                f"output_dir: {self.path} exists; set overwrite_output_dir: true, or choose another folder."
+            )
+        self._file = self._partial.open("w", encoding="utf-8")
+        self._file.write(identity + "\n")
+        for record in self.found.values():
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.found[record["index"]] = record
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def finish(self) -> Path:
+        """Puts the records into the dataset's order, under the final name."""
+        self._file.close()
+        ordered = self._partial.with_suffix(".ordered")
+        with ordered.open("w", encoding="utf-8") as file:
+            for index in sorted(self.found):
+                file.write(json.dumps(self.found[index], ensure_ascii=False) + "\n")
+        os.replace(ordered, self.path)
+        self._partial.unlink()
+        return self.path
+
+
+def _identity(recipe: Recipe, base: str, data: str) -> str:
+    """A sha256 of all that decides the answers."""
+    digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
+    digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if recipe.adapter_name_or_path:
+        weights = Path(recipe.adapter_name_or_path) / "adapter_model.safetensors"
+        digest.update(weights.read_bytes() if weights.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _matches(record: dict[str, Any]) -> int:
+    return int(exact_match([record["predict"]], [record["label"]]))
+
+
+def _label(row: Row) -> str:
+    message = row.messages[-1]
+    if "tool_calls" in message:
+        return json.dumps([call["function"] for call in message["tool_calls"]], ensure_ascii=False)
+    return "".join(part["text"] for part in message["content"])
+
+
+def _prompt_text(row: Row) -> str:
+    """The chat before the answer, for people to read."""
+    turns = []
+    for message in row.messages[:-1]:
+        text = "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+        turns.append(text if message["role"] == "user" else f"{message['role']}: {text}")
+    return "\n".join(turns)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("answering"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("exact match {task.fields[score]:.1f} %"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        refresh_per_second=4,
+    )
