@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from typing import Any
 
 SECONDS = 2
@@ -25,7 +26,12 @@ def render_chat_template(template: str, conversations: list[dict[str, Any]], tok
     `messages` are Hugging Face's (content a string, or a list of {"type": "image"} and {"type": "text", "text": ...});
     `tokens` are the special tokens by name, such as bos_token. Raises ChatTemplateError.
     """
-    job = json.dumps({"template": template, "conversations": conversations, "tokens": tokens})
+    return list(_render(json.dumps({"template": template, "conversations": conversations, "tokens": tokens})))
+
+
+@lru_cache(maxsize=64)
+def _render(job: str) -> tuple[str, ...]:
+    """The prompts of a job; the same job is asked several times by `generate`, `lint` and `doctor`."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", __file__], input=job.encode(), capture_output=True, timeout=SECONDS * 4, check=False
@@ -37,8 +43,7 @@ def render_chat_template(template: str, conversations: list[dict[str, Any]], tok
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise ChatTemplateError(f"the chat template fails: {answer['error']}.")
-    prompts: list[str] = answer["prompts"]
-    return prompts
+    return tuple(answer["prompts"])
 
 
 def to_hugging_face(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

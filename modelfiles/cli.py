@@ -6,25 +6,13 @@ from pathlib import Path
 
 import click
 
+from modelfiles.cli_check import diff, doctor, inspect, lint_command, render
+from modelfiles.cli_options import IMAGES, SIZE, VERSION
 from modelfiles.folder import ModelFolder, ModelFolderError
 from modelfiles.grammar import UnrepresentableError
 from modelfiles.plan import PROMPTS, ROUTES, Options, Plan, PlanError, make_plan
 from modelfiles.stage import write_stage
-from modelfiles.versions import NEWEST, Version, parse_version, show
-
-
-def _version(ctx: click.Context, param: click.Parameter, value: str) -> Version:
-    try:
-        return parse_version(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    width, _, height = value.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
-        raise click.BadParameter(f"{value!r} is not a size in pixels; write it like 1280x720")
-    return int(width), int(height)
+from modelfiles.versions import Version
 
 
 @click.group()
@@ -40,9 +28,9 @@ def modelfile() -> None:
 @click.option(
     "--prompt", type=click.Choice(PROMPTS), default="auto", help="Who makes the prompt: TEMPLATE or RENDERER."
 )
-@click.option("--ollama", callback=_version, default=show(NEWEST), show_default=True, help="The version it is for.")
-@click.option("--images-per-request", type=click.IntRange(0, 1000), default=8, show_default=True)
-@click.option("--image-size", callback=_size, default="1024x1024", show_default=True, help="In pixels.")
+@VERSION
+@IMAGES
+@SIZE
 @click.option(
     "--system-file", type=click.Path(path_type=Path), help="A text file that becomes the default system prompt."
 )
@@ -86,3 +74,7 @@ def _summary(plan: Plan, out: Path) -> None:
     quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""
     click.echo(f"\n  cd {out} && ollama create {plan.folder.name.lower()} -f Modelfile{quantize}")
     click.echo(f'  ollama run {plan.folder.name.lower()} "What is in this picture?" ./picture.png')
+
+
+for command in (inspect, doctor, lint_command, diff, render):
+    modelfile.add_command(command)

@@ -11,7 +11,7 @@ from typing import Any
 GOLDENS = Path(__file__).parent / "goldens"
 FOLDERS = json.loads((GOLDENS / "folders_transformers5.json").read_text())["families"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-BYTES = {"BF16": 2, "F16": 2, "F32": 4, "U8": 1}
+BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "U8": 1}
 
 
 def write_safetensors(path: Path, tensors: dict[str, list[int]], dtypes: dict[str, str] | None = None) -> None:

@@ -1,0 +1,77 @@
+"""Reads the metadata of a GGUF file, never its tensors.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Counts and lengths are bounded before use.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_KEYS = 10_000
+MAX_STRING = 16_000_000
+MAX_ARRAY = 4_000_000
+_SCALARS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+
+
+class GgufError(ValueError):
+    """The file is no GGUF that can be trusted."""
+
+
+def read_gguf_metadata(path: Path) -> dict[str, Any]:
+    """The key-value pairs of the header; arrays come as their length. Raises GgufError."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise GgufError(f"{path.name} is no GGUF file")
+            version, _, count = struct.unpack("<IQQ", _exactly(file, 20))
+            if version not in (2, 3) or count > MAX_KEYS:
+                raise GgufError(f"{path.name} has the GGUF version {version} and {count} keys, which is not supported")
+            metadata: dict[str, Any] = {}
+            for _ in range(count):
+                key = _string(file)
+                metadata[key] = _value(file, struct.unpack("<I", _exactly(file, 4))[0])
+            return metadata
+    except (OSError, struct.error, UnicodeDecodeError) as error:
+        raise GgufError(f"{path.name} cannot be read: {error}") from None
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise GgufError("the header ends too early")
+    return data
+
+
+def _string(file: BinaryIO) -> str:
+    length = struct.unpack("<Q", _exactly(file, 8))[0]
+    if length > MAX_STRING:
+        raise GgufError(f"the header has a string of {length} bytes")
+    return _exactly(file, length).decode("utf-8", errors="replace")
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    if kind == _STRING:
+        return _string(file)
+    if kind == _ARRAY:
+        element, length = struct.unpack("<IQ", _exactly(file, 12))
+        if length > MAX_ARRAY or element == _ARRAY:
+            raise GgufError(f"the header has an array of {length} elements of kind {element}")
+        if element == _STRING:
+            for _ in range(length):
+                _string(file)
+        else:
+            _exactly(file, struct.calcsize(_form(element)) * length)
+        return length
+    form = _form(kind)
+    return struct.unpack(form, _exactly(file, struct.calcsize(form)))[0]
+
+
+def _form(kind: int) -> str:
+    if kind not in _SCALARS:
+        raise GgufError(f"the header has a value of the unknown kind {kind}")
+    return _SCALARS[kind]
