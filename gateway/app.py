@@ -34,7 +34,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with new_session(settings.engine_timeout) as session:
             gateway = Gateway(engine, settings, metrics, session)
-            app.router.routes.append(Route(f"/{CHAT_PATH}", ChatCompletions(gateway), methods=["POST"]))
+            # First, because routes are tried in turn. An ASGI endpoint: it watches for the client's disconnect itself.
+            app.router.routes.insert(0, Route(f"/{CHAT_PATH}", ChatCompletions(gateway), methods=["POST"]))
             await engine.start(metrics)
             lag = asyncio.create_task(metrics.watch_loop())
             try:

@@ -50,10 +50,10 @@ class ClientGone(Exception):
     """The client closed the connection before it had its answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, silence: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
     """The request's JSON body, counted while it comes in, so that no Content-Length has to be believed.
 
-    Raises ApiError 413 beyond `limit` bytes, 408 after `silence` seconds without any, 415 for another content type, and
+    Raises ApiError 413 beyond `limit` bytes, 408 if it takes more than `seconds`, 415 for another content type, and
     ClientGone.
     """
     content_type = header(scope, b"content-type")
@@ -67,22 +67,45 @@ async def read_body(scope: Scope, receive: Receive, limit: int, silence: float) 
         raise too_large
     chunks: list[bytes] = []
     size = 0
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), silence)
-        except asyncio.TimeoutError:
-            raise ApiError(
-                408, f"No part of the request body came for {silence:g} s.", code="request_timeout"
-            ) from None
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    late = Deadline(seconds)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except asyncio.CancelledError:
+        if not late.passed:
+            raise
+        raise ApiError(408, f"The request body did not come within {seconds:g} s.", code="request_timeout") from None
+    finally:
+        late.stop()
+
+
+class Deadline:
+    """Cancels the current task after some seconds; `passed` tells that cancellation from others.
+
+    A timer instead of `asyncio.wait_for`, which makes a task of every single receive.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        assert self._task is not None
+        self._task.cancel()
+
+    def stop(self) -> None:
+        self._timer.cancel()
 
 
 class UntilDisconnect:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -24,8 +24,6 @@ from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
 from gateway.sse import EventTooLong, error_event
 from gateway.upstream import post, read_all
-
-requests_log = logging.getLogger("lensmith.requests")
 
 PATH = "v1/chat/completions"
 STREAM_HEADERS = [
@@ -202,22 +200,23 @@ class ChatCompletions:
         prompt, generated = (_count(call.usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
         metrics.prompt_tokens.labels(call.model).inc(prompt)
         metrics.generation_tokens.labels(call.model).inc(generated)
-        if requests_log.isEnabledFor(logging.INFO):
-            line = {
-                "request_id": call.request_id,
-                "model": call.model,
-                "status": call.status,
-                "reason": call.reason or None,
-                "stream": call.stream,
-                "images": len(call.images),
-                "pixels": sum(image.pixels for image in call.images),
-                "prompt_tokens": prompt,
-                "generation_tokens": generated,
-                "receive_seconds": _rounded(call.received),
-                "first_token_seconds": _rounded(call.first_token),
-                "seconds": _rounded(seconds),
-            }
-            requests_log.info(orjson.dumps(line).decode())
+        # One JSON line a request, never with its content. Not through `logging`, which costs more than all of the abo
+        line = {
+            "time": round(time.time(), 3),
+            "request_id": call.request_id,
+            "model": call.model,
+            "status": call.status,
+            "reason": call.reason or None,
+            "stream": call.stream,
+            "images": len(call.images),
+            "pixels": sum(image.pixels for image in call.images),
+            "prompt_tokens": prompt,
+            "generation_tokens": generated,
+            "receive_seconds": _rounded(call.received),
+            "first_token_seconds": _rounded(call.first_token),
+            "seconds": _rounded(seconds),
+        }
+        sys.stderr.write(orjson.dumps(line).decode() + "\n")
 
 
 def _count(value: object) -> int:

@@ -43,7 +43,6 @@ def run(engine: Engine, settings: Settings, bound: socket.socket) -> None:
     Raises ClickException when the engine never became ready.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lensmith.requests").setLevel(logging.INFO)
     config = uvicorn.Config(
         create_app(engine, settings),
         lifespan="on",

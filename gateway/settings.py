@@ -24,6 +24,6 @@ class Settings:
     max_image_pixels: int = _limit(64_000_000, "Most pixels (width x height) of one image.")
     max_request_pixels: int = _limit(128_000_000, "Most pixels of all images of one request together.")
     max_aspect_ratio: int = _limit(200, "Longest side of an image over its shortest.")
-    body_timeout: float = _setting(30.0, "Seconds a client may be silent while it sends its body.")
+    body_timeout: float = _setting(120.0, "Seconds a client has to send its whole body, else 408.")
     engine_timeout: float = _setting(600.0, "Seconds an engine may be silent before a request is answered 504.")
     drain_seconds: float = _setting(30.0, "Seconds that running requests get to end when the gateway is told to stop.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import zlib
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
-from gateway.images import BadImage, ImageHeader, inspect, inspect_base64
+from gateway.images import BadImage, Base64File, ImageHeader, inspect
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
@@ -29,15 +30,15 @@ def made(format: str, mode: str, size: tuple[int, int], **options: object) -> by
     return file.getvalue()
 
 
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def read(data: bytes) -> ImageHeader:
+    return inspect(Base64File(base64.b64encode(data).decode()))
 
 
 @pytest.mark.parametrize(("format", "mode"), [(format, mode) for format, modes in MODES.items() for mode in modes])
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (641, 480)])
 def test_every_kind_of_file_is_read_as_pillow_reads_it(format: str, mode: str, size: tuple[int, int]) -> None:
     data = made(format, mode, size)
-    assert inspect(data) == inspect_base64(encoded(data)) == ImageHeader(NAMES[format], *size)
+    assert read(data) == ImageHeader(NAMES[format], *size)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_long_and_tricky_metadata(format: str, options: dict) -> None:
     noise = Image.effect_noise((300, 500), 90).convert("RGB")
     file = io.BytesIO()
     noise.save(file, format, **options)
-    assert inspect_base64(encoded(file.getvalue())) == ImageHeader(NAMES[format], 300, 500)
+    assert read(file.getvalue()) == ImageHeader(NAMES[format], 300, 500)
 
 
 def test_animations_have_the_size_of_their_canvas() -> None:
@@ -65,7 +66,7 @@ def test_animations_have_the_size_of_their_canvas() -> None:
         file = io.BytesIO()
         frames[0].save(file, format, save_all=True, append_images=frames[1:], duration=10)
         assert sum(1 for _ in ImageSequence.Iterator(Image.open(file))) == 3
-        assert inspect(file.getvalue()) == ImageHeader(NAMES[format], 50, 20)
+        assert read(file.getvalue()) == ImageHeader(NAMES[format], 50, 20)
 
 
 @pytest.mark.parametrize("format", list(MODES))
@@ -79,18 +80,18 @@ def test_a_file_that_is_cut_short_is_refused(format: str) -> None:
         if format == "GIF" and kept > 11:
             continue
         with pytest.raises(BadImage):
-            inspect(data[:kept])
-        with pytest.raises(BadImage):
-            inspect_base64(encoded(data[:kept]))
+            read(data[:kept])
 
 
-def test_a_jpeg_whose_first_bytes_lie_about_what_follows() -> None:
-    """Only a file's ends are decoded at first: a segment that leads from one end to the other must not be followed."""
-    real = made("JPEG", "RGB", (4000, 4000))
-    lead = b"\xff\xd8" + b"\xff\xe1" + struct.pack(">H", 9000) + b"x" * 8998
-    small_frame = b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", 1, 1)
-    data = lead + real[2:-2] + b"y" * 60_000 + small_frame * 500 + b"\xff\xd9"
-    assert inspect_base64(encoded(data)) == inspect(data) == ImageHeader("JPEG", 4000, 4000)
+def test_a_jpeg_of_a_million_segments_is_given_up_at_once() -> None:
+    data = b"\xff\xd8" + b"\xff\xfe\x00\x02" * 1_000_000 + made("JPEG", "RGB", (4, 4))[2:]
+    with pytest.raises(BadImage, match="broken header"):
+        read(data)
+
+
+def test_a_jpeg_with_a_preview_after_its_end() -> None:
+    data = made("JPEG", "RGB", (40, 30)) + b"preview" * 10_000
+    assert read(data) == ImageHeader("JPEG", 40, 30)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_jpeg_whose_first_bytes_lie_about_what_follows() -> None:
 )
 def test_other_formats_and_broken_headers_are_refused(data: bytes) -> None:
     with pytest.raises(BadImage):
-        inspect(data)
+        read(data)
 
 
 def test_a_bomb_shows_its_size_without_being_decoded() -> None:
@@ -123,7 +124,7 @@ def test_a_bomb_shows_its_size_without_being_decoded() -> None:
 
     size = struct.pack(">II", 65_535, 65_535)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    assert inspect(bomb).pixels == 65_535**2
+    assert read(bomb).pixels == 65_535**2
 
 
 HEADS = [
@@ -137,25 +138,24 @@ HEADS = [
 
 
 @settings(max_examples=500)
-@given(head=st.sampled_from(HEADS), rest=st.binary(max_size=400), padding=st.sampled_from([0, 20_000, 60_000]))
-def test_any_bytes_give_a_header_or_a_refusal_and_the_ends_agree_with_the_whole(
-    head: bytes, rest: bytes, padding: int
-) -> None:
-    data = head + rest + bytes(padding) + rest[::-1]
+@given(head=st.sampled_from(HEADS), rest=st.binary(max_size=400), padding=st.sampled_from([0, 20_000]))
+def test_any_bytes_give_a_header_or_a_refusal(head: bytes, rest: bytes, padding: int) -> None:
+    with contextlib.suppress(BadImage):
+        header = read(head + rest + bytes(padding))
+        assert 0 <= header.width <= 0xFFFFFFFF
+        assert 0 <= header.height <= 0xFFFFFFFF
 
-    def verdict(read: object, given: object) -> object:
-        try:
-            return read(given)  # type: ignore[operator]
-        except BadImage:
-            return None
 
-    if data:
-        assert verdict(inspect, data) == verdict(inspect_base64, encoded(data))
+@given(data=st.binary(max_size=300), start=st.integers(0, 310), length=st.integers(0, 310))
+def test_any_part_of_a_file_can_be_read(data: bytes, start: int, length: int) -> None:
+    file = Base64File(base64.b64encode(data).decode())
+    assert file.size == len(data)
+    assert file.read(start, start + length) == data[start : start + length]
 
 
 @given(data=st.binary(max_size=200), spot=st.integers(0, 300), junk=st.sampled_from(list(' \n=-_é\0"')))
 def test_base64_with_anything_strange_in_it_is_refused(data: bytes, spot: int, junk: str) -> None:
-    text = encoded(b"GIF89a" + data)
+    text = base64.b64encode(b"GIF89a" + data).decode()
     broken = text[: spot % len(text)] + junk + text[spot % len(text) :]
     with pytest.raises(BadImage, match="base64"):
-        inspect_base64(broken)
+        Base64File(broken)

@@ -1,0 +1,245 @@
+"""What the gateway adds to a request, measured from outside against a fake engine that costs next to nothing.
+
+    python -m benchmarks.gateway.bench [--seconds 5] [--rounds 3] [--json FILE]
+
+Direct, the gateway with every check on, and three bare pass-throughs take turns in one run, so that a busy machine
+disturbs them alike; of each figure the best round is kept. The load comes from this process over raw sockets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median, quantiles
+
+import psutil
+
+HERE = Path(__file__).parent
+STREAM_TOKENS = 20_000
+CONCURRENT = 16
+OPEN_STREAMS = 500
+
+
+def picture(size: int) -> str:
+    """A data: URI of a JPEG of about `size` bytes."""
+    from PIL import Image
+
+    noise = Image.effect_noise((400, 400), 90).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, "JPEG", quality=60)
+    data = file.getvalue()
+    comment = b"\xff\xfe" + (min(65_000, max(4, size - len(data)))).to_bytes(2, "big")
+    comment += b"x" * (int.from_bytes(comment[2:], "big") - 2)
+    data = data[:2] + comment + data[2:]
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def request(stream: bool = False, max_tokens: int = 16, image: str | None = None) -> bytes:
+    content: list[dict] = [{"type": "text", "text": "What is this?"}]
+    if image:
+        content.append({"type": "image_url", "image_url": {"url": image}})
+    fields = {"model": "bench", "max_tokens": max_tokens, "stream": stream}
+    body = json.dumps({**fields, "messages": [{"role": "user", "content": content}]}, separators=(",", ":")).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One whole answer with a content-length or in chunks."""
+    data = b""
+    while True:
+        head = data.find(b"\r\n\r\n")
+        if head >= 0:
+            lower = data[:head].lower()
+            at = lower.find(b"content-length: ")
+            if at >= 0:
+                length = int(lower[at + 16 :].split(b"\r\n")[0])
+                if len(data) >= head + 4 + length:
+                    break
+            elif data.endswith(b"\r\n0\r\n\r\n"):
+                break
+        part = connection.recv(1 << 20)
+        if not part:
+            raise ConnectionError("closed")
+        data += part
+    assert b" 200 " in data[:20], data[:500]
+    return data
+
+
+def connect(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def one_at_a_time(port: int, sent: bytes, seconds: float) -> tuple[float, float]:
+    """(p50, p99) in milliseconds."""
+    times = []
+    with connect(port) as connection:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            connection.sendall(sent)
+            read_answer(connection)
+            times.append(time.perf_counter() - start)
+    times = times[len(times) // 10 :]
+    return median(times) * 1000, quantiles(times, n=100)[98] * 1000
+
+
+def first_token(port: int, seconds: float) -> float:
+    """Median milliseconds to a stream's first event, on a connection used again."""
+    times, sent = [], request(stream=True, max_tokens=1)
+    with connect(port) as connection:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            connection.sendall(sent)
+            data = connection.recv(1 << 20)
+            while b"data:" not in data:
+                data += connection.recv(1 << 20)
+            times.append(time.perf_counter() - start)
+            while not data.endswith(b"\r\n0\r\n\r\n"):
+                data += connection.recv(1 << 20)
+    return median(times[len(times) // 10 :]) * 1000
+
+
+def chunks_per_second(port: int) -> float:
+    """Chunks a second of one unpaced stream."""
+    with connect(port) as connection:
+        start = time.perf_counter()
+        connection.sendall(request(stream=True, max_tokens=STREAM_TOKENS))
+        count, tail = 0, b""
+        while not tail.endswith(b"\r\n0\r\n\r\n"):
+            data = connection.recv(1 << 20)
+            count += data.count(b"data: ")
+            tail = (tail + data)[-7:]
+        assert count > STREAM_TOKENS * 0.99, count
+        return count / (time.perf_counter() - start)
+
+
+async def many_at_a_time(port: int, sent: bytes, seconds: float) -> float:
+    """Requests a second over CONCURRENT connections."""
+    done = 0
+    end = time.perf_counter() + seconds
+
+    async def worker() -> None:
+        nonlocal done
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < end:
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in head[:20], head
+            lower = head.lower()
+            at = lower.find(b"content-length: ")
+            if at >= 0:
+                await reader.readexactly(int(lower[at + 16 :].split(b"\r\n")[0]))
+            else:
+                await reader.readuntil(b"\r\n0\r\n\r\n")
+            done += 1
+        writer.close()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(CONCURRENT)))
+    return done / (time.perf_counter() - start)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(*argv: str, port: int) -> Iterator[psutil.Process]:
+    process = subprocess.Popen([sys.executable, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError), connect(port):
+                break
+            time.sleep(0.05)
+        time.sleep(0.5)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def measure(port: int, process: psutil.Process, seconds: float, image: str) -> dict[str, float]:
+    sent = request(image=image)
+    p50, p99 = one_at_a_time(port, sent, seconds)
+    before = cpu_seconds(process)
+    rate = asyncio.run(many_at_a_time(port, sent, seconds))
+    return {
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "requests_per_s": rate,
+        "cpu_ms": (cpu_seconds(process) - before) / (rate * seconds) * 1000,
+        "first_token_ms": first_token(port, seconds / 2),
+        "chunks_per_s": chunks_per_second(port),
+        "mb": process.memory_info().rss / 1e6,
+    }
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+BEST = {"requests_per_s": max, "chunks_per_s": max, "mb": max}  # of the others the least
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds a figure")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=["gateway", "aiohttp", "httpx", "httpx2"])
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    image = picture(100_000)
+    ports = {name: free_port() for name in ["direct", *given.only]}
+    engine = f"http://127.0.0.1:{ports['direct']}"
+    results: dict[str, dict[str, float]] = {name: {} for name in ports}
+    with contextlib.ExitStack() as stack:
+        upstream = started(str(HERE / "upstream.py"), str(ports["direct"]), port=ports["direct"])
+        processes = {"direct": stack.enter_context(upstream)}
+        for name in given.only:
+            port = str(ports[name])
+            if name == "gateway":
+                argv = ["-c", "import lensmith; lensmith.main()", "serve", "--engine", engine, "--port", port]
+            else:
+                argv = [str(HERE / "passthrough.py"), name, engine, port]
+            processes[name] = stack.enter_context(started(*argv, port=ports[name]))
+        for _ in range(given.rounds):
+            for name, process in processes.items():
+                best = results[name]
+                for key, value in measure(ports[name], process, given.seconds, image).items():
+                    best[key] = BEST.get(key, min)(best.get(key, value), value)
+    direct = results["direct"]
+    print(
+        f"{os.cpu_count()} cores, body of {len(image):,} bytes, best of {given.rounds} rounds of {given.seconds:g} s\n"
+    )
+    print("| | added p50 ms | p99 ms | first token ms | req/s, 16 at a time | CPU ms/req | chunks/s | memory MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in results.items():
+        added = [row[key] - (direct[key] if name != "direct" else 0) for key in ("p50_ms", "p99_ms", "first_token_ms")]
+        cells = [f"{value:.2f}" for value in added]
+        cells += [f"{row['requests_per_s']:,.0f}", f"{row['cpu_ms']:.2f}"]
+        cells += [f"{row['chunks_per_s']:,.0f}", f"{row['mb']:.0f}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
