@@ -2,7 +2,7 @@
 
     python -m examples.make_shapes_vl --out examples/shapes-vl --minutes 6     # one GPU; a CPU works, slowly
 
-The folder has the files, configuration keys and tensor names of Qwen/Qwen3-VL-2B-Instruct, at a two-hundredth of its size.
+The folder has the files, configuration keys and tensor names of Qwen/Qwen3-VL-2B-Instruct, in small.
 Training is plain next-token prediction on the answers of generated conversations (examples/shapes.py).
 """
 
@@ -149,7 +149,7 @@ def write_folder(out: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> Non
     tokenizer.model.save(str(out))  # vocab.json and merges.txt
     added = {tokenizer.token_to_id(token): (token, special) for token, special in ADDED_TOKENS}
     template = (HERE / "shapes_vl_template.jinja").read_text().strip()
-    visual = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE}
+    visual: dict[str, Any] = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE}
     visual |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "Qwen3VLProcessor"}
     files: dict[str, Any] = {
         "config.json": config,
@@ -207,7 +207,7 @@ def write_folder(out: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> Non
 
 
 def patchify(pictures: np.ndarray) -> np.ndarray:
-    """[N, S, S, 3] uint8 pictures to [N * (S/16)**2, 1536] float patches, in the order and scale of the image processor."""
+    """[N, S, S, 3] uint8 pictures to [N * (S/16)**2, 1536] float patches, as the image processor makes them."""
     n, side = len(pictures), pictures.shape[1] // (PATCH * MERGE)
     x = pictures.astype(np.float32) / 127.5 - 1
     x = x.reshape(n, side, MERGE, PATCH, side, MERGE, PATCH, 3)  # n, row, in-row, y, column, in-column, x, channel
@@ -236,7 +236,7 @@ def mrope_positions(ids: list[int], image_id: int, cells: int) -> list[list[int]
 def equal_pictures_attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each of many equally large pictures at once; query, key, value: [1, heads, pictures * L, dim]."""
+    """Attention within each of many equally large pictures; query, key, value: [1, heads, pictures * L, dim]."""
     pictures = len(kwargs["cu_seq_lens_q"]) - 1
     _, heads, total, dim = query.shape
 
@@ -252,7 +252,8 @@ class Conversations(IterableDataset):  # type: ignore[misc]
 
     def __init__(self, tokenizer: Tokenizer, batch: int, seed: int):
         self.encode = tokenizer.encode
-        self.token_id = tokenizer.token_to_id
+        self.pad_id = tokenizer.get_vocab()["<|endoftext|>"]
+        self.image_id = tokenizer.get_vocab()["<|image_pad|>"]
         self.batch, self.seed = batch, seed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -264,7 +265,8 @@ class Conversations(IterableDataset):  # type: ignore[misc]
     def make_batch(self, rng: random.Random) -> dict[str, torch.Tensor]:
         side = rng.choice((64, 64, 64, 96, 128, 192))
         image = f"<|vision_start|>{'<|image_pad|>' * (side // (PATCH * MERGE)) ** 2}<|vision_end|>"
-        rows, labels, pictures = [], [], []
+        rows, labels = [], []
+        pictures: list[np.ndarray] = []
         for _ in range(self.batch):
             ids: list[int] = []
             known: list[int] = []
@@ -275,8 +277,7 @@ class Conversations(IterableDataset):  # type: ignore[misc]
             rows.append(ids)
             labels.append(known)
         length = max(map(len, rows))
-        pad = self.token_id("<|endoftext|>")
-        image_id, cells = self.token_id("<|image_pad|>"), side // (PATCH * MERGE)
+        pad, image_id, cells = self.pad_id, self.image_id, side // (PATCH * MERGE)
         positions = [mrope_positions(row + [pad] * (length - len(row)), image_id, cells) for row in rows]
         return {
             "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
@@ -345,8 +346,13 @@ def train(config: dict[str, Any], tokenizer: Tokenizer, minutes: float, batch: i
         optimizer.zero_grad(set_to_none=True)
         if step % 200 == 0:
             running = loss.item()
-            print(f"step {step}  loss {running:.4f}  lr {lr:.2e}  {step * batch:,} conversations  {share:.0%}", flush=True)
-    print(f"{step} steps of {batch} conversations in {minutes} minutes on {device}, {skipped} skipped; last printed loss {running:.4f}")
+            print(
+                f"step {step}  loss {running:.4f}  lr {lr:.2e}  {step * batch:,} conversations  {share:.0%}", flush=True
+            )
+    print(
+        f"{step} steps of {batch} conversations in {minutes} minutes on {device}, {skipped} skipped; "
+        f"last printed loss {running:.4f}"
+    )
     return model.cpu().eval()
 
 

@@ -49,14 +49,15 @@ ECHO_PROMPTS = ("Say {word}.", "Repeat after me: {word}", "Please write the word
 # Everyday English, so that the tokenizer has whole words for it and the model has met them.
 COMMON_WORDS = tuple(
     """
-    a about above after all also an and any are as at be because before below between both but by can color colour could
-    day did do does down each every few find first for from give good great has have he her here him his how i if in into
-    is it its just know large last left like little long look made make many may me more most much my name new no not now
-    object of old on one only or other our out over part people place present right said same see shape she show side small
-    so some something such take than that the their them then there these they thing think this three time to two under up
-    us use very want was way we well were what when where which while who why will with without word work would yes you your
-    contain contains image picture photo hello please thanks number text answer question
-    """.split()
+    a about above after all also an and any are as at be because before below between both but by can color
+    colour could day did do does down each every few find first for from give good great has have he her here
+    him his how i if in into is it its just know large last left like little long look made make many may me
+    more most much my name new no not now object of old on one only or other our out over part people place
+    present right said same see shape she show side small so some something such take than that the their them
+    then there these they thing think this three time to two under up us use very want was way we well were what
+    when where which while who why will with without word work would yes you your contain contains image picture
+    photo hello please thanks number text answer question
+    """.split()  # noqa: SIM905
 )
 ECHO_WORDS = (*COLOURS, *SHAPES, *SIZES, *ROWS, *COLUMNS, *COMMON_WORDS)
 
@@ -158,7 +159,8 @@ def picture_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
     missing_kind = rng.choice([kind for kind in SHAPES if kind not in kinds])
     missing_colour = rng.choice([colour for colour in COLOURS if colour not in colours])
     return rng.choice(INVENTORY_PROMPTS), (
-        f"{caption(scene).capitalize()}. The picture does not contain a {missing_kind}, and nothing is {missing_colour}."
+        f"{caption(scene).capitalize()}. "
+        f"The picture does not contain a {missing_kind}, and nothing is {missing_colour}."
     )
 
 
