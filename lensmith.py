@@ -44,3 +44,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="lensmith")
 def main() -> None:
     """From labelled images to an answering API: fine-tune, merge, serve, register in Ollama."""
+
+
+if __name__ == "__main__":
+    main()
