@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,8 +51,10 @@ class ClientGone(Exception):
     """The client closed the connection before it had its answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, hold: Callable[[int], None]) -> bytes:
     """The request's JSON body, counted while it comes in, so that no Content-Length has to be believed.
+
+    `hold` is told the size of each part before it is kept, and may raise.
 
     Raises ApiError 413 beyond `limit` bytes, 408 if it takes more than `seconds`, 415 for another content type, and
     ClientGone.
@@ -77,6 +80,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
             size += len(chunk)
             if size > limit:
                 raise too_large
+            hold(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,8 @@ import aiohttp
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gateway.asgi import JSON_TYPE, ClientGone, UntilDisconnect, read_body, respond, respond_error
+from gateway.admission import Admission
+from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.images import ImageHeader, check_images
@@ -22,6 +22,7 @@ from gateway.metrics import Metrics
 from gateway.relay import Relay, usage_of
 from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
+from gateway.slots import ByteBudget, Slot, Slots
 from gateway.sse import EventTooLong, error_event
 from gateway.upstream import post, read_all
 
@@ -34,17 +35,21 @@ STREAM_HEADERS = [
 CLIENT_GONE = 499  # nginx's status for it; never sent, only counted
 # How long we wait for the end of an engine's answer after [DONE], to use its connection again.
 TAIL_SECONDS = 0.25
+COMMENT = b": still working\n\n"
+MAX_TIMEOUT = 86_400.0
 
 
-@dataclass
 class Gateway:
     """What the routes share."""
 
-    engine: Engine
-    settings: Settings
-    metrics: Metrics
-    session: aiohttp.ClientSession
-    running: int = 0
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, session: aiohttp.ClientSession) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = metrics
+        self.session = session
+        admission = Admission(settings.max_running or engine.spec.slots, settings.max_waiting)
+        self.slots = Slots(admission, metrics)
+        self.bytes = ByteBudget(settings.max_bytes_in_flight)
 
 
 @dataclass
@@ -57,9 +62,12 @@ class Call:
     stream: bool = False
     images: list[ImageHeader] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
+    answering: bool = False  # a stream's status has been sent
     status: int = 200
     reason: str = ""
-    received: float | None = None  # seconds after `started`, as the next one
+    bytes_held: int = 0
+    received: float | None = None  # seconds after `started`, as the next two
+    called: float | None = None
     first_token: float | None = None
 
     def since(self) -> float:
@@ -78,7 +86,7 @@ class ChatCompletions:
             await self._serve(call, scope, receive, send)
         except ApiError as error:
             call.status, call.reason = error.status, error.reason
-            if call.first_token is None:
+            if not call.answering:
                 await respond_error(send, error)
             else:
                 await send({"type": "http.response.body", "body": error_event(error)})
@@ -88,11 +96,18 @@ class ChatCompletions:
             call.status, call.reason = 500, "internal_error"
             raise
         finally:
+            self._gateway.bytes.give(call.bytes_held)
             self._account(call)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        gateway = self._gateway
-        body = await read_body(scope, receive, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
+        settings = self._gateway.settings
+
+        def hold(size: int) -> None:
+            self._gateway.bytes.take(size)
+            call.bytes_held += size
+
+        seconds = _timeout(scope)
+        body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout, hold)
         call.received = call.since()
         request = self._check(call, body)
         del body
@@ -103,19 +118,44 @@ class ChatCompletions:
         # Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
         payload = orjson.dumps(request.body)
         request.body.clear()
-        engine = gateway.engine
-        async with (
-            UntilDisconnect(receive) as watch,
-            self._running(),
-            post(gateway.session, engine.url / PATH, payload, engine.key, call.request_id) as response,
-        ):
-            if request.stream:
-                await self._stream(call, request, response, watch, send)
-            else:
-                answer = await read_all(response)
-                call.usage = usage_of(answer)
-                watch.stop()
-                await respond(send, 200, answer, [JSON_TYPE])
+        if seconds is None:
+            await self._call(call, request, payload, settings.queue_timeout, receive, send)
+            return
+        late = Deadline(seconds)
+        try:
+            await self._call(call, request, payload, min(settings.queue_timeout, seconds), receive, send)
+        except asyncio.CancelledError:
+            if not late.passed:
+                raise
+            if call.called is None:
+                raise self._gateway.slots.timed_out() from None
+            raise ApiError(504, f"The answer was not complete within {seconds:g} s.", code="request_timeout") from None
+        finally:
+            late.stop()
+
+    async def _call(
+        self, call: Call, request: ChatRequest, payload: bytes, patience: float, receive: Receive, send: Send
+    ) -> None:
+        """Wait for a place at the engine, hand the request over and its answer back."""
+        gateway = self._gateway
+        async with UntilDisconnect(receive) as watch:
+            slot = await gateway.slots.take("", request.answers, patience)
+            try:
+                call.called = call.since()
+                engine = gateway.engine
+                if not engine.ready:  # it may have died while the request waited
+                    raise unavailable(engine)
+                async with post(gateway.session, engine.url / PATH, payload, engine.key, call.request_id) as response:
+                    if request.stream:
+                        await self._stream(call, request, response, watch, slot, send)
+                    else:
+                        answer = await read_all(response)
+                        call.usage = usage_of(answer)
+                        watch.stop()
+                        slot.release(served=True)
+                        await respond(send, 200, answer, [JSON_TYPE])
+            finally:
+                slot.release()
 
     def _check(self, call: Call, body: bytes) -> ChatRequest:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
@@ -135,23 +175,17 @@ class ChatCompletions:
         for image in call.images:
             metrics.image_pixels.observe(image.pixels)
         if not engine.ready:
-            raise ApiError(503, engine.reason, code="engine_unavailable", retry_after=engine.retry_after)
+            raise unavailable(engine)
         return request
 
-    @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
-        gateway = self._gateway
-        gateway.running += 1
-        gateway.metrics.running.set(gateway.running)
-        gateway.metrics.batch_size.observe(gateway.running)
-        try:
-            yield
-        finally:
-            gateway.running -= 1
-            gateway.metrics.running.set(gateway.running)
-
     async def _stream(
-        self, call: Call, request: ChatRequest, response: aiohttp.ClientResponse, watch: UntilDisconnect, send: Send
+        self,
+        call: Call,
+        request: ChatRequest,
+        response: aiohttp.ClientResponse,
+        watch: UntilDisconnect,
+        slot: Slot,
+        send: Send,
     ) -> None:
         if response.content_type != "text/event-stream":
             usage_of(await read_all(response))  # an error answered with status 200 is the likely cause
@@ -159,31 +193,33 @@ class ChatCompletions:
         relay = Relay(request.include_usage)
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
         last = 0.0
-        while True:
-            data = await response.content.readany()
-            try:
-                events = relay.feed(data)
-            except EventTooLong:
-                raise ApiError(502, "The engine sent an endless event.", code="engine_error") from None
-            call.usage = relay.usage
-            now = call.since()
-            if events:
-                if call.first_token is None:
-                    # Only now is the status decided: what fails before is answered with an HTTP error.
-                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-                    call.first_token = now
-                else:
-                    gaps.observe(now - last)
-                last = now
+        async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
+            while True:
+                data = await response.content.readany()
+                try:
+                    events = relay.feed(data)
+                except EventTooLong:
+                    raise ApiError(502, "The engine sent an endless event.", code="engine_error") from None
+                call.usage = relay.usage
+                if events:
+                    now = call.since()
+                    if call.first_token is None:
+                        call.first_token = now
+                    else:
+                        gaps.observe(now - last)
+                    last = now
+                    keepalive.put_off()
+                    if relay.done:
+                        watch.stop()
+                        slot.release(served=True)
+                    await start_stream(call, send)
+                    await send({"type": "http.response.body", "body": events, "more_body": not relay.done})
                 if relay.done:
-                    watch.stop()
-                await send({"type": "http.response.body", "body": events, "more_body": not relay.done})
-            if relay.done:
-                break
-            if relay.error is not None:
-                raise relay.error
-            if not data:
-                raise ApiError(502, "The engine's answer ended before it was complete.", code="engine_error")
+                    break
+                if relay.error is not None:
+                    raise relay.error
+                if not data:
+                    raise ApiError(502, "The engine's answer ended before it was complete.", code="engine_error")
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
 
@@ -213,10 +249,69 @@ class ChatCompletions:
             "prompt_tokens": prompt,
             "generation_tokens": generated,
             "receive_seconds": _rounded(call.received),
+            "called_seconds": _rounded(call.called),
             "first_token_seconds": _rounded(call.first_token),
             "seconds": _rounded(seconds),
         }
         sys.stderr.write(orjson.dumps(line).decode() + "\n")
+
+
+class KeepAlive:
+    """Sends a comment line whenever a stream has been silent for some seconds, so that no proxy takes it for dead."""
+
+    def __init__(self, call: Call, send: Send, seconds: float) -> None:
+        self._call = call
+        self._send = send
+        self._seconds = seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> KeepAlive:
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(self._seconds, self._fire)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def put_off(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._seconds, self._fire)
+
+    def _fire(self) -> None:
+        self._task = self._loop.create_task(self._ping())
+        self.put_off()
+
+    async def _ping(self) -> None:
+        await start_stream(self._call, self._send)
+        await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+
+async def start_stream(call: Call, send: Send) -> None:
+    """Send a stream's head, once. Until then a failure is answered with an HTTP status."""
+    if not call.answering:
+        call.answering = True
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+
+
+def unavailable(engine: Engine) -> ApiError:
+    return ApiError(503, engine.reason, code="engine_unavailable", retry_after=engine.retry_after)
+
+
+def _timeout(scope: Scope) -> float | None:
+    """`x-request-timeout`: seconds the client will wait for the whole answer. Raises ApiError 400."""
+    given = header(scope, b"x-request-timeout")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        message = f"The header x-request-timeout must be a number of seconds from 0 to {MAX_TIMEOUT:g}."
+        raise ApiError(400, message, code="invalid_value", param="x-request-timeout")
+    return seconds
 
 
 def _count(value: object) -> int:

@@ -31,7 +31,9 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for setting in reversed(dataclasses.fields(Settings)):
         option = click.option(
             "--" + setting.name.replace("_", "-"),
-            type=click.IntRange(min=1) if isinstance(setting.default, int) else click.FloatRange(min=0, min_open=True),
+            type=click.IntRange(min=min(1, setting.default))
+            if isinstance(setting.default, int)
+            else click.FloatRange(min=0, min_open=True),
             default=setting.default,
             show_default=True,
             help=setting.metadata["help"],

@@ -22,6 +22,7 @@ class EngineSpec:
     extra: str = ""
     health_path: str = "/health"
     start_seconds: float = 600.0
+    slots: int = 128  # answers to hand to it at once
     refused: Mapping[str, str] = field(default_factory=dict)
     developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
 
@@ -68,6 +69,7 @@ TRANSFORMERS = EngineSpec(
         *("--served-model-name", "{name}"),
     ),
     environment={"LENSMITH_ENGINE_KEY": "{key}"},
+    slots=16,  # two of its batches: the next one is complete when one ends
     modules=("torch", "transformers"),
     extra="cpu",
 )
@@ -85,6 +87,7 @@ LMDEPLOY = EngineSpec(
     # Its image processor otherwise takes every core from the loop that feeds the GPU: measured 2x to 3x the requests/s
     # with 4 threads (768x768 and 224x224 images, 16 cores).
     environment={"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"},
+    slots=128,  # its default batch on a T4; beyond its batch it queues without bound and holds every image
     modules=("lmdeploy",),
     extra="lmdeploy",
     refused={

@@ -45,15 +45,21 @@ class Metrics:
         self.receive_seconds = histogram(
             "lensmith_request_receive_seconds", "From a request's head to its body's last byte.", SECONDS
         )
+        self.queue_seconds = histogram(
+            "lensmith_request_queue_seconds", "From a request's check to its place at the engine.", SECONDS
+        )
         self.first_token_seconds = histogram(
             "lensmith_time_to_first_token_seconds", "From a request's head to a stream's first event.", SECONDS, "model"
         )
         self.gap_seconds = histogram(
             "lensmith_inter_token_latency_seconds", "Between two writes of a stream.", GAP_SECONDS, "model"
         )
-        self.running = gauge("lensmith_requests_running", "Requests an engine is working on.")
+        self.running = gauge("lensmith_requests_running", "Answers the engine is working on.")
+        self.waiting = gauge("lensmith_requests_waiting", "Requests that wait for a place at the engine.")
         self.batch_size = histogram(
-            "lensmith_batch_size", "Requests running at the engine when one more is handed to it, with that one.", BATCH
+            "lensmith_batch_size",
+            "Answers running at the engine when a request is handed to it, its own included.",
+            BATCH,
         )
         self.images = histogram("lensmith_images_per_request", "Images in a request.", IMAGES)
         self.image_pixels = histogram("lensmith_image_pixels", "Pixels of an image as it came.", PIXELS)

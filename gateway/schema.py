@@ -31,6 +31,7 @@ class ChatRequest:
     model: str
     stream: bool
     include_usage: bool
+    answers: int  # n
     images: list[tuple[str, str]]
 
 
@@ -63,7 +64,7 @@ def check_chat(body: Object, spec: EngineSpec) -> ChatRequest:
     images = _check_messages(body.get("messages"), spec)
     stream = body.get("stream") is True
     options = body.get("stream_options") or {}
-    return ChatRequest(body, model, stream, options.get("include_usage") is True, images)
+    return ChatRequest(body, model, stream, options.get("include_usage") is True, body.get("n") or 1, images)
 
 
 def missing(param: str, what: str) -> ApiError:
