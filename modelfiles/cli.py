@@ -8,6 +8,7 @@ import click
 
 from modelfiles.cli_check import diff, doctor, inspect, lint_command, render
 from modelfiles.cli_options import IMAGES, SIZE, VERSION
+from modelfiles.cli_server import push_command, verify_command
 from modelfiles.folder import ModelFolder, ModelFolderError
 from modelfiles.grammar import UnrepresentableError
 from modelfiles.plan import PROMPTS, ROUTES, Options, Plan, PlanError, make_plan
@@ -76,5 +77,5 @@ def _summary(plan: Plan, out: Path) -> None:
     click.echo(f'  ollama run {plan.folder.name.lower()} "What is in this picture?" ./picture.png')
 
 
-for command in (inspect, doctor, lint_command, diff, render):
+for command in (inspect, doctor, lint_command, diff, render, verify_command, push_command):
     modelfile.add_command(command)
