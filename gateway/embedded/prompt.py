@@ -1,0 +1,115 @@
+"""From messages to what the model takes: images decoded, chat template rendered, everything tokenised.
+
+Text of the messages that spells a control token (`<|im_start|>`, `<|image_pad|>`, ...) is tokenised as the plain text
+that it is: transformers' `sanitize_control_tokens` marks it before the template is rendered. So it can neither open a
+turn nor stand for an image.
+"""
+
+from __future__ import annotations
+
+import binascii
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from PIL import Image, ImageOps
+
+from gateway.embedded.protocol import ChatRequest
+from gateway.errors import ApiError, bad_request
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The processor's tensors for one request: per-token ones are [1, length], image ones [patches or images, ...]."""
+
+    features: dict[str, torch.Tensor]
+    images: int
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """[length]"""
+        return self.features["input_ids"][0]
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+
+def make_prompt(processor: Any, request: ChatRequest) -> Prompt:
+    """Runs the chat template and the image processor. Raises ApiError 400."""
+    images = 0
+    messages = []
+    for message in request.messages:
+        content = []
+        for part in message["content"]:
+            if part["type"] == "image":
+                images += 1
+                part = {"type": "image", "image": decode_image(part["image"], part["where"])}
+            content.append(part)
+        messages.append({"role": message["role"], "content": content})
+    try:
+        features = processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=True,
+        )
+    except TemplateError as error:
+        raise bad_request(f"The model's chat template refused the messages: {str(error)[:200]}", "messages") from None
+    except ValueError as error:
+        raise bad_request(f"The model's processor refused the messages: {str(error)[:200]}", "messages") from None
+    return Prompt(dict(features), images)
+
+
+def decode_image(uri: str, where: str) -> Image.Image:
+    """The image of a base64 `data:` URI, upright, in RGB. Raises ApiError 400."""
+    try:
+        data = binascii.a2b_base64(uri[uri.index(",") + 1 :], strict_mode=True)
+    except ValueError:
+        raise bad_request(f"The image at {where} is not valid base64.", where, "invalid_image") from None
+    try:
+        # Pillow refuses images of more than 179 million pixels before it decodes them.
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF"]) as image:
+            upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
+            return upright
+    except Exception:  # Pillow raises many kinds, and its texts are not for clients
+        message = (
+            f"The image at {where} cannot be decoded: it is damaged, too large, or no PNG, JPEG, WebP or GIF file."
+        )
+        raise bad_request(message, where, "invalid_image") from None
+
+
+def answer_limit(prompt: Prompt, wanted: int | None, context: int) -> int:
+    """The most tokens the answer may have: `wanted`, else what the context length leaves. Raises ApiError 400."""
+    if prompt.length + (wanted or 1) <= context:
+        return wanted or context - prompt.length
+    asked = "at least 1 token" if wanted is None else f"{wanted} tokens"
+    message = (
+        f"This model's maximum context length is {context} tokens, but the messages have {prompt.length} tokens and "
+        f"{asked} of answer were asked for. Shorten the messages or ask for a shorter answer."
+    )
+    raise ApiError(
+        400, message, code="context_length_exceeded", param="messages" if prompt.length >= context else "max_tokens"
+    )
+
+
+def collate(prompts: list[Prompt], pad_id: int) -> dict[str, torch.Tensor]:
+    """One batch: per-token tensors left-padded to the longest prompt [rows, longest], image tensors concatenated."""
+    longest = max(prompt.length for prompt in prompts)
+    batch: dict[str, torch.Tensor] = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.features):
+        parts = []
+        for prompt in prompts:
+            if name not in prompt.features:
+                continue  # no images in this row
+            tensor = prompt.features[name]
+            if tensor.shape == (1, prompt.length):
+                fill = pad_id if name == "input_ids" else 0
+                tensor = torch.nn.functional.pad(tensor, (longest - prompt.length, 0), value=fill)
+            parts.append(tensor)
+        batch[name] = torch.cat(parts)
+    return batch

@@ -1,0 +1,389 @@
+"""The HTTP side of the embedded engine, and its command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hmac
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.embedded import protocol
+from gateway.embedded.metrics import Metrics
+from gateway.errors import ApiError, bad_request
+from modelfiles.folder import ModelFolder, ModelFolderError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import; /health must answer before
+    from gateway.embedded.engine import Engine, Piece, Row
+
+MAX_BODY_BYTES = 512 * 1024 * 1024
+T = TypeVar("T")
+
+
+class Service:
+    """One model's server: loads it in a thread of its own, then generates there."""
+
+    def __init__(self, folder: ModelFolder, name: str, *, max_batch_size: int, dtype: str, key: str) -> None:
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.max_batch_size = max_batch_size
+        self.metrics = Metrics()
+        self.engine: Engine | None = None
+        self.failure: str | None = None
+        self.created = int(time.time())
+        self.workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
+        self.server: uvicorn.Server | None = None
+        self.app = Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/metrics", self.show_metrics),
+                Route("/v1/models", self.models),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            ],
+            middleware=[Middleware(RequireKey, key=key)],
+            exception_handlers={
+                ApiError: api_error,
+                HTTPException: http_error,
+                ClientDisconnect: client_gone,
+                Exception: unexpected_error,
+            },
+            lifespan=self.lifespan,
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=self._load_and_run, args=(loop,), name="generate", daemon=True)
+        thread.start()
+        watch = asyncio.create_task(self._stop_with_parent())
+        yield
+        watch.cancel()
+        if self.engine is not None:
+            self.engine.stop()
+            await asyncio.to_thread(thread.join, 10)
+
+    def _load_and_run(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            from gateway.embedded.engine import Engine
+            from gateway.embedded.model import load_model
+
+            engine = Engine(load_model(self.folder, self.dtype), self.max_batch_size, self.metrics, loop)
+            asyncio.run_coroutine_threadsafe(self._warm_up(engine), loop)
+            engine.run()
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._fail(reason)
+
+    async def _warm_up(self, engine: Engine) -> None:
+        """The first call of everything is slow; it also proves that the model answers at all."""
+        try:
+            message = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
+            request = protocol.ChatRequest([message], protocol.SamplingParams(temperature=0), max_tokens=2)
+            rows = await asyncio.get_running_loop().run_in_executor(self.workers, engine.make_rows, request)
+            engine.submit(rows)
+            while True:
+                piece = await rows[0].pieces.get()
+                if piece.error:
+                    raise RuntimeError("the model failed on its first prompt")
+                if piece.finish_reason:
+                    break
+        except Exception as error:
+            self._fail(str(error))
+            return
+        self.engine = engine
+
+    def _fail(self, reason: str) -> None:
+        self.failure = f"Cannot serve {self.folder.path}: {reason}"
+        if self.server is not None:
+            self.server.should_exit = True
+
+    async def _stop_with_parent(self) -> None:
+        parent = os.getppid()
+        while os.getppid() == parent:  # noqa: ASYNC110 (nothing tells a process that its parent is gone)
+            await asyncio.sleep(0.5)
+        if self.server is not None:
+            self.server.should_exit = self.server.force_exit = True
+
+    async def health(self, request: Request) -> Response:
+        ready = self.engine is not None
+        return json_response({"status": "healthy" if ready else "loading"}, 200 if ready else 503)
+
+    async def show_metrics(self, request: Request) -> Response:
+        return Response(generate_latest(self.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def models(self, request: Request) -> Response:
+        model = {"id": self.name, "object": "model", "created": self.created, "owned_by": "lensmith"}
+        return json_response({"object": "list", "data": [model | {"max_model_len": self._ready().loaded.context}]})
+
+    async def chat(self, request: Request) -> Response:
+        engine = self._ready()
+        chat = protocol.parse(
+            decode_json(await read_body(request)),
+            model=self.name,
+            defaults=engine.loaded.defaults,
+            max_n=self.max_batch_size,
+        )
+        answer = Answer(self.name, chat)
+        rows: list[Row] = []
+        try:
+            engine.waiting.preparing(1)
+            try:
+                loop = asyncio.get_running_loop()
+                rows = await until_gone(request, loop.run_in_executor(self.workers, engine.make_rows, chat))
+                engine.submit(rows)
+            finally:
+                engine.waiting.preparing(-1)
+            answer.prompt_tokens = rows[0].prompt.length
+            if not chat.stream:
+                while answer.open_choices:
+                    answer.add(await until_gone(request, rows[0].pieces.get()))
+                return json_response(answer.completion())
+            # Only now: what fails before the first token is an HTTP status, not an event in a stream.
+            first = await until_gone(request, rows[0].pieces.get())
+            if first.error:
+                raise GENERATION_FAILED
+            return AnswerStream(answer.events(first, rows[0].pieces), engine, rows)
+        except BaseException:
+            engine.abort(rows)
+            raise
+
+    def _ready(self) -> Engine:
+        if self.engine is None:
+            raise ApiError(503, "The model is still loading; try again.", code="model_loading", retry_after=2)
+        return self.engine
+
+
+GENERATION_FAILED = ApiError(500, "Generation failed in the engine; its log says why.", code="engine_error")
+
+
+class Answer:
+    """A chat completion that grows piece by piece."""
+
+    def __init__(self, model: str, request: protocol.ChatRequest) -> None:
+        self.request = request
+        self.prompt_tokens = 0
+        self.open_choices = request.n
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._texts = [""] * request.n
+        self._log_probs: list[list[protocol.TokenLogProb]] = [[] for _ in range(request.n)]
+        self._tokens = [0] * request.n
+        self._reasons: list[str | None] = [None] * request.n
+
+    def add(self, piece: Piece) -> None:
+        """Raises ApiError 500 if generation failed."""
+        if piece.error:
+            raise GENERATION_FAILED
+        self._texts[piece.choice] += piece.text
+        self._log_probs[piece.choice] += piece.log_probs or []
+        self._tokens[piece.choice] = piece.tokens
+        self._reasons[piece.choice] = piece.finish_reason
+        self.open_choices -= piece.finish_reason is not None
+
+    def usage(self) -> dict[str, int]:
+        return protocol.usage_json(self.prompt_tokens, sum(self._tokens))
+
+    def completion(self) -> dict[str, Any]:
+        wanted = self.request.top_logprobs is not None
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": protocol.log_probs_json(self._log_probs[i] if wanted else None),
+                "finish_reason": self._reasons[i],
+            }
+            for i, text in enumerate(self._texts)
+        ]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage()}
+
+    async def events(self, piece: Piece, pieces: asyncio.Queue[Piece]) -> AsyncIterator[bytes]:
+        """Server-sent events, beginning with the piece that has already come."""
+        for i in range(self.request.n):
+            yield self._chunk([choice_delta(i, {"role": "assistant", "content": ""})])
+        while True:
+            if piece.error:
+                yield b"data: " + GENERATION_FAILED.body() + b"\n\n"
+                break
+            self.add(piece)
+            log_probs = protocol.log_probs_json(piece.log_probs) if piece.log_probs else None
+            if piece.text or log_probs:
+                yield self._chunk([choice_delta(piece.choice, {"content": piece.text}, log_probs)])
+            if piece.finish_reason:
+                yield self._chunk([choice_delta(piece.choice, {}, finish_reason=piece.finish_reason)])
+            if not self.open_choices:
+                if self.request.include_usage:
+                    yield self._chunk([], self.usage())
+                break
+            piece = await pieces.get()
+        yield b"data: [DONE]\n\n"
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices}
+        if self.request.include_usage:
+            chunk["usage"] = usage
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def choice_delta(
+    index: int, delta: dict[str, Any], log_probs: dict[str, Any] | None = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": finish_reason}
+
+
+class AnswerStream(StreamingResponse):
+    """Server-sent events; however the response ends, what is still being generated for it is given up."""
+
+    def __init__(self, events: AsyncIterator[bytes], engine: Engine, rows: list[Row]) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._engine, self._rows = engine, rows
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._engine.abort(self._rows)
+
+
+class RequireKey:
+    """Answers 401 to everything but /health without `Authorization: Bearer KEY`, if there is a key."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app = app
+        self.expected = f"Bearer {key}".encode() if key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.expected is not None and scope["type"] == "http" and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self.expected):
+                error = ApiError(401, "The engine's key is missing or wrong.", code="invalid_api_key")
+                await error_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+async def until_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`. Raises ClientDisconnect, with `work` cancelled, if the client goes first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # the body has been read, so all that can come is a disconnect
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="request_too_large")
+    return bytes(body)
+
+
+def decode_json(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise bad_request("The body is not valid JSON.", None, "invalid_json") from None
+
+
+def json_response(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    return Response(error.body(), error.status, headers=error.headers, media_type="application/json")
+
+
+async def api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return error_response(
+        ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path[:100]}", code=code)
+    )
+
+
+async def client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's status for it; nobody reads it
+
+
+async def unexpected_error(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, "The engine failed on this request; its log says why.", code="engine_error"))
+
+
+def main() -> None:
+    """The command line. Exits with 1 and one sentence on stderr if the model cannot be loaded or the port is taken."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.embedded", description="Serve a model folder on this machine."
+    )
+    parser.add_argument("model_dir", metavar="MODEL_DIR")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True, help="0 takes a free port, which is printed")
+    parser.add_argument("--served-model-name", help="default: the folder's name")
+    parser.add_argument("--max-batch-size", type=int, default=8, help="most choices in a batch, and the largest n")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="auto: float32 on a CPU, the folder's own on a GPU",
+    )
+    options = parser.parse_args()
+    if options.max_batch_size < 1:
+        parser.error("--max-batch-size must be at least 1")
+    try:
+        folder = ModelFolder.open(options.model_dir)
+        listener = socket.create_server((options.host, options.port))
+    except ModelFolderError as error:
+        sys.exit(f"Error: {error}")
+    except (OSError, OverflowError) as error:
+        sys.exit(f"Error: cannot listen on {options.host}:{options.port}: {error}.")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Torch's threads otherwise spin while they wait for work and take the cores from the gateway and other processes:
+    # on 2 busy cores, waiting passively answered 3 to 6 times as many requests/s.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    service = Service(
+        folder,
+        options.served_model_name or folder.name,
+        max_batch_size=options.max_batch_size,
+        dtype=options.dtype,
+        key=os.environ.get("LENSMITH_ENGINE_KEY", ""),
+    )
+    config = uvicorn.Config(
+        service.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
+    )
+    service.server = uvicorn.Server(config)
+    print(f"Listening on http://{options.host}:{listener.getsockname()[1]}", flush=True)
+    service.server.run(sockets=[listener])
+    if service.failure is not None:
+        sys.stderr.write(f"Error: {service.failure}\n")
+    # Not sys.exit: a thread may still be inside torch, and the interpreter would wait for it or crash on its way out.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if service.failure else 0)
