@@ -62,13 +62,17 @@ class Admission:
         if not self.waiting and self.running + ticket.weight <= self.slots:
             self._start(ticket)
             return ticket
-        if self.waiting >= self.max_waiting:
+        if self.full:
             raise Refused("queue_full", self.retry_after())
         if self._service is not None and self._expected_wait(self._service) > patience:
             raise Refused("queue_timeout", self.retry_after())
         self._queues.setdefault(tenant, deque()).append(ticket)
         self.waiting += 1
         return ticket
+
+    @property
+    def full(self) -> bool:
+        return self.waiting >= self.max_waiting
 
     def leave(self, ticket: Ticket, served: bool = True) -> list[Ticket]:
         """The request is over, or gave up waiting: the tickets that run now because of it.

@@ -20,20 +20,21 @@ from gateway.chat import PATH as CHAT_PATH
 from gateway.chat import ChatCompletions, Gateway
 from gateway.engine import Engine
 from gateway.errors import ApiError
+from gateway.image_pool import PixelBudget
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.upstream import new_session
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application in front of `engine`, which it starts and stops with itself."""
+def create_app(engine: Engine, settings: Settings, budget: PixelBudget) -> FastAPI:
+    """The application in front of `engine`, which it starts and stops with itself; `budget` is its model's."""
     metrics = Metrics()
     created = int(time.time())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with new_session(settings.engine_timeout) as session:
-            gateway = Gateway(engine, settings, metrics, session)
+            gateway = Gateway(engine, settings, budget, metrics, session)
             # First, because routes are tried in turn. An ASGI endpoint: it watches for the client's disconnect itself.
             app.router.routes.insert(0, Route(f"/{CHAT_PATH}", ChatCompletions(gateway), methods=["POST"]))
             await engine.start(metrics)
@@ -42,6 +43,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
                 yield
             finally:
                 lag.cancel()
+                await gateway.pool.close()
                 await engine.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)

@@ -17,6 +17,7 @@ from gateway.admission import Admission
 from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
 from gateway.engine import Engine
 from gateway.errors import ApiError
+from gateway.image_pool import ImagePool, PixelBudget, settle_images
 from gateway.images import ImageHeader, check_images
 from gateway.metrics import Metrics
 from gateway.relay import Relay, usage_of
@@ -42,8 +43,12 @@ MAX_TIMEOUT = 86_400.0
 class Gateway:
     """What the routes share."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, budget: PixelBudget, metrics: Metrics, session: aiohttp.ClientSession
+    ) -> None:
         self.engine = engine
+        self.budget = budget
+        self.pool = ImagePool(settings.image_workers, settings.max_image_pixels, settings.image_seconds)
         self.settings = settings
         self.metrics = metrics
         self.session = session
@@ -111,19 +116,12 @@ class ChatCompletions:
         call.received = call.since()
         request = self._check(call, body)
         del body
-        if request.stream:
-            # To count tokens; the relay takes the usage out again if the client didn't ask for it.
-            options = request.body.get("stream_options") or {}
-            request.body["stream_options"] = {**options, "include_usage": True}
-        # Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
-        payload = orjson.dumps(request.body)
-        request.body.clear()
         if seconds is None:
-            await self._call(call, request, payload, settings.queue_timeout, receive, send)
+            await self._call(call, request, settings.queue_timeout, receive, send)
             return
         late = Deadline(seconds)
         try:
-            await self._call(call, request, payload, min(settings.queue_timeout, seconds), receive, send)
+            await self._call(call, request, min(settings.queue_timeout, seconds), receive, send)
         except asyncio.CancelledError:
             if not late.passed:
                 raise
@@ -133,12 +131,13 @@ class ChatCompletions:
         finally:
             late.stop()
 
-    async def _call(
-        self, call: Call, request: ChatRequest, payload: bytes, patience: float, receive: Receive, send: Send
-    ) -> None:
-        """Wait for a place at the engine, hand the request over and its answer back."""
+    async def _call(self, call: Call, request: ChatRequest, patience: float, receive: Receive, send: Send) -> None:
+        """Prepare the images, wait for a place at the engine, hand the request over and its answer back."""
         gateway = self._gateway
         async with UntilDisconnect(receive) as watch:
+            if request.images:
+                await self._settle_images(call, request)
+            payload = _payload(request)
             slot = await gateway.slots.take("", request.answers, patience)
             try:
                 call.called = call.since()
@@ -156,6 +155,12 @@ class ChatCompletions:
                         await respond(send, 200, answer, [JSON_TYPE])
             finally:
                 slot.release()
+
+    async def _settle_images(self, call: Call, request: ChatRequest) -> None:
+        gateway, started = self._gateway, call.since()
+        gateway.slots.check()  # decode nothing for a request that would be refused
+        if await settle_images(request.images, call.images, gateway.budget, gateway.pool):
+            gateway.metrics.image_seconds.observe(call.since() - started)
 
     def _check(self, call: Call, body: bytes) -> ChatRequest:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
@@ -286,6 +291,21 @@ class KeepAlive:
     async def _ping(self) -> None:
         await start_stream(self._call, self._send)
         await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+
+def _payload(request: ChatRequest) -> bytes:
+    """What the engine gets.
+
+    Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
+    """
+    if request.stream:
+        # To count tokens; the relay takes the usage out again if the client didn't ask for it.
+        options = request.body.get("stream_options") or {}
+        request.body["stream_options"] = {**options, "include_usage": True}
+    payload = orjson.dumps(request.body)
+    request.body.clear()  # the images are held once, not twice, while the request waits
+    request.images.clear()
+    return payload
 
 
 async def start_stream(call: Call, send: Send) -> None:

@@ -17,6 +17,7 @@ from yarl import URL
 
 from gateway.engine import Engine, EngineUnreachable, RemoteEngine, fetch_models
 from gateway.engines import LAUNCHED, EngineSpec
+from gateway.image_pool import PixelBudget
 from gateway.server import bind, run
 from gateway.settings import Settings
 from gateway.supervisor import LocalEngine
@@ -65,6 +66,7 @@ def serve(
     bound = bind(host, port)
     with bound:
         chosen: Engine
+        budget = PixelBudget(most=settings.image_pixels)
         if engine is not None and engine.startswith(("http://", "https://")):
             if model_dir is not None:
                 raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
@@ -74,8 +76,9 @@ def serve(
         else:
             spec = choose(engine)
             folder = open_folder(model_dir)
-            chosen = LocalEngine(spec, folder.path.resolve(), model_name or folder.name)
-        run(chosen, settings, bound)
+            budget = pixel_budget(folder, settings)
+            chosen = LocalEngine(spec, folder.path, model_name or folder.name)
+        run(chosen, settings, budget, bound)
 
 
 def open_folder(path: Path) -> ModelFolder:
@@ -84,6 +87,13 @@ def open_folder(path: Path) -> ModelFolder:
         return ModelFolder.open(path)
     except ModelFolderError as error:
         raise click.ClickException(str(error)) from None
+
+
+def pixel_budget(folder: ModelFolder, settings: Settings) -> PixelBudget:
+    """What the folder's image processor makes of an image, and no more pixels than the settings allow."""
+    least, most = folder.image_pixel_limits
+    limits = [limit for limit in (most, settings.image_pixels) if limit]
+    return PixelBudget(folder.patch_size * folder.merge_size or 1, least, min(limits, default=0))
 
 
 def choose(engine: str | None) -> EngineSpec:

@@ -11,8 +11,9 @@ import binascii
 import re
 import struct
 from dataclasses import dataclass
+from typing import Any
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, bad_request
 from gateway.settings import Settings
 
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -24,15 +25,35 @@ DATA_URI = re.compile(r"data:([^;,\s]{1,64})((?:;[^;,\s]{1,64})*),", re.IGNORECA
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says about itself: sizes in pixels."""
+    """What a file says about itself: sizes in pixels.
+
+    `plain`: 8-bit grey or RGB, upright, one frame, nothing transparent, so that every engine sees the same picture.
+    """
 
     format: str
     width: int
     height: int
+    plain: bool = True
 
     @property
     def pixels(self) -> int:
         return self.width * self.height
+
+
+@dataclass
+class ImagePart:
+    """An `image_url` part of a request: where it stands, and its `image_url` object."""
+
+    where: str
+    image: dict[str, Any]
+
+    @property
+    def url(self) -> str:
+        url: str = self.image["url"]
+        return url
+
+    def refused(self, error: BadImage) -> ApiError:
+        return bad_request(f"The image at {self.where} {error}.", self.where, "invalid_image")
 
 
 class BadImage(Exception):
@@ -43,6 +64,7 @@ class BadImage(Exception):
 # a hostile file from costing more than an honest one.
 TAIL = 8192
 MAX_SEGMENTS = 1000
+EXIF_LIMIT = 4096  # bytes of an Exif block; the orientation stands among its first entries
 
 
 class Base64File:
@@ -99,8 +121,9 @@ def _png(head: bytes) -> ImageHeader:
     # https://www.w3.org/TR/png-3/#5DataRep: the signature, then IHDR first: length, type, width, height.
     if head[12:16] != b"IHDR":
         raise BadImage("is a PNG file with a broken header")
-    width, height = struct.unpack(">II", head[16:24])
-    return ImageHeader("PNG", width, height)
+    width, height, depth, color = struct.unpack(">IIBB", head[16:26])
+    plain = depth == 8 and color in (0, 2)  # grey and RGB; the others have a palette or an alpha channel
+    return ImageHeader("PNG", width, height, plain)
 
 
 # Start-of-frame markers (ITU-T T.81 table B.1), without DHT (C4), JPG (C8) and DAC (CC), which share the range.
@@ -108,7 +131,7 @@ SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg(file: Base64File) -> ImageHeader:
-    at = 2
+    at, orientation = 2, 1
     for _ in range(MAX_SEGMENTS):
         mark, marker, length = struct.unpack(">BBH", file.read(at, at + 4))
         if mark != 0xFF:
@@ -116,13 +139,34 @@ def _jpeg(file: Base64File) -> ImageHeader:
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker in SOF:
-            height, width = struct.unpack(">HH", file.read(at + 5, at + 9))
-            return ImageHeader("JPEG", width, height)
+            depth, height, width, components = struct.unpack(">BHHB", file.read(at + 4, at + 10))
+            plain = depth == 8 and components in (1, 3) and orientation == 1
+            return ImageHeader("JPEG", width, height, plain)
         elif marker in (0xD9, 0xDA):  # the picture ends or its data starts before any frame header
             break
         else:
+            if marker == 0xE1 and orientation == 1:
+                orientation = _orientation(file.read(at + 4, at + 2 + min(length, EXIF_LIMIT)))
             at += 2 + length
     raise BadImage("is a JPEG file with a broken header")
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in a JPEG's APP1 segment: 1 to 8 (Exif 2.32 section 4.6.4), 1 if there is none."""
+    if not exif.startswith(b"Exif\0\0"):
+        return 1
+    tiff = exif[6:]
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, start)
+        for at in range(start + 2, start + 2 + 12 * min(entries, MAX_SEGMENTS), 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, at)
+            if tag == 0x0112 and kind == 3 and 1 <= value <= 8:
+                return int(value)
+    except struct.error:
+        pass  # a broken block: viewers ignore it too
+    return 1
 
 
 def _webp(head: bytes) -> ImageHeader:
@@ -130,20 +174,23 @@ def _webp(head: bytes) -> ImageHeader:
     kind = head[12:16]
     if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
         width, height = (side & 0x3FFF for side in struct.unpack("<HH", head[26:30]))
+        plain = True
     elif kind == b"VP8L" and head[20] == 0x2F:
         bits = struct.unpack("<I", head[21:25])[0]
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        plain = not bits >> 28 & 1  # may have transparent pixels
     elif kind == b"VP8X" and len(head) == 30:
         width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        plain = not head[20] & 0b0001_1010  # alpha, Exif, animation
     else:
         raise BadImage("is a WebP file with a broken header")
-    return ImageHeader("WebP", width, height)
+    return ImageHeader("WebP", width, height, plain)
 
 
 def _gif(head: bytes) -> ImageHeader:
     # https://www.w3.org/Graphics/GIF/spec-gif89a.txt: signature, then the logical screen's width and height.
     width, height = struct.unpack("<HH", head[6:10])
-    return ImageHeader("GIF", width, height)
+    return ImageHeader("GIF", width, height, plain=False)
 
 
 def check_image(uri: str, settings: Settings) -> ImageHeader:
@@ -176,30 +223,23 @@ def check_image(uri: str, settings: Settings) -> ImageHeader:
     return header
 
 
-def check_images(parts: list[tuple[str, str]], settings: Settings) -> list[ImageHeader]:
-    """The headers of all images of a request, given as (where, URI) pairs.
-
-    Raises ApiError 400 that names the part (`messages[0].content[1]`).
-    """
+def check_images(parts: list[ImagePart], settings: Settings) -> list[ImageHeader]:
+    """The headers of all images of a request. Raises ApiError 400 that names the part (`messages[0].content[1]`)."""
     if len(parts) > settings.max_images:
-        raise ApiError(
-            400,
-            f"The request has {len(parts)} images; the limit is {settings.max_images}.",
-            code="too_many_images",
-            param="messages",
+        raise bad_request(
+            f"The request has {len(parts)} images; the limit is {settings.max_images}.", "messages", "too_many_images"
         )
     headers: list[ImageHeader] = []
-    for where, uri in parts:
+    for part in parts:
         try:
-            headers.append(check_image(uri, settings))
+            headers.append(check_image(part.url, settings))
         except BadImage as error:
-            raise ApiError(400, f"The image at {where} {error}.", code="invalid_image", param=where) from None
+            raise part.refused(error) from None
     pixels = sum(header.pixels for header in headers)
     if pixels > settings.max_request_pixels:
-        raise ApiError(
-            400,
+        raise bad_request(
             f"The images have {pixels} pixels together; the limit is {settings.max_request_pixels} pixels a request.",
-            code="invalid_image",
-            param="messages",
+            "messages",
+            "invalid_image",
         )
     return headers

@@ -63,6 +63,9 @@ class Metrics:
         )
         self.images = histogram("lensmith_images_per_request", "Images in a request.", IMAGES)
         self.image_pixels = histogram("lensmith_image_pixels", "Pixels of an image as it came.", PIXELS)
+        self.image_seconds = histogram(
+            "lensmith_image_decode_seconds", "To decode and write anew the images of a request that needed it.", SECONDS
+        )
         self.prompt_tokens = counter("lensmith_prompt_tokens_total", "Prompt tokens, as the engine counts.", "model")
         self.generation_tokens = counter(
             "lensmith_generation_tokens_total", "Generated tokens, as the engine counts.", "model"

@@ -14,6 +14,7 @@ import orjson
 
 from gateway.engines import HARMLESS, NOWHERE, EngineSpec
 from gateway.errors import ApiError, bad_request
+from gateway.images import ImagePart
 
 Object = dict[str, Any]
 
@@ -25,14 +26,14 @@ MAX_TOOLS = 128
 
 @dataclass
 class ChatRequest:
-    """A checked request. `body` is what the engine gets; `images` are (where, data URI) pairs in the prompt's order."""
+    """A checked request. `body` is what the engine gets; `images` stand in the prompt's order."""
 
     body: Object
     model: str
     stream: bool
     include_usage: bool
     answers: int  # n
-    images: list[tuple[str, str]]
+    images: list[ImagePart]
 
 
 def parse_json(raw: bytes) -> Object:
@@ -208,11 +209,11 @@ def _refuse(body: Object, spec: EngineSpec) -> None:
                 raise bad_request(f"'{field}' cannot be honoured: {why}.", field, "unsupported_parameter")
 
 
-def _check_messages(messages: Any, spec: EngineSpec) -> list[tuple[str, str]]:
+def _check_messages(messages: Any, spec: EngineSpec) -> list[ImagePart]:
     """Check the messages, settle roles the engine doesn't know, and return the images."""
     if not isinstance(messages, list) or not messages:
         raise missing("messages", "a list of at least one message")
-    images: list[tuple[str, str]] = []
+    images: list[ImagePart] = []
     for at, message in enumerate(messages):
         where = f"messages[{at}]"
         if not isinstance(message, dict):
@@ -233,7 +234,7 @@ def _check_messages(messages: Any, spec: EngineSpec) -> list[tuple[str, str]]:
     return images
 
 
-def _check_part(where: str, part: Any, images: list[tuple[str, str]]) -> None:
+def _check_part(where: str, part: Any, images: list[ImagePart]) -> None:
     form = part.get("type") if isinstance(part, dict) else None
     if form == "text":
         if not isinstance(part.get("text"), str):
@@ -246,7 +247,7 @@ def _check_part(where: str, part: Any, images: list[tuple[str, str]]) -> None:
             )
         if image.get("detail") not in (None, "auto", "low", "high"):
             raise bad_request(f"'{where}.image_url.detail' must be auto, low or high.", f"{where}.image_url.detail")
-        images.append((where, image["url"]))
+        images.append(ImagePart(where, image))
     elif form == "refusal" and isinstance(part.get("refusal"), str):
         pass
     else:

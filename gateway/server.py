@@ -14,6 +14,7 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.engine import Engine
+from gateway.image_pool import PixelBudget
 from gateway.settings import Settings
 from gateway.supervisor import LocalEngine
 
@@ -37,14 +38,14 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(engine: Engine, settings: Settings, bound: socket.socket) -> None:
+def run(engine: Engine, settings: Settings, budget: PixelBudget, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests end and stop the engine.
 
     Raises ClickException when the engine never became ready.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(engine, settings),
+        create_app(engine, settings, budget),
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -15,6 +15,11 @@ class Slots:
         self._metrics = metrics
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
+    def check(self) -> None:
+        """Raises ApiError 503 if the queue is full now, before work is done for a request that `take` would refuse."""
+        if self._admission.full:
+            raise overloaded(Refused("queue_full", self._admission.retry_after()))
+
     async def take(self, tenant: str, weight: int, patience: float) -> Slot:
         """Wait for a slot for at most `patience` seconds. Raises ApiError 503 with a Retry-After."""
         try:

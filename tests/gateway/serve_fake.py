@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from gateway.engines import EngineSpec
+from gateway.image_pool import PixelBudget
 from gateway.server import bind, run
 from gateway.settings import Settings
 from gateway.supervisor import LocalEngine, Timing
@@ -20,7 +21,7 @@ def main() -> None:
         environment={"LENSMITH_ENGINE_KEY": "{key}"},
     )
     engine = LocalEngine(spec, Path("/nowhere"), "fake", Timing(**json.loads(timing)))
-    run(engine, Settings(), bind("127.0.0.1", int(port)))
+    run(engine, Settings(), PixelBudget(), bind("127.0.0.1", int(port)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ MODES = {
     "WEBP": ["RGB", "RGBA"],
     "GIF": ["P", "L"],
 }
+PLAIN = {("PNG", "L"), ("PNG", "RGB"), ("JPEG", "L"), ("JPEG", "RGB"), ("WEBP", "RGB")}
 NAMES = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "GIF": "GIF"}
 
 
@@ -28,6 +29,10 @@ def made(format: str, mode: str, size: tuple[int, int], **options: object) -> by
     file = io.BytesIO()
     Image.new(mode, size).save(file, format, **options)
     return file.getvalue()
+
+
+def sizes(header: ImageHeader) -> tuple[str, int, int]:
+    return header.format, header.width, header.height
 
 
 def read(data: bytes) -> ImageHeader:
@@ -38,7 +43,8 @@ def read(data: bytes) -> ImageHeader:
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (641, 480)])
 def test_every_kind_of_file_is_read_as_pillow_reads_it(format: str, mode: str, size: tuple[int, int]) -> None:
     data = made(format, mode, size)
-    assert read(data) == ImageHeader(NAMES[format], *size)
+    plain = (format, mode) in PLAIN
+    assert read(data) == ImageHeader(NAMES[format], *size, plain)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_long_and_tricky_metadata(format: str, options: dict) -> None:
     noise = Image.effect_noise((300, 500), 90).convert("RGB")
     file = io.BytesIO()
     noise.save(file, format, **options)
-    assert read(file.getvalue()) == ImageHeader(NAMES[format], 300, 500)
+    assert sizes(read(file.getvalue())) == (NAMES[format], 300, 500)
 
 
 def test_animations_have_the_size_of_their_canvas() -> None:
@@ -66,7 +72,7 @@ def test_animations_have_the_size_of_their_canvas() -> None:
         file = io.BytesIO()
         frames[0].save(file, format, save_all=True, append_images=frames[1:], duration=10)
         assert sum(1 for _ in ImageSequence.Iterator(Image.open(file))) == 3
-        assert read(file.getvalue()) == ImageHeader(NAMES[format], 50, 20)
+        assert sizes(read(file.getvalue())) == (NAMES[format], 50, 20)
 
 
 @pytest.mark.parametrize("format", list(MODES))

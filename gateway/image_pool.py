@@ -1,0 +1,140 @@
+"""The worker processes that decode images, and what is to become of an image."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import struct
+import sys
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.images import BadImage, ImageHeader, ImagePart
+
+# Pixels for `"detail": "low"`, as OpenAI's: 512 x 512.
+LOW_DETAIL = 512 * 512
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """What a model's processor makes of an image: sides in multiples of `factor`, from `least` to `most` pixels.
+
+    `most` is 0 where the model doesn't say and nobody limited it.
+    """
+
+    factor: int = 1
+    least: int = 0
+    most: int = 0
+
+    def target(self, header: ImageHeader, detail: str | None) -> tuple[int, int] | None:
+        """The (width, height) to give an image before it is turned upright; None if it can stay as it is.
+
+        The sides are the processor's own choice, so that it has nothing left to do: `smart_resize` of transformers,
+        image_processing_qwen2_vl.py.
+        """
+        width, height = header.width, header.height
+        most = self.most
+        if detail == "low":
+            most = max(min(most or LOW_DETAIL, LOW_DETAIL), self.least)
+        if header.plain and min(width, height) >= self.factor and (most == 0 or width * height <= most):
+            return None
+        factor = self.factor
+        sides = [max(factor, round(side / factor) * factor) for side in (width, height)]
+        if most and sides[0] * sides[1] > most:
+            scale = math.sqrt(width * height / most)
+            sides = [max(factor, math.floor(side / scale / factor) * factor) for side in (width, height)]
+        elif sides[0] * sides[1] < self.least:
+            scale = math.sqrt(self.least / (width * height))
+            sides = [math.ceil(side * scale / factor) * factor for side in (width, height)]
+        return sides[0], sides[1]
+
+
+class ImagePool:
+    """Up to `workers` processes, started when first needed. One that dies or is too slow fails its own image only."""
+
+    def __init__(self, workers: int, max_pixels: int, seconds: float) -> None:
+        self._max_pixels = max_pixels
+        self._seconds = seconds
+        self._idle: asyncio.LifoQueue[asyncio.subprocess.Process | None] = asyncio.LifoQueue()
+        for _ in range(workers):
+            self._idle.put_nowait(None)
+        self._workers = workers
+
+    async def convert(self, base64_text: str, header: ImageHeader, size: tuple[int, int]) -> str:
+        """The `data:` URI of the image as plain RGB of `size` pixels. Raises BadImage."""
+        worker = await self._idle.get()
+        try:
+            if worker is None or worker.returncode is not None:
+                worker = await self._start()
+            status, answer = await asyncio.wait_for(_ask(worker, base64_text, header, size), self._seconds)
+        except asyncio.TimeoutError:
+            _end(worker)
+            worker = None
+            raise BadImage(f"could not be decoded within {self._seconds:g} s") from None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            _end(worker)
+            worker = None
+            raise BadImage("could not be decoded") from None
+        except BaseException:
+            # The client went: what its worker is doing is of no use to anybody.
+            _end(worker)
+            worker = None
+            raise
+        finally:
+            self._idle.put_nowait(worker)
+        if status != b"+":
+            raise BadImage(answer.decode())
+        return answer.decode("ascii")
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway.image_worker", str(self._max_pixels)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the gateway; a worker ends when its standard input does
+        )
+
+    async def close(self) -> None:
+        for _ in range(self._workers):
+            _end(await self._idle.get())
+
+
+def _end(worker: asyncio.subprocess.Process | None) -> None:
+    if worker is not None and worker.returncode is None:
+        worker.kill()
+
+
+async def _ask(
+    worker: asyncio.subprocess.Process, base64_text: str, header: ImageHeader, size: tuple[int, int]
+) -> tuple[bytes, bytes]:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    job = orjson.dumps({"expected": (header.width, header.height), "size": size})
+    text = base64_text.encode("ascii")
+    worker.stdin.write(struct.pack(">I", len(job)) + job + struct.pack(">I", len(text)))
+    worker.stdin.write(text)
+    await worker.stdin.drain()
+    status = await worker.stdout.readexactly(1)
+    (length,) = struct.unpack(">I", await worker.stdout.readexactly(4))
+    return status, await worker.stdout.readexactly(length)
+
+
+async def settle_images(
+    parts: list[ImagePart], headers: list[ImageHeader], budget: PixelBudget, pool: ImagePool
+) -> int:
+    """Replace every image that engines would read differently, or that is larger than the model looks at: how many.
+
+    Raises ApiError 400 that names the part.
+    """
+    changed = 0
+    for part, header in zip(parts, headers, strict=True):
+        size = budget.target(header, part.image.get("detail"))
+        if size is None:
+            continue
+        try:
+            part.image["url"] = await pool.convert(part.url[part.url.index(",") + 1 :], header, size)
+        except BadImage as error:
+            raise part.refused(error) from None
+        changed += 1
+    return changed
