@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.batches import Batch, collate
+from finetune.batches import Batch, collate_prompts
 from finetune.features import FrozenFeatures
 from finetune.model import hidden_states
 from finetune.template import Encoded
@@ -41,7 +41,7 @@ def _greedy(
 ) -> list[list[int]]:
     from transformers import DynamicCache
 
-    batch = collate(prompts, device, left=True)
+    batch = collate_prompts(prompts, device)
     cache = DynamicCache()
     states = hidden_states(model, batch, features.get(batch.images), cache)[:, -1]
     position = torch.tensor([int(prompt.positions.max()) + 1 for prompt in prompts], device=device)
@@ -66,7 +66,7 @@ def _greedy(
             attended = torch.cat([attended, attended.new_ones(len(tokens), 1)], dim=1)
         positions = position.expand(4, 1, -1).transpose(1, 2).clone()  # [4, B, 1]
         positions[0] = length
-        step = Batch(tokens[:, None], positions, tokens[:, None] > 0, attended, [], [])
+        step = Batch(tokens[:, None], positions, attended, [])
         states = hidden_states(model, step, None, cache)[:, -1]
         position, length = position + 1, length + 1
     return answers

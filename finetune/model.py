@@ -86,8 +86,8 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
 
 
 @contextmanager
-def _peft_warnings_off() -> Iterator[None]:
-    """PEFT asks transformers 5 for gradient checkpointing by a name that it is about to drop."""
+def old_names_allowed() -> Iterator[None]:
+    """transformers 5 warns of names that it will drop; PEFT and transformers 4.57 know no others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
@@ -95,7 +95,9 @@ def _peft_warnings_off() -> Iterator[None]:
 
 def four_bit_layers(model: Any) -> list[str]:
     """Names of the layers whose weights are in 4 bits."""
-    return [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+    from bitsandbytes.nn import Linear4bit
+
+    return [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
 
 
 def add_adapters(model: Any, recipe: Recipe) -> Any:
@@ -121,7 +123,7 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(recipe.seed)
-    with _peft_warnings_off():
+    with old_names_allowed():
         return get_peft_model(model, config)
 
 
@@ -134,7 +136,7 @@ def load_adapter(model: Any, path: str | Path) -> Any:
         if not (path / name).is_file():
             raise FinetuneError(f"adapter_name_or_path: {path} has no {name}; give the folder of a trained adapter.")
     try:
-        with _peft_warnings_off():
+        with old_names_allowed():
             return PeftModel.from_pretrained(model, path, is_trainable=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         message = str(error).splitlines()[0][:200]
@@ -181,7 +183,5 @@ def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | N
 
 def label_loss(model: Any, batch: Batch, features: Any | None) -> Any:
     """The summed cross entropy (float32) of the batch's label tokens; logits exist only at those positions."""
-    states = hidden_states(model, batch, features)
-    before = batch.learnt[:, 1:]
-    logits = model.lm_head(states[:, :-1][before]).float()
-    return torch.nn.functional.cross_entropy(logits, batch.ids[:, 1:][before], reduction="sum")
+    logits = model.lm_head(hidden_states(model, batch, features)[batch.labelled]).float()
+    return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from finetune import checkpoint as checkpoints
-from finetune.batches import collate, epoch_batches
+from finetune.batches import collate_train, epoch_batches
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
 from finetune.images import ImageBank, pixel_limits
@@ -33,6 +33,7 @@ from finetune.model import (
     four_bit_layers,
     label_loss,
     load_base,
+    old_names_allowed,
     open_base,
     pick_device,
     pick_dtype,
@@ -102,8 +103,8 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
         raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}: raise it, or shrink the images.")
 
     base = load_base(folder, recipe, device, dtype)
-    quantised = len(four_bit_layers(base))
-    if recipe.quantization_bit == 4:
+    quantised = len(four_bit_layers(base)) if recipe.quantization_bit == 4 else 0
+    if quantised:
         console.print(f"4-bit layers: {quantised} (NF4{', double quantised' * recipe.double_quantization}); "
                       "the vision tower and the projector stay as they are.", highlight=False)  # fmt: skip
     model = add_adapters(base, recipe)
@@ -111,7 +112,8 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     if keep_activations is None:
         keep_activations = device.type == "cpu"
     if not keep_activations:
-        base.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        with old_names_allowed():
+            base.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = [p for p in model.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in parameters)
     console.print(f"{len(rows)} rows, {len(bank.paths)} images; {trainable:,} trainable parameters.", highlight=False)
@@ -172,8 +174,8 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     with _stop_on_signals() as stopped, _progress(console, recipe) as progress:
         bar = progress.add_task("training", total=total, completed=step, loss=math.nan, lr=0.0, speed=0.0)
         while step < total and not stopped:
-            window = [collate(rows_of_batch, device) for rows_of_batch in next(batches)]
-            tokens = sum(batch.label_tokens for batch in window)
+            window = [collate_train(chosen, device) for chosen in next(batches)]
+            tokens = sum(len(batch.labels) for batch in window)
             lr = learning_rate(recipe, step, total)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from finetune.cli import evaluate, export, train
+from finetune.recipe import Recipe, save_recipe
+
+
+def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    save_recipe(recipe(), path)
+    runner = CliRunner()
+    trained = runner.invoke(train, [str(path), "max_steps=2"])
+    assert trained.exit_code == 0, trained.output
+    assert "2 steps in" in trained.output
+    adapter = f"adapter_name_or_path={tmp_path / 'out'}"
+    scored = runner.invoke(evaluate, [str(path), adapter, f"output_dir={tmp_path / 'scores'}"])
+    assert scored.exit_code == 0, scored.output
+    assert "of 24 answers" in scored.output
+    merged = runner.invoke(export, [str(path), adapter, f"export_dir={tmp_path / 'merged'}"])
+    assert merged.exit_code == 0, merged.output
+    assert "28 weights changed, ||dW|| =" in merged.output
+    assert (tmp_path / "merged/lensmith.json").exists()
+
+
+@pytest.mark.parametrize("command", [train, evaluate, export])
+def test_an_error_is_one_line_and_a_failure(command: object, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model_name_or_path: /nowhere\n")
+    keys = ["dataset=a", "eval_dataset=a", "output_dir=o", "adapter_name_or_path=a", "export_dir=e"]
+    result = CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), *keys])  # type: ignore[arg-type]
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: model_name_or_path: /nowhere does not exist")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shapes_data import ask, write_dataset
+
+from finetune import evaluate as evaluate_module
+from finetune.errors import FinetuneError
+from finetune.evaluate import evaluate
+from finetune.recipe import Recipe
+from finetune.scores import exact_match
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def predictions(tmp_path: Path) -> list[dict[str, str]]:
+    lines = (tmp_path / "out/generated_predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def reference_answers(recipe: Recipe) -> list[str]:
+    """transformers' own generate, one row at a time."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from finetune.images import decode, pixel_limits
+    from finetune.model import open_base
+    from finetune.processor import load_processor
+    from finetune.rows import load_rows
+
+    folder = open_base(recipe)
+    processor = load_processor(folder, pixel_limits(folder, recipe))
+    model = AutoModelForImageTextToText.from_pretrained(folder.path, dtype=torch.float32)
+    answers = []
+    for row in load_rows("shapes", recipe).rows:
+        text = processor.apply_chat_template(row.messages[:-1], tokenize=False, add_generation_prompt=True)
+        images = [decode(path) for path in row.images] or None
+        inputs = processor(text=[text], images=images, return_tensors="pt")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=recipe.max_new_tokens)
+        answers.append(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def test_answers_are_those_of_transformers_generate(recipe: MakeRecipe, dataset: Path, tmp_path: Path) -> None:
+    """Prompts of many lengths in padded batches, with one, two and no images."""
+    rows = [ask("what color is the shape?", "red", n) for n in range(4)]
+    rows += [ask("describe the image.", "a shape", n, n + 1) for n in range(3)] + [ask("hello", "hi")]
+    write_dataset(dataset, rows)
+    made = recipe(max_new_tokens=12, per_device_eval_batch_size=3)
+    result = evaluate(made)
+    assert [record["predict"] for record in predictions(tmp_path)] == reference_answers(made)
+    assert result.n == 8
+
+
+def test_predictions_are_in_order_and_scored(recipe: MakeRecipe, tmp_path: Path) -> None:
+    result = evaluate(recipe(per_device_eval_batch_size=5))
+    found = predictions(tmp_path)
+    assert [record["index"] for record in found] == list(range(24))
+    assert found[0]["prompt"] == "<image>what color is the shape?"
+    assert [record["label"] for record in found[:3]] == ["red", "yes", "a red rectangle"]
+    assert result.exact_match == exact_match([r["predict"] for r in found], [r["label"] for r in found])
+    assert json.loads((tmp_path / "out/predict_results.json").read_text())["n"] == 24
+
+
+def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = evaluate_module.greedy, []
+
+    def greedy(model, prompts, *rest):  # type: ignore[no-untyped-def]
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        asked.extend(prompts)
+        return real(model, prompts, *rest)
+
+    monkeypatch.setattr(evaluate_module, "greedy", greedy)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(recipe(per_device_eval_batch_size=5))
+    partial = tmp_path / "out/.generated_predictions.jsonl.partial"
+    with partial.open("a") as file:
+        file.write('{"index": 3, "pre')  # killed while writing
+    asked.clear()
+    asked.append(None)
+    evaluate(recipe(per_device_eval_batch_size=5))
+    assert len(asked) == 1 + 14
+    resumed = predictions(tmp_path)
+    monkeypatch.undo()
+    evaluate(recipe(per_device_eval_batch_size=5, overwrite_output_dir=True))
+    assert resumed == predictions(tmp_path)
+
+
+def test_other_settings_do_not_reuse_answers(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module._Predictions, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(recipe(max_new_tokens=8))
+    evaluate(recipe(max_new_tokens=1))
+    assert all(len(record["predict"].split()) <= 1 for record in predictions(tmp_path))
+
+
+def test_finished_predictions_are_not_overwritten_unasked(recipe: MakeRecipe) -> None:
+    evaluate(recipe())
+    with pytest.raises(FinetuneError, match="exists; set overwrite_output_dir: true"):
+        evaluate(recipe())
+
+
+def test_a_prompt_over_the_limit_is_named(recipe: MakeRecipe) -> None:
+    with pytest.raises(FinetuneError, match=r"shapes.json, row \d+: the prompt has \d+ tokens, over cutoff_len 20"):
+        evaluate(recipe(cutoff_len=20))
+
+
+def test_a_missing_adapter_is_named(recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError, match=r"has no adapter_config.json"):
+        evaluate(recipe(adapter_name_or_path=str(tmp_path)))
+
+
+def test_exact_match_forgives_case_and_spaces_only() -> None:
+    assert exact_match(["Red ", "red.", "STRASSE", ""], ["red", "red", "straße", ""]) == 0.75
+    assert exact_match([], []) == 0.0

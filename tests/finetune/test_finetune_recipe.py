@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.errors import FinetuneError
+from finetune.recipe import Recipe, load_recipe, make_recipe, save_recipe
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
+    path = write(tmp_path, "model_name_or_path: m\nlora_rank: 4\n")
+    recipe = load_recipe(path, ["lora_rank=16", "learning_rate=1e-3", "fp16=true", "adapter_name_or_path=null"])
+    assert (recipe.lora_rank, recipe.learning_rate, recipe.fp16) == (16, 1e-3, True)
+    assert recipe.alpha == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("model_name_or_path: m\nlora_rnk: 4\n", r"line 2, lora_rnk: unknown key; did you mean lora_rank\?"),
+        ("model_name_or_path: m\nzzz: 4\n", r"line 2, zzz: unknown key; remove it"),
+        ("model_name_or_path: m\npacking: true\n", r"line 2, packing: this LLaMA-Factory key is not supported yet"),
+        ("model_name_or_path: m\nlr_scheduler_type: cosin\n", r"'cosin' is not supported; did you mean cosine\?"),
+        ("model_name_or_path: m\nlora_rank: many\n", r"line 2, lora_rank: .*integer.*'many'"),
+        ("model_name_or_path: m\nlearning_rate: -1\n", r"learning_rate: .*greater than 0.*-1"),
+        ("model_name_or_path: m\nfp16: true\nbf16: true\n", "fp16 and bf16 are both true"),
+        ("model_name_or_path: m\nseed: 1\nseed: 2\n", "line 3, seed: this key is already set above"),
+        ("lora_rank: 4\n", "model_name_or_path: the recipe lacks this key"),
+        ("- a\n- b\n", "list of `key: value` lines"),
+        ("a: [\n", "line 2: not YAML"),
+        ("", "list of `key: value` lines"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(FinetuneError, match=complaint):
+        load_recipe(write(tmp_path, text))
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        load_recipe(write(tmp_path, "model_name_or_path: m\nlora_rnk: 4\nseeed: 1\n"))
+    assert len(caught.value.message.splitlines()) == 2
+
+
+@pytest.mark.parametrize("override", ["lora_rank", "=4", "lora_rank=[", "lora_rnk=3"])
+def test_a_wrong_override_is_explained(tmp_path: Path, override: str) -> None:
+    with pytest.raises(FinetuneError, match=r"key=value|not YAML|did you mean"):
+        load_recipe(write(tmp_path, "model_name_or_path: m\n"), [override])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FinetuneError, match=r"nowhere\.yaml does not exist"):
+        load_recipe("nowhere.yaml")
+
+
+def test_the_old_name_of_bitsandbytes_means_bnb() -> None:
+    assert make_recipe({"model_name_or_path": "m", "quantization_method": "bitsandbytes"}).quantization_method == "bnb"
+
+
+def test_the_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
+    recipe = make_recipe({"model_name_or_path": "m", "quantization_bit": 4, "warmup_ratio": 0.1})
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text()).keys() == Recipe.model_fields.keys()
+
+
+def test_every_key_is_described() -> None:
+    assert all(field.description for field in Recipe.model_fields.values())

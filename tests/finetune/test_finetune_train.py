@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shapes_data import ask, write_dataset
+
+from finetune import train as train_module
+from finetune.batches import collate_train
+from finetune.errors import FinetuneError
+from finetune.features import FrozenFeatures
+from finetune.images import ImageBank, pixel_limits
+from finetune.model import add_adapters, four_bit_layers, label_loss, load_base, old_names_allowed, open_base
+from finetune.processor import load_processor
+from finetune.recipe import Recipe, save_recipe
+from finetune.rows import load_rows
+from finetune.runlog import read_log
+from finetune.schedule import learning_rate, total_steps
+from finetune.template import ChatEncoder
+from finetune.train import train
+
+MakeRecipe = Callable[..., Recipe]
+CPU = torch.device("cpu")
+QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
+
+
+class Parts:
+    """What `train` sets up, for looking inside one step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        folder = open_base(recipe)
+        self.recipe = recipe
+        limits = pixel_limits(folder, recipe)
+        self.processor, self.bank = load_processor(folder, limits), ImageBank(limits)
+        self.data = load_rows("shapes", recipe)
+        self.rows = ChatEncoder(folder, self.processor, self.bank).encode(self.data.rows)
+        self.base = load_base(folder, recipe, CPU, torch.float32)
+        order = [image for row in self.rows for image in row.images]
+        self.features = FrozenFeatures(self.base, self.bank, self.processor, order)
+        self.model = add_adapters(self.base, recipe)
+
+    def loss(self, *rows: int) -> Any:
+        batch = collate_train([self.rows[row] for row in rows], CPU)
+        return label_loss(self.base, batch, self.features.get(batch.images))
+
+    def gradients(self) -> dict[str, Any]:
+        return {n: p.grad.clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
+
+def adapter(folder: str | Path) -> bytes:
+    return (Path(folder) / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_loss_is_transformers_own(recipe: MakeRecipe) -> None:
+    parts = Parts(recipe())
+    row = parts.data.rows[0]
+    from finetune.images import decode
+
+    images = [decode(path) for path in row.images]
+    text = parts.processor.apply_chat_template(row.messages, tokenize=False)
+    inputs = parts.processor(text=[text], images=images, return_tensors="pt")
+    labels = inputs["input_ids"].clone()
+    labels[0, ~torch.from_numpy(parts.rows[0].learnt)] = -100
+    theirs = parts.base(**inputs, labels=labels).loss
+    ours = parts.loss(0) / int(parts.rows[0].learnt.sum())
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [{}, QLORA, {"use_rslora": True}])
+def test_every_adapter_parameter_learns_and_nothing_else(recipe: MakeRecipe, keys: dict[str, Any]) -> None:
+    parts = Parts(recipe(**keys))
+    names = [name for name, p in parts.model.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 4 * 7
+    assert all("language_model" in name and "lora_" in name for name in names)
+    optimizer = torch.optim.SGD([p for p in parts.model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # B starts at zero, so A's first gradient is zero
+        optimizer.zero_grad()
+        parts.loss(0, 1, 2).backward()
+        found = parts.gradients()
+        optimizer.step()
+    assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in found.values())
+    assert all(p.dtype == torch.float32 for p in parts.model.parameters() if p.requires_grad)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(recipe: MakeRecipe) -> None:
+    parts = Parts(recipe(**QLORA | {"lora_dropout": 0.0}))
+    parts.loss(0, 4, 9).backward()
+    plain = parts.gradients()
+    parts.model.zero_grad()
+    with old_names_allowed():
+        parts.base.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    parts.loss(0, 4, 9).backward()
+    assert all(torch.allclose(plain[n], g, atol=1e-6) for n, g in parts.gradients().items())
+
+
+def test_padding_changes_nothing(recipe: MakeRecipe) -> None:
+    parts = Parts(recipe())
+    together = parts.loss(0, 1, 10, 11)
+    alone = sum(parts.loss(row) for row in (0, 1, 10, 11))
+    assert torch.allclose(together, alone, rtol=1e-5)
+
+
+def test_four_bits_are_the_language_models_alone(recipe: MakeRecipe) -> None:
+    parts = Parts(recipe(quantization_bit=4))
+    names = four_bit_layers(parts.base)
+    assert len(names) == 28
+    assert all("language_model" in name for name in names)
+    assert {p.dtype for p in parts.base.model.visual.parameters()} == {torch.float32}
+
+
+def test_accumulated_batches_are_one_big_batch(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Rows of one to four label tokens, so a mean of means would differ."""
+    keys = {"group_by_length": False, "max_steps": 3}
+    big = train(recipe(**keys, per_device_train_batch_size=8, output_dir=str(tmp_path / "big")))
+    small = train(recipe(**keys, per_device_train_batch_size=2, gradient_accumulation_steps=4))
+    one, other = (
+        load_file(f"{big.output_dir}/adapter_model.safetensors"),
+        load_file(f"{small.output_dir}/adapter_model.safetensors"),
+    )
+    assert one.keys() == other.keys()
+    assert big.samples == small.samples == 24
+    # Adam divides by the gradient's size: the smallest gradients turn rounding into steps.
+    assert all((one[name] - other[name]).abs().max() < 2e-3 for name in one)
+    distance = sum((one[n] - other[n]).square().sum() for n in one) / sum(t.square().sum() for t in one.values())
+    assert distance < 1e-5
+
+
+def test_training_learns_and_leaves_its_records(recipe: MakeRecipe, tmp_path: Path) -> None:
+    result = train(recipe(**QLORA, max_steps=30, plot_loss=True, report_to="tensorboard", save_steps=20))
+    out = tmp_path / "out"
+    log = read_log(out / "trainer_log.jsonl")
+    assert [record["current_steps"] for record in log] == list(range(1, 31))
+    assert log[-1]["loss"] < log[0]["loss"] / 4
+    assert (result.steps, result.samples, result.four_bit_layers, result.interrupted) == (30, 120, 28, None)
+    assert {path.name for path in out.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "checkpoint-20", "checkpoint-30", "environment.json",
+        "recipe.yaml", "runs", "train_results.json", "trainer_log.jsonl", "training_loss.png",
+    }  # fmt: skip
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "runs")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 31))
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
+    assert json.loads((out / "environment.json").read_text())["data_sha256"]
+
+
+def test_the_same_seed_gives_the_same_bytes(recipe: MakeRecipe, tmp_path: Path) -> None:
+    first = train(recipe(**QLORA))
+    again = train(recipe(**QLORA, output_dir=str(tmp_path / "again")))
+    other = train(recipe(**QLORA, output_dir=str(tmp_path / "other"), seed=1))
+    assert adapter(first.output_dir) == adapter(again.output_dir)
+    assert adapter(first.output_dir) != adapter(other.output_dir)
+
+
+def test_ten_steps_are_five_and_five(recipe: MakeRecipe, tmp_path: Path) -> None:
+    keys = {**QLORA, "max_steps": 10, "save_steps": 5, "logging_steps": 4}
+    whole = train(recipe(**keys))
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "out/checkpoint-5", half / "checkpoint-5")
+    shutil.copy(tmp_path / "out/trainer_log.jsonl", half)  # as a killed run leaves it: longer than its checkpoint
+    rest = train(recipe(**keys, output_dir=str(half)))
+    assert rest.samples == whole.samples // 2
+    assert adapter(half) == adapter(whole.output_dir)
+    assert [(r["current_steps"], r["loss"]) for r in read_log(half / "trainer_log.jsonl")] == [
+        (r["current_steps"], r["loss"]) for r in read_log(tmp_path / "out/trainer_log.jsonl")
+    ]
+
+
+SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"
+
+
+def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
+    save_recipe(recipe, path)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while not any(record["current_steps"] >= step for record in read_log(out / "trainer_log.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(recipe: MakeRecipe, tmp_path: Path) -> None:
+    keys = {**QLORA, "max_steps": 40, "save_steps": 3}
+    whole = train(recipe(**keys))
+    killed = recipe(**keys, output_dir=str(tmp_path / "killed"))
+    process = start(killed, tmp_path / "killed.yaml")
+    wait_for_step(process, tmp_path / "killed", 8)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "killed/adapter_model.safetensors").exists()
+    assert train(killed).steps == 40
+    assert adapter(tmp_path / "killed") == adapter(whole.output_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends(recipe: MakeRecipe, tmp_path: Path, number: signal.Signals) -> None:
+    endless = recipe(max_steps=100_000)
+    process = start(endless, tmp_path / "endless.yaml")
+    wait_for_step(process, tmp_path / "out", 3)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in errors
+    (saved,) = (tmp_path / "out").glob("checkpoint-*")
+    assert int(saved.name.rpartition("-")[2]) == read_log(tmp_path / "out/trainer_log.jsonl")[-1]["current_steps"]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(recipe: MakeRecipe) -> None:
+    train(recipe())
+    with pytest.raises(FinetuneError, match=r"made with learning_rate 0.002, now it is 0.1; restore it, or"):
+        train(recipe(learning_rate=0.1))
+
+
+def test_a_broken_checkpoint_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
+    train(recipe())
+    (tmp_path / "out/checkpoint-4/state.pt").write_bytes(b"\x80garbage")
+    with pytest.raises(FinetuneError, match="checkpoint-4 is broken"):
+        train(recipe())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = torch.save, []
+
+    def save(state: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(FinetuneError, match=r"No space left on device.*last good one is .*checkpoint-2"):
+        train(recipe(max_steps=6, save_steps=2))
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "out").glob("*checkpoint*")] == ["checkpoint-2"]
+    assert train(recipe(max_steps=6, save_steps=2)).samples == 16
+
+
+def test_only_the_newest_checkpoints_are_kept(recipe: MakeRecipe, tmp_path: Path) -> None:
+    train(recipe(max_steps=6, save_steps=2, save_total_limit=2))
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_full_output_dir_is_not_overwritten_unasked(recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    with pytest.raises(FinetuneError, match="is not empty; set overwrite_output_dir: true"):
+        train(recipe())
+    train(recipe(overwrite_output_dir=True))
+    assert (tmp_path / "out/thesis.txt").read_text() == "mine"
+
+
+def test_long_rows_are_left_out_whole(recipe: MakeRecipe, dataset: Path) -> None:
+    write_dataset(dataset, [ask("shape " * (100 if n % 4 else 1), "red", 0) for n in range(8)])
+    assert train(recipe(cutoff_len=64)).dropped_rows == 6
+    with pytest.raises(FinetuneError, match="Every row is longer than cutoff_len 10"):
+        train(recipe(cutoff_len=10, overwrite_output_dir=True))
+
+
+def test_a_loss_that_is_not_finite_names_the_rows(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        train_module, "label_loss", lambda model, batch, features: label_loss(model, batch, features) * float("nan")
+    )
+    with pytest.raises(FinetuneError, match=r"3 steps in a row had no finite gradient.*shapes.json, row \d+"):
+        train(recipe())
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"model_name_or_path": "/nowhere"}, "model_name_or_path: /nowhere does not exist"),
+        ({"lora_target": "q_proj,z_proj"}, "no 'z_proj'; it has down_proj"),
+        ({"dataset": None}, "The recipe lacks dataset"),
+        ({"resume_from_checkpoint": True}, "has no checkpoint"),
+        ({"resume_from_checkpoint": "/nowhere"}, "/nowhere is no checkpoint"),
+    ],
+)
+def test_what_cannot_be_trained_is_explained(recipe: MakeRecipe, keys: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(FinetuneError, match=complaint):
+        train(recipe(**keys))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_the_learning_rate_is_transformers_own(recipe: MakeRecipe, kind: str) -> None:
+    from transformers import get_scheduler
+
+    made = recipe(lr_scheduler_type=kind, warmup_ratio=0.1, learning_rate=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(kind, optimizer, num_warmup_steps=2, num_training_steps=20)
+    for step in range(20):
+        assert learning_rate(made, step, 20) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_steps_are_counted_as_transformers_does(recipe: MakeRecipe) -> None:
+    made = recipe(max_steps=-1, num_train_epochs=1.5, gradient_accumulation_steps=4)
+    assert total_steps(made, batches=10) == 5  # ceil(1.5 x 3 steps an epoch)
