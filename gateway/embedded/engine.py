@@ -33,7 +33,7 @@ class Piece:
 
     choice: int
     text: str = ""
-    log_probs: list[TokenLogProb] | None = None
+    log_probs: Sequence[TokenLogProb] = ()
     tokens: int = 0
     finish_reason: str | None = None
     error: bool = False
@@ -50,41 +50,44 @@ class Row:
     max_tokens: int
     top_log_probs: int | None
     pieces: asyncio.Queue[Piece]
+    streamed: bool
     aborted: bool = False
     finish_reason: str | None = None
     tokens: int = 0
     # Log-probabilities of tokens whose text is held back, with the position at which their text begins.
     held: list[tuple[int, TokenLogProb]] = field(default_factory=list)
+    unsent: str = ""
+    log_probs: list[TokenLogProb] = field(default_factory=list)
 
     def accept(self, data: bytes, entry: TokenLogProb | None, *, end: bool) -> Piece | None:
         """Takes the next token: its bytes and log-probabilities; `end` for a token that ends the answer.
 
-        Returns what became ready for the client, if anything. The stop token and tokens inside a stop string count as
-        generated, but have no log-probabilities: those belong to the text.
+        Returns what is ready for the client: of a streamed answer each token that shows, else all of it at its end. The
+        end token and tokens inside a stop string count as generated, but have no log-probabilities: those belong to
+        the text.
         """
         self.tokens += 1
         begins = self.text.decoded
         if end:
-            text, self.finish_reason = self.text.finish(), "stop"
+            self.unsent += self.text.finish()
+            self.finish_reason = "stop"
         else:
-            text = self.text.push(data)
+            self.unsent += self.text.push(data)
             if self.text.stopped:
                 self.finish_reason = "stop"
             elif self.tokens == self.max_tokens:
-                text, self.finish_reason = text + self.text.finish(), "length"
+                self.unsent += self.text.finish()
+                self.finish_reason = "length"
             if entry is not None:
                 self.held.append((begins, entry))
-        ready = None
-        if self.top_log_probs is not None:
-            ready = [entry for begin, entry in self.held if begin < self.text.shown or self._all_shown]
-            self.held = [] if self.finish_reason else self.held[len(ready) :]
-        if not (text or ready or self.finish_reason):
+        all_shown = not self.text.stopped and self.text.decoded == self.text.shown
+        while self.held and (all_shown or self.held[0][0] < self.text.shown):
+            self.log_probs.append(self.held.pop(0)[1])
+        if self.finish_reason is None and not (self.streamed and (self.unsent or self.log_probs)):
             return None
-        return Piece(self.choice, text, ready, self.tokens, self.finish_reason)
-
-    @property
-    def _all_shown(self) -> bool:
-        return not self.text.stopped and self.text.decoded == self.text.shown
+        piece = Piece(self.choice, self.unsent, self.log_probs, self.tokens, self.finish_reason)
+        self.unsent, self.log_probs = "", []
+        return piece
 
 
 class WaitingList:
@@ -261,6 +264,7 @@ class Engine:
                 max_tokens=max_tokens,
                 top_log_probs=request.top_logprobs,
                 pieces=pieces,
+                streamed=request.stream,
             )
             for choice in range(request.n)
         ]

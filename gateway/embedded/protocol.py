@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -254,7 +255,7 @@ def log_prob_json(token: bytes, log_prob: float) -> dict[str, Any]:
     return {"token": token.decode("utf-8", "replace"), "logprob": max(log_prob, -9999.0), "bytes": list(token)}
 
 
-def log_probs_json(log_probs: list[TokenLogProb] | None) -> dict[str, Any] | None:
+def log_probs_json(log_probs: Sequence[TokenLogProb] | None) -> dict[str, Any] | None:
     return None if log_probs is None else {"content": [entry.as_json() for entry in log_probs], "refusal": None}
 
 

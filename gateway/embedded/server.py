@@ -192,7 +192,7 @@ class Answer:
         if piece.error:
             raise GENERATION_FAILED
         self._texts[piece.choice] += piece.text
-        self._log_probs[piece.choice] += piece.log_probs or []
+        self._log_probs[piece.choice] += piece.log_probs
         self._tokens[piece.choice] = piece.tokens
         self._reasons[piece.choice] = piece.finish_reason
         self.open_choices -= piece.finish_reason is not None

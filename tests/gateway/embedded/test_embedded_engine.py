@@ -23,7 +23,9 @@ from modelfiles.folder import ModelFolder
 def row(length: int) -> Row:
     ids = torch.zeros((1, length), dtype=torch.long)
     prompt = Prompt({"input_ids": ids}, images=0)
-    return Row(prompt, 0, Sampler(SamplingParams(), ids[0], 8, 0), AnswerText(), 8, None, asyncio.Queue())
+    return Row(
+        prompt, 0, Sampler(SamplingParams(), ids[0], 8, 0), AnswerText(), 8, None, asyncio.Queue(), streamed=False
+    )
 
 
 def lengths(rows: list[Row]) -> list[int]:
@@ -87,7 +89,7 @@ def answers(loaded, requests: list[ChatRequest]) -> list[tuple[str, str, list[To
                 while ended is None:
                     piece = await asyncio.wait_for(rows[0].pieces.get(), 60)
                     text += piece.text
-                    entries += piece.log_probs or []
+                    entries += piece.log_probs
                     ended = "error" if piece.error else piece.finish_reason
                 found.append((text, ended, entries))
         finally:
