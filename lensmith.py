@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": ("finetune.cli:evaluate", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
+    "keys": ("gateway.keys_cli:keys", "Make, list and revoke the API keys that clients of `serve` need."),
     "modelfile": ("modelfiles.cli:modelfile", "Make and check Ollama Modelfiles for a model folder."),
     "demo": ("examples.demo:demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
 }

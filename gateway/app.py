@@ -16,18 +16,23 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.asgi import RequestIds
+from gateway.auth import Authenticate
 from gateway.chat import PATH as CHAT_PATH
 from gateway.chat import ChatCompletions, Gateway
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.image_pool import PixelBudget
+from gateway.keys import KeyRing, Tenant
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.upstream import new_session
 
 
-def create_app(engine: Engine, settings: Settings, budget: PixelBudget) -> FastAPI:
-    """The application in front of `engine`, which it starts and stops with itself; `budget` is its model's."""
+def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: KeyRing | None = None) -> FastAPI:
+    """The application in front of `engine`, which it starts and stops with itself; `budget` is its model's.
+
+    `ring`: the keys that clients need; None lets everybody in.
+    """
     metrics = Metrics()
     created = int(time.time())
 
@@ -47,7 +52,9 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget) -> FastA
                 await engine.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(RequestIds)
+    if ring is not None:
+        app.add_middleware(Authenticate, ring=ring, metrics=metrics)
+    app.add_middleware(RequestIds)  # the last one added is the first to see a request
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Exception, _crash)
@@ -56,12 +63,12 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget) -> FastA
         return {"id": name, "object": "model", "created": created, "owned_by": "lensmith"}
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [described(name) for name in engine.models]}
+    async def models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": [described(name) for name in engine.models if _may_use(request, name)]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        if name not in engine.models:
+    async def model(request: Request, name: str) -> dict[str, Any]:
+        if name not in engine.models or not _may_use(request, name):
             raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
         return described(name)
 
@@ -85,6 +92,11 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget) -> FastA
         return Response(metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return app
+
+
+def _may_use(request: Request, model: str) -> bool:
+    tenant: Tenant | None = request.scope.get("tenant")
+    return tenant is None or tenant.may_use(model)
 
 
 def _envelope(error: ApiError) -> Response:

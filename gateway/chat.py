@@ -19,8 +19,9 @@ from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.image_pool import ImagePool, PixelBudget, settle_images
 from gateway.images import ImageHeader, check_images
+from gateway.keys import Tenant
 from gateway.metrics import Metrics
-from gateway.relay import Relay, usage_of
+from gateway.relay import Relay, read_answer
 from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
 from gateway.slots import ByteBudget, Slot, Slots
@@ -62,6 +63,7 @@ class Call:
     """One request's account."""
 
     request_id: str
+    tenant: Tenant | None = None
     started: float = field(default_factory=time.monotonic)
     model: str = "unknown"
     stream: bool = False
@@ -75,6 +77,14 @@ class Call:
     called: float | None = None
     first_token: float | None = None
 
+    @property
+    def prompt_tokens(self) -> int:
+        return _count(self.usage.get("prompt_tokens"))
+
+    @property
+    def generation_tokens(self) -> int:
+        return _count(self.usage.get("completion_tokens"))
+
     def since(self) -> float:
         return time.monotonic() - self.started
 
@@ -86,8 +96,12 @@ class ChatCompletions:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(scope["request_id"])
+        call = Call(scope["request_id"], scope.get("tenant"))
+        entered = False
         try:
+            if call.tenant is not None:
+                call.tenant.enter()
+                entered = True
             await self._serve(call, scope, receive, send)
         except ApiError as error:
             call.status, call.reason = error.status, error.reason
@@ -102,6 +116,8 @@ class ChatCompletions:
             raise
         finally:
             self._gateway.bytes.give(call.bytes_held)
+            if call.tenant is not None and entered:
+                call.tenant.leave(call.prompt_tokens + call.generation_tokens)
             self._account(call)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,7 +154,7 @@ class ChatCompletions:
             if request.images:
                 await self._settle_images(call, request)
             payload = _payload(request)
-            slot = await gateway.slots.take("", request.answers, patience)
+            slot = await gateway.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
             try:
                 call.called = call.since()
                 engine = gateway.engine
@@ -148,8 +164,7 @@ class ChatCompletions:
                     if request.stream:
                         await self._stream(call, request, response, watch, slot, send)
                     else:
-                        answer = await read_all(response)
-                        call.usage = usage_of(answer)
+                        answer, call.usage = read_answer(await read_all(response), request.stops)
                         watch.stop()
                         slot.release(served=True)
                         await respond(send, 200, answer, [JSON_TYPE])
@@ -174,6 +189,9 @@ class ChatCompletions:
                 code="model_not_found",
                 param="model",
             )
+        if call.tenant is not None and not call.tenant.may_use(request.model):
+            message = f"The key '{call.tenant.name}' may not use this model."
+            raise ApiError(403, message, code="model_not_allowed", param="model")
         call.model = request.model
         call.images = check_images(request.images, self._gateway.settings)
         metrics.images.observe(len(call.images))
@@ -193,9 +211,9 @@ class ChatCompletions:
         send: Send,
     ) -> None:
         if response.content_type != "text/event-stream":
-            usage_of(await read_all(response))  # an error answered with status 200 is the likely cause
+            read_answer(await read_all(response))  # an error answered with status 200 is the likely cause
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
-        relay = Relay(request.include_usage)
+        relay = Relay(request.include_usage, request.stops)
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
         last = 0.0
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
@@ -225,7 +243,8 @@ class ChatCompletions:
                     raise relay.error
                 if not data:
                     raise ApiError(502, "The engine's answer ended before it was complete.", code="engine_error")
-        with suppress(asyncio.TimeoutError):
+        # The client has its answer, so whatever happens here is no longer its business.
+        with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
 
     def _account(self, call: Call) -> None:
@@ -238,21 +257,21 @@ class ChatCompletions:
             metrics.receive_seconds.observe(call.received)
         if call.first_token is not None:
             metrics.first_token_seconds.labels(call.model).observe(call.first_token)
-        prompt, generated = (_count(call.usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
-        metrics.prompt_tokens.labels(call.model).inc(prompt)
-        metrics.generation_tokens.labels(call.model).inc(generated)
+        metrics.prompt_tokens.labels(call.model).inc(call.prompt_tokens)
+        metrics.generation_tokens.labels(call.model).inc(call.generation_tokens)
         # One JSON line a request, never with its content. Not through `logging`, which costs more than all of the abo
         line = {
             "time": round(time.time(), 3),
             "request_id": call.request_id,
+            "key": None if call.tenant is None else call.tenant.name,
             "model": call.model,
             "status": call.status,
             "reason": call.reason or None,
             "stream": call.stream,
             "images": len(call.images),
             "pixels": sum(image.pixels for image in call.images),
-            "prompt_tokens": prompt,
-            "generation_tokens": generated,
+            "prompt_tokens": call.prompt_tokens,
+            "generation_tokens": call.generation_tokens,
             "receive_seconds": _rounded(call.received),
             "called_seconds": _rounded(call.called),
             "first_token_seconds": _rounded(call.first_token),

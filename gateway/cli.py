@@ -18,6 +18,7 @@ from yarl import URL
 from gateway.engine import Engine, EngineUnreachable, RemoteEngine, fetch_models
 from gateway.engines import LAUNCHED, EngineSpec
 from gateway.image_pool import PixelBudget
+from gateway.keys import KeyFileError, KeyRing
 from gateway.server import bind, run
 from gateway.settings import Settings
 from gateway.supervisor import LocalEngine
@@ -54,16 +55,34 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option("--model-name", help="Name that clients give in 'model'.  [default: the folder's name]")
+@click.option(
+    "--keys",
+    "key_file",
+    type=click.Path(path_type=Path),
+    help="File of API keys that clients need; see `lensmith keys`.",
+)
 @settings_options
 def serve(
-    model_dir: Path | None, engine: str | None, host: str, port: int, model_name: str | None, **limits: Any
+    model_dir: Path | None,
+    engine: str | None,
+    host: str,
+    port: int,
+    model_name: str | None,
+    key_file: Path | None,
+    **limits: Any,
 ) -> None:
     """Serve a model folder, or an engine's URL, behind an OpenAI-compatible API.
 
     MODEL_DIR is a Hugging Face directory; `lensmith export` writes one.
     """
     settings = Settings(**limits)
+    try:
+        ring = KeyRing(key_file) if key_file is not None else None
+    except KeyFileError as error:
+        raise click.ClickException(str(error)) from None
     bound = bind(host, port)
+    if ring is None and not bound.getsockname()[0].startswith(("127.", "::1")):
+        click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
     with bound:
         chosen: Engine
         budget = PixelBudget(most=settings.image_pixels)
@@ -78,7 +97,7 @@ def serve(
             folder = open_folder(model_dir)
             budget = pixel_budget(folder, settings)
             chosen = LocalEngine(spec, folder.path, model_name or folder.name)
-        run(chosen, settings, budget, bound)
+        run(chosen, settings, budget, bound, ring)
 
 
 def open_folder(path: Path) -> ModelFolder:

@@ -25,6 +25,7 @@ class EngineSpec:
     slots: int = 128  # answers to hand to it at once
     refused: Mapping[str, str] = field(default_factory=dict)
     developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
+    drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
 
     def argv(self, *, python: str, folder: Path, name: str, port: int, key: str) -> list[str]:
         values = {"python": python, "folder": str(folder), "name": name, "port": str(port), "key": key}
@@ -38,7 +39,6 @@ class EngineSpec:
 HARMLESS: Mapping[str, tuple[object, ...]] = {
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
-    "stop": ([],),
     "tools": ([],),
     "logit_bias": ({},),
     "store": (False,),
@@ -93,10 +93,10 @@ LMDEPLOY = EngineSpec(
     refused={
         "presence_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
         "frequency_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
-        "stop": "the LMDeploy engine drops stop strings longer than one token",
         "tools": "the LMDeploy engine was started without a tool-call parser",
     },
     developer_role=False,
+    drops_stop=True,
 )
 
 # Any OpenAI-compatible server that is already running: what it cannot do, it must say itself.

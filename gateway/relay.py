@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from gateway.errors import ApiError, engine_error
-from gateway.sse import EventBuffer, event, event_data, split_events
+from gateway.sse import DONE, EventBuffer, event, event_data, split_events
+from gateway.stops import Stops
 
 
 class Relay:
@@ -15,21 +16,23 @@ class Relay:
 
     The gateway asks every engine for a usage event, to count tokens. `include_usage` says whether the client asked for
     it too; otherwise it is taken out again. `done` is set by `data: [DONE]`, `error` by an error event of the engine;
-    neither the error nor anything after either is passed on.
+    neither the error nor anything after either is passed on. With `stops`, every event is cut at the stop strings; once
+    all answers have met one, the stream is done, unless the usage at its end is still wanted.
     """
 
-    def __init__(self, include_usage: bool) -> None:
+    def __init__(self, include_usage: bool, stops: Stops | None = None) -> None:
         self.done = False
         self.error: ApiError | None = None
         self.usage: dict[str, Any] = {}
         self._include_usage = include_usage
+        self._stops = stops
         self._buffer = EventBuffer()
 
     def feed(self, data: bytes) -> bytes:
         """What to send on for these bytes from the engine. Raises EventTooLong."""
         events = self._buffer.feed(data)
         # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
-        if b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
+        if self._stops is not None or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
             return self._look(events)
         return events
 
@@ -40,29 +43,36 @@ class Relay:
                 self.done = True
                 passed.append(single)
                 break
-            if b'"usage"' in single or b'"error"' in single:
+            if self._stops is not None or b'"usage"' in single or b'"error"' in single:
                 payload = event_data(single)
                 self.error = engine_error(payload)
                 if self.error is not None:
                     break
-                if isinstance(payload, dict) and isinstance(payload.get("usage"), dict):
-                    self.usage = payload["usage"]
-                    if not self._include_usage:
-                        single = _without_usage(payload)
+                if isinstance(payload, dict):
+                    single = self._settled(single, payload)
             passed.append(single)
+            if self._stops is not None and self._stops.all_hit and not self._include_usage:
+                self.done = True
+                passed.append(DONE)
+                break
         return b"".join(passed)
 
+    def _settled(self, single: bytes, payload: dict[str, Any]) -> bytes:
+        """The event as the client should see it; empty if there is nothing in it for the client."""
+        if isinstance(payload.get("usage"), dict):
+            self.usage = payload["usage"]
+            if not self._include_usage:
+                if not payload.get("choices"):
+                    return b""
+                del payload["usage"]
+                single = event(payload)
+        if self._stops is not None:
+            return event(payload) if self._stops.cut_chunk(payload) else b""
+        return single
 
-def _without_usage(payload: dict[str, Any]) -> bytes:
-    """The event without its usage; nothing at all if it had nothing else to say."""
-    if not payload.get("choices"):
-        return b""
-    del payload["usage"]
-    return event(payload)
 
-
-def usage_of(answer: bytes) -> dict[str, Any]:
-    """The usage of a whole answer. Raises ApiError 502 for anything but a chat completion."""
+def read_answer(answer: bytes, stops: Stops | None = None) -> tuple[bytes, dict[str, Any]]:
+    """A whole answer, cut at the stop strings, and its usage. Raises ApiError 502 for anything but a completion."""
     try:
         payload = orjson.loads(answer)
     except orjson.JSONDecodeError:
@@ -72,8 +82,11 @@ def usage_of(answer: bytes) -> dict[str, Any]:
         raise failure
     if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
         raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
+    if stops is not None:
+        stops.cut_answer(payload)
+        answer = orjson.dumps(payload)
     usage = payload.get("usage")
-    return usage if isinstance(usage, dict) else {}
+    return answer, usage if isinstance(usage, dict) else {}
 
 
 def _status_inside(payload: Any) -> int:

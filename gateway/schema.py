@@ -15,6 +15,7 @@ import orjson
 from gateway.engines import HARMLESS, NOWHERE, EngineSpec
 from gateway.errors import ApiError, bad_request
 from gateway.images import ImagePart
+from gateway.stops import Stops
 
 Object = dict[str, Any]
 
@@ -34,6 +35,7 @@ class ChatRequest:
     include_usage: bool
     answers: int  # n
     images: list[ImagePart]
+    stops: Stops | None  # what the gateway cuts, because the engine doesn't
 
 
 def parse_json(raw: bytes) -> Object:
@@ -63,9 +65,25 @@ def check_chat(body: Object, spec: EngineSpec) -> ChatRequest:
     _check_together(body)
     _refuse(body, spec)
     images = _check_messages(body.get("messages"), spec)
-    stream = body.get("stream") is True
+    stream, answers = body.get("stream") is True, body.get("n") or 1
     options = body.get("stream_options") or {}
-    return ChatRequest(body, model, stream, options.get("include_usage") is True, body.get("n") or 1, images)
+    return ChatRequest(
+        body, model, stream, options.get("include_usage") is True, answers, images, _stops(body, answers, spec)
+    )
+
+
+def _stops(body: Object, answers: int, spec: EngineSpec) -> Stops | None:
+    stop = body.get("stop")
+    if not stop or not spec.drops_stop:
+        return None
+    if body.get("logprobs"):
+        raise bad_request(
+            "'stop' and 'logprobs' cannot be honoured together: for this engine the gateway cuts the text, but not the "
+            "list of tokens.",
+            "stop",
+            "unsupported_parameter",
+        )
+    return Stops([stop] if isinstance(stop, str) else stop, answers)
 
 
 def missing(param: str, what: str) -> ApiError:

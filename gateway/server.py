@@ -15,6 +15,7 @@ import uvicorn
 from gateway.app import create_app
 from gateway.engine import Engine
 from gateway.image_pool import PixelBudget
+from gateway.keys import KeyRing
 from gateway.settings import Settings
 from gateway.supervisor import LocalEngine
 
@@ -38,14 +39,16 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(engine: Engine, settings: Settings, budget: PixelBudget, bound: socket.socket) -> None:
+def run(
+    engine: Engine, settings: Settings, budget: PixelBudget, bound: socket.socket, ring: KeyRing | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests end and stop the engine.
 
     Raises ClickException when the engine never became ready.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(engine, settings, budget),
+        create_app(engine, settings, budget, ring),
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -15,6 +15,7 @@ from gateway.errors import ApiError
 
 # Longest event we hold while waiting for its end.
 EVENT_LIMIT = 8 * 1024 * 1024
+DONE = b"data: [DONE]\n\n"
 END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from gateway.engines import EngineSpec
+from gateway.engines import LMDEPLOY, EngineSpec
 from gateway.image_pool import PixelBudget
 from gateway.server import bind, run
 from gateway.settings import Settings
@@ -19,6 +19,10 @@ def main() -> None:
         name="fake",
         command=("{python}", FAKE, "{folder}", "--port", "{port}", "--served-model-name", "{name}", *options),
         environment={"LENSMITH_ENGINE_KEY": "{key}"},
+        # As LMDeploy's row, so that what the gateway settles for it is tested.
+        refused=LMDEPLOY.refused,
+        developer_role=LMDEPLOY.developer_role,
+        drops_stop=LMDEPLOY.drops_stop,
     )
     engine = LocalEngine(spec, Path("/nowhere"), "fake", Timing(**json.loads(timing)))
     run(engine, Settings(), PixelBudget(), bind("127.0.0.1", int(port)))

@@ -1,0 +1,90 @@
+"""Stop strings, for engines that drop them: the text is cut exactly before the first one, however it comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class StopCutter:
+    """Takes an answer's text as it comes and gives back what surely comes before any stop string.
+
+    What could still become one is held back, so that no part of a stop string is ever sent. `hit` is set once one is
+    complete; nothing is given back after that.
+    """
+
+    def __init__(self, stops: list[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.hit = False
+
+    def feed(self, text: str) -> str:
+        if self.hit:
+            return ""
+        text = self._held + text
+        # The one that is complete first counts, so that it makes no difference in which pieces the text came.
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.hit, self._held = True, ""
+            return text[: min(found)[1]]
+        keep = max(self._overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def end(self) -> str:
+        """What was held back, at the end of an answer that did not become a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """The length of the longest end of `text` that `stop` begins with."""
+        for size in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:size]):
+                return size
+        return 0
+
+
+class Stops:
+    """The stop strings of one request, for all its answers."""
+
+    def __init__(self, stops: list[str], answers: int) -> None:
+        self._cutters = [StopCutter(stops) for _ in range(answers)]
+
+    @property
+    def all_hit(self) -> bool:
+        return all(cutter.hit for cutter in self._cutters)
+
+    def cut_chunk(self, payload: dict[str, Any]) -> bool:
+        """Cut a stream's chunk in place; False if nothing of it is left to be sent."""
+        choices = payload.get("choices")
+        if not isinstance(choices, list) or not choices:
+            return True
+        payload["choices"] = [choice for choice in choices if self._cut_choice(choice)]
+        return bool(payload["choices"])
+
+    def _cut_choice(self, choice: dict[str, Any]) -> bool:
+        cutter = self._cutters[choice.get("index", 0) % len(self._cutters)]
+        if cutter.hit:
+            return False
+        delta = choice.get("delta") or {}
+        content = delta.get("content")
+        text = cutter.feed(content if isinstance(content, str) else "")
+        if cutter.hit:
+            choice["finish_reason"] = "stop"
+        elif choice.get("finish_reason") is not None:
+            text += cutter.end()
+        elif content and not text and "role" not in delta:
+            return False
+        if content or text:
+            choice["delta"] = {**delta, "content": text}
+        return True
+
+    def cut_answer(self, payload: dict[str, Any]) -> None:
+        """Cut a whole answer in place."""
+        for choice, cutter in zip(payload["choices"], self._cutters, strict=False):
+            content = choice["message"].get("content")
+            if isinstance(content, str):
+                text = cutter.feed(content)
+                choice["message"]["content"] = text + cutter.end()
+                if cutter.hit:
+                    choice["finish_reason"] = "stop"
