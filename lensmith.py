@@ -11,15 +11,14 @@ import click
 
 __version__ = "0.1.0"
 
-# Command name -> (module:attribute of the click command, one line of help).
+# Command name -> (module:attribute of the click command, the extra it needs, one line of help).
 COMMANDS = {
-    "train": ("finetune.cli:train", "Fine-tune a model as a recipe says."),
-    "eval": ("finetune.cli:evaluate", "Answer a dataset greedily and score the answers."),
-    "export": ("finetune.cli:export", "Merge an adapter into its base: a model folder that servers load."),
-    "serve": ("gateway.cli:serve", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
-    "keys": ("gateway.keys_cli:keys", "Make, list and revoke the API keys that clients of `serve` need."),
-    "modelfile": ("modelfiles.cli:modelfile", "Make and check Ollama Modelfiles for a model folder."),
-    "demo": ("examples.demo:demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
+    "train": ("finetune.cli:train", "finetune", "Fine-tune a model as a recipe says."),
+    "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
+    "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
+    "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
+    "modelfile": ("modelfiles.cli:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
+    "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
 }
 
 
@@ -33,12 +32,32 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise missing_package(cmd_name, error) from None
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise missing_package(ctx.invoked_subcommand or "", error) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+            formatter.write_dl([(name, help_line) for name, (_, _, help_line) in COMMANDS.items()])
+
+
+def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
+    """One sentence that names the extra to install; the error itself if it is about a module of ours."""
+    name = (error.name or "").split(".")[0]
+    if name == "examples":
+        return click.ClickException("The demo is part of the repository: clone it and run `make demo` there.")
+    if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles"):
+        return error
+    extra = COMMANDS[command][1]
+    return click.ClickException(f"`lensmith {command}` needs the package {name}: pip install 'lensmith[{extra}]'")
 
 
 @click.group(cls=LazyGroup)

@@ -7,6 +7,7 @@ with the recipes in examples/recipes/. Nothing is downloaded.
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import shlex
@@ -52,12 +53,10 @@ SHOWN_METRICS = (
 def demo(out: Path, json_file: Path | None, keep: bool, port: int) -> None:
     """Run the whole line on a public dataset: train, merge, serve, ask."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import easy_vqa  # noqa: F401
-        import openai  # noqa: F401
-        import peft  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"The demo needs {error.name}: pip install 'lensmith[demo]'") from None
+    # Found out now rather than minutes later; the command's parent says what to install.
+    for package in ("easy_vqa", "openai", "peft", "bitsandbytes"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     out = out.resolve()
     start_afresh(out)
     Line(out, port or free_port(), keep).run(json_file)

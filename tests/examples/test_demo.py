@@ -90,3 +90,13 @@ def test_help_imports_none_of_the_heavy_packages() -> None:
     assert "From labelled images to an answering API" in done.stdout
     for heavy in ("torch", "transformers", "fastapi", "aiohttp", "pydantic"):
         assert f"'{heavy}'" not in done.stdout
+
+
+def test_a_missing_package_is_one_sentence_that_names_the_extra() -> None:
+    script = "import sys; sys.modules['torch'] = None; import lensmith; lensmith.main()"
+    arguments = ["train", "examples/recipes/easy_vqa_train.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: `lensmith train` needs the package torch: pip install 'lensmith[finetune]'\n"
