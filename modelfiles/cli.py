@@ -10,9 +10,10 @@ from modelfiles.cli_check import diff, doctor, inspect, lint_command, render
 from modelfiles.cli_options import IMAGES, SIZE, VERSION
 from modelfiles.cli_server import push_command, verify_command
 from modelfiles.folder import ModelFolder, ModelFolderError
+from modelfiles.gguf import can_try, open_adapter, try_pair
 from modelfiles.grammar import UnrepresentableError
 from modelfiles.plan import PROMPTS, ROUTES, Options, Plan, PlanError, make_plan
-from modelfiles.stage import write_stage
+from modelfiles.stage import SCRIPT, write_stage
 from modelfiles.versions import Version
 
 
@@ -37,6 +38,7 @@ def modelfile() -> None:
 )
 @click.option("--route", type=click.Choice(ROUTES), help="How the weights get into Ollama.")
 @click.option("--quantize", default="", help="F32, F16, Q4_K_S, Q4_K_M or Q8_0.")
+@click.option("--llama-cpp", type=click.Path(path_type=Path), help="A llama.cpp checkout whose converter to run.")
 @click.option("--base", default="", help="Ollama's name of the base model (for --route adapter-gguf).")
 def generate(
     model_dir: Path,
@@ -48,6 +50,7 @@ def generate(
     system_file: Path | None,
     route: str | None,
     quantize: str,
+    llama_cpp: Path | None,
     base: str,
 ) -> None:
     """Write a stage folder that `ollama create` accepts; MODEL_DIR itself is never changed."""
@@ -57,11 +60,14 @@ def generate(
         raise click.ClickException(f"--system-file {system_file} cannot be read as UTF-8 text: {error}.") from None
     options = Options(route or "", prompt, ollama, images_per_request, image_size, system, quantize, base)
     try:
-        plan = make_plan(ModelFolder.open(model_dir), options)
-        write_stage(plan, out)
+        folder = open_adapter(model_dir) if route == "adapter-gguf" else ModelFolder.open(model_dir)
+        plan = make_plan(folder, options)
+        write_stage(plan, out, llama_cpp, model_dir)
     except (ModelFolderError, PlanError, UnrepresentableError) as error:
         raise click.ClickException(str(error)) from None
     _summary(plan, out)
+    if plan.route == "gguf" and llama_cpp:
+        _try(out)
 
 
 def _summary(plan: Plan, out: Path) -> None:
@@ -72,9 +78,21 @@ def _summary(plan: Plan, out: Path) -> None:
     click.echo(f"num_ctx {plan.num_ctx}: about {plan.kv_cache_bytes / 2**20:,.0f} MiB of key and value cache")
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if (out / SCRIPT).exists():
+        click.echo(f"next: LLAMA_CPP=/path/to/llama.cpp sh {out / SCRIPT}")
     quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""
     click.echo(f"\n  cd {out} && ollama create {plan.folder.name.lower()} -f Modelfile{quantize}")
     click.echo(f'  ollama run {plan.folder.name.lower()} "What is in this picture?" ./picture.png')
+
+
+def _try(out: Path) -> None:
+    if not can_try():
+        click.echo("install xllamacpp to have the GGUF pair tried in llama.cpp")
+        return
+    sees, seen = try_pair(out / "model.gguf", out / "mmproj.gguf")
+    if not sees:
+        raise click.ClickException(f"the GGUF pair does not see: {seen}.")
+    click.echo(f"llama.cpp ran the pair and an image changes the answer ({seen})")
 
 
 for command in (inspect, doctor, lint_command, diff, render, verify_command, push_command):

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from modelfiles.folder import ModelFolder, checked
+from modelfiles.gguf import convert, script
 from modelfiles.grammar import emit
 from modelfiles.plan import Plan, PlanError
 from modelfiles.versions import show
 
 LOCK = "modelfile.lock.json"
+SCRIPT = "convert-to-gguf.sh"
 # Small files of the model that Ollama or transformers read; each is copied if the model has it: a stage may be edited,
 # and a link would carry the edit into the model.
 COMPANIONS = (
@@ -27,18 +29,19 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-def write_stage(plan: Plan, out: Path, extra: dict[str, str] | None = None) -> Path:
+def write_stage(plan: Plan, out: Path, llama_cpp: Path | None = None, source: Path | None = None) -> Path:
     """Writes `out` in one step: it appears whole or not at all. An earlier stage there is replaced.
 
-    `extra` are further text files by name. Raises PlanError, and UnrepresentableError for text that a Modelfile cannot
-    hold.
+    `llama_cpp` runs that checkout's converter for the GGUF routes; `source` is what it converts if that is not the
+    plan's folder (an adapter). Raises PlanError, and UnrepresentableError for text that a Modelfile cannot hold.
     """
     modelfile = emit(plan.commands)
+    source = source.expanduser().resolve() if source else plan.folder.path
     out = Path(os.path.abspath(out))
-    source = plan.folder.path
     resolved = out.resolve()
-    if resolved == source or source in resolved.parents or resolved in source.parents:
-        raise PlanError(f"{out} and the model's folder {source} lie in one another; choose another output folder.")
+    for folder in {plan.folder.path, source}:
+        if resolved == folder or folder in resolved.parents or resolved in folder.parents:
+            raise PlanError(f"{out} and the model's folder {folder} lie in one another; choose another output folder.")
     if out.exists() and not (out / LOCK).exists() and (not out.is_dir() or any(out.iterdir())):
         raise PlanError(
             f"{out} exists and was not made by `lensmith modelfile generate`; choose another output folder."
@@ -50,9 +53,11 @@ def write_stage(plan: Plan, out: Path, extra: dict[str, str] | None = None) -> P
         raise PlanError(f"{out} cannot be written: {error.strerror}.") from None
     try:
         names = _copy_model(plan, work)
-        texts = (
-            {name: to_json(content) for name, content in plan.files.items()} | (extra or {}) | {"Modelfile": modelfile}
-        )
+        texts = {name: to_json(content) for name, content in plan.files.items()} | {"Modelfile": modelfile}
+        if plan.route != "safetensors" and llama_cpp:
+            convert(plan.route, source, plan.folder.path, llama_cpp, work)
+        elif plan.route != "safetensors":
+            texts[SCRIPT] = script(plan.route, source, plan.folder.path)
         for name, text in texts.items():
             (work / name).write_bytes(text.encode())
         lock = _lock(plan, names, sorted(texts))

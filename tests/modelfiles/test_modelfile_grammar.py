@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 import pytest
@@ -67,18 +68,16 @@ def test_positions_count_lines_as_editors_do() -> None:
 
 
 # Text that is dense in what matters: quotes, ends of lines, characters that vanish, and what looks like a directive.
-pieces = st.sampled_from(
-    ['"', '""', '"""', "\n", "\r", "\r\n", " ", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "👩", "中文", "#", "\\n",
-     "FROM y", "\nADAPTER /etc/x\n", '"""\nADAPTER /etc/x', "{{ .System }}", "<|im_end|>", "\x00", "\ud800", "\u2028"]
-)  # fmt: skip
+PIECES = [
+    '"', '""', '"""', "\n", "\r", "\r\n", " ", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "👩", "中文", "#", "\\n",
+    "FROM y", "\nADAPTER /etc/x\n", '"""\nADAPTER /etc/x', "{{ .System }}", "<|im_end|>", "\x00", "\ud800", "\u2028",
+]  # fmt: skip
+pieces = st.sampled_from(PIECES)
 texts = st.one_of(st.text(max_size=40), st.lists(pieces, max_size=8).map("".join))
 
 
-@settings(max_examples=10_000, deadline=None)
-@given(text=texts, name=st.sampled_from(["system", "template", "stop", "license", "message"]))
-@example(text='"""', name="system")
-@example(text='"\n""" \n', name="template")
-def test_a_value_survives_or_is_refused_by_name(text: str, name: str) -> None:
+def survives(text: str, name: str) -> bool:
+    """Whether the value can be written; asserts that it comes back unchanged, or is refused with the reason."""
     commands = [Command("model", "."), Command(name, f"user: {text}" if name == "message" else text)]
     commands.append(Command("top_k", "7"))
     hidden = any(not c.isprintable() and c not in "\t\r\n" for c in text)
@@ -86,13 +85,34 @@ def test_a_value_survives_or_is_refused_by_name(text: str, name: str) -> None:
     if hidden or ends_early:
         with pytest.raises(UnrepresentableError, match="U\\+.*modelfile push" if hidden else 'in """ .*modelfile push'):
             emit(commands)
-        return
+        return False
     written = emit(commands)
     assert [command.pair for command in parse(written)] == [command.pair for command in commands]
     assert [command.pair for command in parse(written.encode())] == [command.pair for command in commands]
+    return True
 
 
-@settings(max_examples=2000, deadline=None)
+NAMES = ["system", "template", "stop", "license", "message"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=texts, name=st.sampled_from(NAMES))
+@example(text='"""', name="system")
+@example(text='"\n""" \n', name="template")
+def test_a_value_survives_or_is_refused_by_name(text: str, name: str) -> None:
+    survives(text, name)
+
+
+def test_ten_thousand_random_values_survive_or_are_refused_by_name() -> None:
+    random = Random(5)
+    kept = 0
+    for _ in range(10_000):
+        text = "".join(random.choice(PIECES) for _ in range(random.randrange(9)))
+        kept += survives(text, random.choice(NAMES))
+    assert 1000 < kept < 9000, "both outcomes are common in this mix"
+
+
+@settings(max_examples=500, deadline=None)
 @given(source=st.lists(st.one_of(pieces, st.sampled_from(["FROM x\n", "SYSTEM ", "MESSAGE user ", "PARAMETER "]))))
 def test_any_text_is_parsed_or_refused_with_a_position(source: list[str]) -> None:
     text = "FROM m\n" + "".join(source)
