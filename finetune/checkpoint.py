@@ -18,11 +18,11 @@ from finetune.errors import FinetuneError
 from finetune.model import save_adapter
 from finetune.recipe import Recipe
 
+BEST = "best_adapter"
 # Keys that may differ between a run and its continuation without changing what is learnt.
 FREE_KEYS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
-    "plot_loss", "report_to", "eval_dataset", "max_new_tokens", "per_device_eval_batch_size", "export_dir",
-    "adapter_name_or_path",
+    "plot_loss", "report_to", "max_new_tokens", "export_dir", "adapter_name_or_path",
 }  # fmt: skip
 
 
@@ -57,6 +57,20 @@ def save_checkpoint(folder: Path, step: int, peft_model: Any, state: dict[str, A
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def save_best(folder: Path, peft_model: Any) -> None:
+    """Writes the best adapter so far to `folder`/best_adapter, whole or not at all. Raises FinetuneError."""
+    final, partial = folder / BEST, folder / f".{BEST}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_adapter(peft_model, partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise FinetuneError(f"The best adapter {final} could not be written: {error}.") from None
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -10,7 +10,10 @@ from finetune.recipe import Recipe, load_recipe
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
-    return load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
+    for warning in loaded.warnings:
+        click.secho(f"Warning: {warning}", fg="yellow", err=True)
+    return loaded
 
 
 @click.command()

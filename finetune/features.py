@@ -40,11 +40,11 @@ def encode_images(model: Any, pixels: Any, grids: Any) -> Any:
 class FrozenFeatures:
     """Features by image index, from the frozen tower.
 
-    `order` names images in the order of first use: the tower gets them in chunks of that fixed order, so that a
-    resumed run computes bit for bit what an unbroken one does.
+    `order` names images in the order of use: the tower gets them in chunks of the order of first use, so that a resumed
+    run computes bit for bit what an unbroken one does. `again`: the whole order is used more than once.
     """
 
-    def __init__(self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int]) -> None:
+    def __init__(self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int], again: bool = False) -> None:
         self.model, self.bank, self.processor = model, bank, processor
         self.device = next(model.parameters()).device
         self.pool = ThreadPoolExecutor(THREADS)
@@ -56,7 +56,7 @@ class FrozenFeatures:
         tokens = sum(bank.tokens(index) for index in set(order))
         self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.cached = len(set(order)) < len(order) and self.bytes <= memory // 4
+        self.cached = (again or len(set(order)) < len(order)) and self.bytes <= memory // 4
         self._kept: dict[int, Any] = {}
         patches = 0
         for index in dict.fromkeys(order) if self.cached else ():

@@ -22,8 +22,10 @@ import torch
 from rich.console import Console
 
 from finetune.errors import FinetuneError
+from finetune.images import pixel_limits
 from finetune.model import open_base
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, load_recipe
+from finetune.shards import INDEX, Place, copy_weights
 from modelfiles.folder import ModelFolder
 from modelfiles.safetensors_header import HeaderError, TensorInfo, read_header
 
@@ -57,7 +59,9 @@ def merge(recipe: Recipe, console: Console | None = None) -> Path:
         partial.mkdir(parents=True)
         for file in _files(folder):
             shutil.copyfile(file, partial / file.name)
-        delta_norm, weight_norm = _patch(folder, partial, deltas)
+        limits = _narrow_limits(folder, partial, adapter)
+        places = copy_weights(folder, partial, recipe.export_size * 1e9 if recipe.export_size else None)
+        delta_norm, weight_norm = _patch(folder, places, deltas)
         if delta_norm == 0:
             raise FinetuneError(f"The adapter {adapter} changes nothing: every delta is zero. Was it trained?")
         provenance = _provenance(folder, adapter, deltas, delta_norm, weight_norm)
@@ -73,6 +77,8 @@ def merge(recipe: Recipe, console: Console | None = None) -> Path:
         f"{len(deltas)} weights changed, ||dW|| = {delta_norm:.4g} ({100 * delta_norm / weight_norm:.2f} % of theirs).",
         highlight=False,
     )
+    if limits:
+        console.print(f"Images are limited to {limits} pixels, as they were in training.", highlight=False)
     return target
 
 
@@ -154,8 +160,8 @@ def read_tensor(info: TensorInfo) -> Any:
     return torch.frombuffer(data, dtype=DTYPES[info.dtype]).reshape(info.shape)
 
 
-def _patch(folder: ModelFolder, copy: Path, deltas: list[Delta]) -> tuple[float, float]:
-    """Writes the merged weights into the copied shards; the norms of all deltas and of the weights they change."""
+def _patch(folder: ModelFolder, places: dict[str, Place], deltas: list[Delta]) -> tuple[float, float]:
+    """Writes the merged weights over the copies; the norms of all deltas and of the weights they change."""
     delta_square = weight_square = 0.0
     for delta in deltas:
         info = folder.tensors[delta.weight]
@@ -168,23 +174,47 @@ def _patch(folder: ModelFolder, copy: Path, deltas: list[Delta]) -> tuple[float,
             )
         delta_square += change.square().sum().item()
         weight_square += weight.square().sum().item()
-        with (copy / info.shard.name).open("r+b") as file:
-            file.seek(info.offsets[0])
+        place = places[delta.weight]
+        with place.file.open("r+b") as file:
+            file.seek(place.offset)
             file.write(merged.contiguous().view(torch.uint8).numpy().tobytes())
     return math.sqrt(delta_square), math.sqrt(weight_square)
 
 
 def _files(folder: ModelFolder) -> list[Path]:
-    """The base's files: all but hidden ones, its provenance, and weights in other formats, which would go stale."""
-    shards = {shard.name for shard in folder.shards}
+    """The base's files but its weights (in other formats they would go stale), its provenance and hidden ones."""
     return [
         file
         for file in sorted(folder.path.iterdir())
         if file.is_file()
-        and file.name != PROVENANCE
+        and file.name not in (PROVENANCE, INDEX)
         and not file.name.startswith(".")
-        and (file.suffix not in WEIGHT_SUFFIXES or file.name in shards)
+        and file.suffix not in WEIGHT_SUFFIXES
     ]
+
+
+def _narrow_limits(folder: ModelFolder, copy: Path, adapter: Path) -> str:
+    """Writes the pixel limits of the training into the processor's configuration, if they were narrower.
+
+    A server then makes the images that the adapter has learnt from. "" if nothing had to change.
+    """
+    recipe = adapter / "recipe.yaml"
+    if not recipe.is_file():
+        return ""
+    limits = pixel_limits(folder, load_recipe(recipe))
+    if (limits.least, limits.most) == folder.image_pixel_limits:
+        return ""
+    path = copy / "preprocessor_config.json"
+    if not path.exists():  # transformers 5 keeps it with the other processors' configurations
+        path = copy / "processor_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    images = config.get("image_processor", config)
+    if "min_pixels" in images or "max_pixels" in images:
+        images |= {"min_pixels": limits.least, "max_pixels": limits.most}
+    if "size" in images or "min_pixels" not in images:
+        images["size"] = {"shortest_edge": limits.least, "longest_edge": limits.most}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return f"{limits.least:,} to {limits.most:,}"
 
 
 def _refuse_foreign(target: Path, folder: ModelFolder, adapter: Path) -> None:

@@ -52,7 +52,7 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> tuple[torch.dtype, str]:
             raise FinetuneError(f"bf16 is set but {name} has no bfloat16 units; set fp16: true or neither.")
         return torch.float16, f"float16 with loss scaling: {name}, has no bfloat16 units"
     if recipe.fp16:
-        return torch.float16, f"float16 with loss scaling: the recipe says so ({name}, has bfloat16, which is safer)"
+        return torch.float16, f"float16 with loss scaling: the recipe says so, although {name}, has bfloat16"
     return torch.bfloat16, f"bfloat16: {name}"
 
 
@@ -64,7 +64,11 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "eager" if recipe.flash_attn == "disabled" else "sdpa",
+        "local_files_only": True,
+    }
     if recipe.quantization_bit == 4:
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -83,6 +87,19 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
     if recipe.quantization_bit == 4 and not four_bit_layers(model):
         raise FinetuneError("quantization_bit is 4 but no layer was quantised; check that bitsandbytes works here.")
     return model
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keeps only each decoder layer's input for the backward pass and computes the rest again."""
+    with old_names_allowed():
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def dropout(model: Any, on: bool) -> None:
+    """Turns dropout on or off. The mode of the model as a whole must stay `train`, see load_base."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train(on)
 
 
 @contextmanager
@@ -137,10 +154,13 @@ def load_adapter(model: Any, path: str | Path) -> Any:
             raise FinetuneError(f"adapter_name_or_path: {path} has no {name}; give the folder of a trained adapter.")
     try:
         with old_names_allowed():
-            return PeftModel.from_pretrained(model, path, is_trainable=False)
+            wrapped = PeftModel.from_pretrained(model, path, is_trainable=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         message = str(error).splitlines()[0][:200]
         raise FinetuneError(f"The adapter {path} does not fit the base model: {message}") from None
+    wrapped.train()
+    dropout(wrapped, False)
+    return wrapped
 
 
 def save_adapter(peft_model: Any, path: Path) -> None:

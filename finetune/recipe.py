@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from finetune.errors import FinetuneError
 
@@ -35,16 +35,26 @@ class Recipe(BaseModel):
     fp16: bool | None = Field(None, description="Compute in float16. Unset: by the device; the reason is printed.")
     bf16: bool | None = Field(None, description="Compute in bfloat16. Unset: by the device.")
 
+    flash_attn: Literal["auto", "sdpa", "disabled"] = Field(
+        "auto", description="Attention: `auto` and `sdpa` are PyTorch's, `disabled` is transformers' eager one."
+    )
+
     # LoRA
     lora_rank: int = Field(8, ge=1, description="Rank of the adapters.")
     lora_alpha: int | None = Field(None, ge=1, description="Scale of the adapters is alpha / rank. Unset: 2 x rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
     lora_target: str = Field("all", description="`all` linears of the language model, or their names: `q_proj,v_proj`.")
+    freeze_vision_tower: Literal[True] = Field(True, description="The vision tower is not trained.")
+    freeze_multi_modal_projector: Literal[True] = Field(True, description="The projector is not trained.")
+    freeze_language_model: Literal[False] = Field(False, description="The language model gets the adapters.")
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
 
     # Data
     dataset: str | None = Field(None, description="Names from dataset_info.json to train on, comma separated.")
-    eval_dataset: str | None = Field(None, description="Names from dataset_info.json to answer and score.")
+    eval_dataset: str | None = Field(
+        None, description="Names to answer and score; with an eval_strategy, to validate on."
+    )
+    val_size: float = Field(0.0, ge=0, description="Rows held out to validate on, a share or a number; split by image.")
     dataset_dir: str = Field("data", description="Folder of dataset_info.json and its files.")
     media_dir: str | None = Field(None, description="Folder that image paths are relative to. Unset: dataset_dir.")
     max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
@@ -85,12 +95,45 @@ class Recipe(BaseModel):
     plot_loss: bool = Field(True, description="Draw training_loss.png.")
     report_to: Literal["none", "tensorboard", "all"] = Field("tensorboard", description="TensorBoard files in runs/.")
 
+    eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="When to validate, besides at the end.")
+    eval_steps: int | None = Field(None, ge=1, description="Validate every N steps. Unset: logging_steps.")
+    eval_delay: int = Field(0, ge=0, description="First step after which to validate.")
+    load_best_model_at_end: bool = Field(False, description="Keep the adapter with the lowest validation loss.")
+    early_stopping_steps: int | None = Field(None, ge=1, description="Stop after N validations without a better loss.")
+
     # Evaluation
-    per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered at once.")
+    per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered, or rows validated on, at once.")
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer in tokens.")
+    do_sample: Literal[False] = Field(False, description="Answers are greedy, so that scores repeat.")
 
     # Export
     export_dir: str | None = Field(None, description="Folder for the merged model.")
+    export_size: float | None = Field(
+        None, gt=0, description="Largest shard in GB (10^9). Unset: the base's own shards."
+    )
+    export_legacy_format: Literal[False] = Field(False, description="Weights are written as safetensors.")
+
+    # Accepted so that LLaMA-Factory's files run as they are; what they ask for is always so here, or has no effect.
+    template: str | None = Field(None, description="No effect: the model's own chat template is used.")
+    do_train: bool = Field(True, description="No effect: the command decides.")
+    do_eval: bool = Field(True, description="No effect: validation rows are used when there are any.")
+    do_predict: bool = Field(True, description="No effect: the command decides.")
+    predict_with_generate: bool = Field(True, description="No effect: answers are always generated.")
+    prediction_loss_only: bool = Field(True, description="No effect: validation never keeps logits.")
+    trust_remote_code: bool = Field(False, description="No effect: code in a model folder is never run.")
+    overwrite_cache: bool = Field(False, description="No effect: nothing is cached on disk.")
+    preprocessing_num_workers: int | None = Field(None, ge=1, description="No effect: reading rows needs no workers.")
+    dataloader_num_workers: int | None = Field(None, ge=0, description="No effect: images are decoded in threads.")
+    ddp_timeout: int | None = Field(None, description="No effect: one process trains.")
+    use_unsloth: Literal[False] = Field(False, description="No effect.")
+    video_max_pixels: int | None = Field(None, ge=1, description="No effect: videos are not supported yet.")
+    video_min_pixels: int | None = Field(None, ge=1, description="No effect: videos are not supported yet.")
+    export_device: Literal["cpu", "auto"] = Field("cpu", description="No effect: merging needs no device.")
+    temperature: float | None = Field(None, ge=0, description="No effect: answers are greedy.")
+    top_p: float | None = Field(None, gt=0, le=1, description="No effect: answers are greedy.")
+    top_k: int | None = Field(None, ge=0, description="No effect: answers are greedy.")
+
+    _warnings: list[str] = PrivateAttr(default_factory=list)
 
     @field_validator("quantization_method", mode="before")
     @classmethod
@@ -98,16 +141,36 @@ class Recipe(BaseModel):
         # LLaMA-Factory renamed it in v0.9.3 and silently stopped quantising for the old name.
         return "bnb" if value == "bitsandbytes" else value
 
+    @field_validator("eval_strategy", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML 1.1 reads `no` as false
+
     @field_validator("quantization_bit", mode="before")
     @classmethod
     def _int_from_text(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.isdigit() else value
 
     @model_validator(mode="after")
-    def _one_dtype(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true; set one of them, or neither")
+        if self.val_size and self.eval_dataset:
+            raise ValueError("val_size and eval_dataset are both set; validate on one of them")
+        if self.val_size >= 1 and self.val_size != int(self.val_size):
+            raise ValueError(f"val_size {self.val_size} is neither a share below 1 nor a number of rows")
+        validates = self.val_size or self.eval_dataset
+        for key in ("load_best_model_at_end", "early_stopping_steps"):
+            if getattr(self, key) and self.eval_strategy == "no":
+                raise ValueError(f"{key} needs eval_strategy: steps or epoch")
+        if self.eval_strategy != "no" and not validates:
+            raise ValueError(f"eval_strategy {self.eval_strategy} needs val_size or eval_dataset")
         return self
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong in the recipe although it can be run: a sentence each."""
+        return self._warnings
 
     @property
     def alpha(self) -> int:
@@ -160,7 +223,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def make_recipe(values: dict[str, Any], where: dict[str, str] | None = None, origin: str = "recipe") -> Recipe:
     """Checks a recipe given as a dict. Raises FinetuneError, one line for each problem."""
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
+        recipe._warnings = _warn(values)
+        return recipe
     except ValidationError as error:
         places = where or {}
         lines = []
@@ -168,6 +233,18 @@ def make_recipe(values: dict[str, Any], where: dict[str, str] | None = None, ori
             key = str(problem["loc"][0]) if problem["loc"] else ""
             lines.append(f"{places.get(key, f'{origin}, {key}' if key else origin)}: {_explain(key, problem)}")
         raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _warn(values: dict[str, Any]) -> list[str]:
+    warnings = []
+    if values.get("quantization_method") == "bitsandbytes":
+        warnings.append(
+            "quantization_method: bitsandbytes is read as bnb; LLaMA-Factory from v0.9.3 on silently does not quantise."
+        )
+    sampled = [f"{key}: {values[key]}" for key in ("temperature", "top_p", "top_k") if key in values]
+    if values.get("temperature") and values.get("do_sample") is not False:
+        warnings.append(f"{', '.join(sampled)} would sample, so scores would change from run to run; they are ignored.")
+    return warnings
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -35,7 +35,7 @@ class RunLog:
 
             values = [
                 Summary.Value(tag=f"train/{key}", simple_value=float(record[key]))
-                for key in ("loss", "lr", "epoch", "throughput", "grad_norm", "eval_loss")
+                for key in ("loss", "lr", "epoch", "samples_per_second", "throughput", "grad_norm", "eval_loss")
                 if key in record
             ]
             event = Event(wall_time=time.time(), step=record["current_steps"], summary=Summary(value=values))
@@ -83,10 +83,12 @@ def plot_loss(folder: Path, title: str) -> Path | None:
     axes = figure.subplots()
     steps, losses = [step for step, _ in trained], [loss for _, loss in trained]
     axes.plot(steps, losses, color="#1f77b4", alpha=0.3, linewidth=1, label="training loss")
-    axes.plot(steps, smooth(losses), color="#1f77b4", linewidth=2, label="smoothed")
+    logarithmic = min(losses) > 0 and max(losses) > 20 * min(losses)
+    smoothed = [math.exp(v) for v in smooth([math.log(v) for v in losses])] if logarithmic else smooth(losses)
+    axes.plot(steps, smoothed, color="#1f77b4", linewidth=2, label="smoothed")
     if tested:
         axes.plot(*zip(*tested, strict=True), color="#d62728", marker="o", markersize=4, label="validation")
-    if min(losses) > 0 and max(losses) > 20 * min(losses):
+    if logarithmic:
         axes.set_yscale("log")
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.25)

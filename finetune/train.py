@@ -1,21 +1,20 @@
 """The training loop: recipe in, adapter out.
 
-One flat loop. Gradients are normalised by the label tokens of the whole accumulated batch, so a short answer weighs
-what its tokens weigh, whatever the accumulation.
+Gradients are normalised by the label tokens of the whole accumulated batch, so a short answer weighs what its tokens
+weigh, whatever the accumulation.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import platform
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune import checkpoint as checkpoints
 from finetune.batches import collate_train, epoch_batches
+from finetune.dataset import TrainingData, load_training_data
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
-from finetune.images import ImageBank, pixel_limits
 from finetune.model import (
     add_adapters,
+    checkpoint_activations,
+    dropout,
     four_bit_layers,
     label_loss,
     load_base,
-    old_names_allowed,
-    open_base,
     pick_device,
     pick_dtype,
     save_adapter,
 )
-from finetune.processor import load_processor
+from finetune.outputs import environment, prepare_output
 from finetune.recipe import Recipe, save_recipe
-from finetune.rows import load_rows
 from finetune.runlog import RunLog, plot_loss
 from finetune.schedule import learning_rate, total_steps
-from finetune.template import ChatEncoder, Encoded, prove
+from finetune.template import Encoded
 
 MAX_SKIPPED = 3  # steps without a finite gradient in a row that end the run
 
@@ -55,8 +53,9 @@ class TrainResult:
 
     output_dir: the adapter's folder; steps: optimiser steps done in all; seconds: of this call, loading included;
     first_step_seconds: from the call to the end of its first step; samples: rows trained on in this call;
-    samples_per_second: over the steps alone; loss: mean of the last logged steps; skipped_steps: steps without a finite
-    gradient; interrupted: the signal that ended the run early, or None.
+    samples_per_second: over the steps alone; loss: mean of the last logged steps; eval_loss: of the adapter that was
+    kept, or None without validation rows; best_step: the step it is from; skipped_steps: steps without a finite
+    gradient; peak_memory_gib: reserved on the GPU, or None; interrupted: the signal that ended the run early, or None.
     """
 
     output_dir: str
@@ -67,11 +66,28 @@ class TrainResult:
     samples: int
     samples_per_second: float
     loss: float
+    eval_loss: float | None
+    best_step: int | None
     trainable_parameters: int
     four_bit_layers: int
     dropped_rows: int
     skipped_steps: int
+    peak_memory_gib: float | None
     interrupted: int | None
+
+
+@dataclass
+class State:
+    """What changes from step to step besides the weights; saved in every checkpoint."""
+
+    step: int = 0
+    skipped: int = 0
+    recent: list[float] = field(default_factory=list)  # losses since the last log line
+    loss: float = math.nan
+    eval_loss: float = math.nan
+    best_loss: float = math.inf
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
 
 
 def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
@@ -79,222 +95,273 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     began = time.monotonic()
     console = console or Console(stderr=True, soft_wrap=True)
     recipe.require("dataset", "output_dir")
-    output = Path(str(recipe.output_dir))
-    resume = _prepare_output(recipe, output)
-
-    folder = open_base(recipe)
-    limits = pixel_limits(folder, recipe)
-    data = load_rows(str(recipe.dataset), recipe)
-    device = pick_device()
-    dtype, reason = pick_dtype(recipe, device)
-    console.print(f"Compute dtype {reason}.", highlight=False)
-
-    processor = load_processor(folder, limits)
-    bank = ImageBank(limits)
-    encoded = ChatEncoder(folder, processor, bank).encode(data.rows)
-    prove(data.rows[:2], encoded[:2], processor, bank)
-    rows = [row for row in encoded if len(row) <= recipe.cutoff_len]
-    dropped = len(encoded) - len(rows)
-    if dropped:
-        longest = max(len(row) for row in encoded)
-        console.print(f"[yellow]{dropped} of {len(encoded)} rows are longer than cutoff_len {recipe.cutoff_len} "
-                      f"(the longest has {longest} tokens) and are left out.[/]", highlight=False)  # fmt: skip
-    if not rows:
-        raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}: raise it, or shrink the images.")
-
-    base = load_base(folder, recipe, device, dtype)
-    quantised = len(four_bit_layers(base)) if recipe.quantization_bit == 4 else 0
-    if quantised:
-        console.print(f"4-bit layers: {quantised} (NF4{', double quantised' * recipe.double_quantization}); "
-                      "the vision tower and the projector stay as they are.", highlight=False)  # fmt: skip
-    model = add_adapters(base, recipe)
-    keep_activations = recipe.disable_gradient_checkpointing
-    if keep_activations is None:
-        keep_activations = device.type == "cpu"
-    if not keep_activations:
-        with old_names_allowed():
-            base.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    trainable = sum(p.numel() for p in parameters)
-    console.print(f"{len(rows)} rows, {len(bank.paths)} images; {trainable:,} trainable parameters.", highlight=False)
-
-    size, accumulate = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
-    lengths = [len(row) for row in rows]
-    per_epoch = math.ceil(len(rows) / size)
-    total = total_steps(recipe, per_epoch)
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    first_order = epoch_batches(lengths, size, recipe.seed, 0, recipe.group_by_length)
-    order = [image for batch in first_order for index in batch for image in rows[index].images]
-    if total > math.ceil(per_epoch / accumulate):
-        order += order[:1]  # later epochs use the images again: worth keeping
-    features = FrozenFeatures(base, bank, processor, order)
-
-    identity = checkpoints.fingerprint(recipe, folder.fingerprint(), data.digest)
-    step, skipped, recent = 0, 0, []
-    torch.manual_seed(recipe.seed)
+    resume = prepare_output(recipe)
+    data = load_training_data(recipe, console)
+    run = _Run(recipe, data, console)
     if resume is not None:
-        state = checkpoints.load_checkpoint(resume, identity)
-        checkpoints.load_adapter_weights(model, resume)
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
-        step, skipped, recent = state["step"], state["skipped"], state["recent"]
+        run.restore(resume)
         console.print(f"Going on from {resume}.", highlight=False)
-    save_recipe(recipe, output / "recipe.yaml")
-    (output / "environment.json").write_text(json.dumps(_environment(device, folder, data.digest), indent=2) + "\n")
-    log = RunLog(output, recipe.report_to != "none", step)
+    return run.go(began)
 
-    def state_now() -> dict[str, Any]:
-        return {
-            "step": step,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            "skipped": skipped,
-            "recent": recent,
-            "fingerprint": identity,
-        }
 
-    in_a_row, samples, loss, saved_at = 0, 0, math.nan, step if resume is not None else -1
-    first_step_seconds = math.nan
-    stepping = time.monotonic()
-    batches = _batches_from(rows, lengths, recipe, per_epoch, step)
-    with _stop_on_signals() as stopped, _progress(console, recipe) as progress:
-        bar = progress.add_task("training", total=total, completed=step, loss=math.nan, lr=0.0, speed=0.0)
-        while step < total and not stopped:
-            window = [collate_train(chosen, device) for chosen in next(batches)]
-            tokens = sum(len(batch.labels) for batch in window)
-            lr = learning_rate(recipe, step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            step_loss = 0.0
-            for batch in window:
-                with autocast:
-                    loss_sum = label_loss(base, batch, features.get(batch.images))
-                scaler.scale(loss_sum / tokens).backward()
-                step_loss += loss_sum.item() / tokens
-                samples += len(batch.rows)
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or math.inf).item()
-            if math.isfinite(norm) and math.isfinite(step_loss):
-                scaler.step(optimizer)
-                in_a_row = 0
-                recent.append(step_loss)
-            else:
-                skipped, in_a_row = skipped + 1, in_a_row + 1
-                if in_a_row == MAX_SKIPPED and not (scaler.is_enabled() and scaler.get_scale() > 1):
-                    where = "; ".join(dict.fromkeys(source for batch in window for source in batch.rows))
+class _Run:
+    """A training run: what is loaded once, and the loop over it."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, console: Console) -> None:
+        self.recipe, self.data, self.console = recipe, data, console
+        self.output = Path(str(recipe.output_dir))
+        self.device = pick_device()
+        dtype, reason = pick_dtype(recipe, self.device)
+        console.print(f"Compute dtype {reason}.", highlight=False)
+        self.base = load_base(data.folder, recipe, self.device, dtype)
+        self.quantised = len(four_bit_layers(self.base)) if recipe.quantization_bit == 4 else 0
+        if self.quantised:
+            kind = "NF4, double quantised" if recipe.double_quantization else "NF4"
+            console.print(
+                f"4-bit layers: {self.quantised} ({kind}); the vision tower and the projector stay as they are.",
+                highlight=False,
+            )
+        self.model = add_adapters(self.base, recipe)
+        keep_activations = recipe.disable_gradient_checkpointing
+        if not (self.device.type == "cpu" if keep_activations is None else keep_activations):
+            checkpoint_activations(self.base)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in self.parameters)
+        console.print(
+            f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {len(data.bank.paths)} images; "
+            f"{self.trainable:,} trainable parameters.",
+            highlight=False,
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=recipe.learning_rate,
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
+            eps=recipe.adam_epsilon,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.autocast = nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
+        self.lengths = [len(row) for row in data.rows]
+        self.per_epoch = math.ceil(len(data.rows) / recipe.per_device_train_batch_size)
+        self.steps_per_epoch = math.ceil(self.per_epoch / recipe.gradient_accumulation_steps)
+        self.total = total_steps(recipe, self.per_epoch)
+        used = [image for batch in self._epoch(0) for row in batch for image in row.images]
+        self.features = FrozenFeatures(self.base, data.bank, data.processor, used, self.total > self.steps_per_epoch)
+        held_out = [image for row in data.validation for image in row.images]
+        self.held_out_features = FrozenFeatures(self.base, data.bank, data.processor, held_out, True)
+        self.identity = checkpoints.fingerprint(recipe, data.folder.fingerprint(), data.digest)
+        self.state = State()
+        torch.manual_seed(recipe.seed)
+
+    def go(self, began: float) -> TrainResult:
+        """The loop, from the state's step to the last."""
+        recipe, state = self.recipe, self.state
+        save_recipe(recipe, self.output / "recipe.yaml")
+        surroundings = environment(self.device, self.data.folder, self.data.digest)
+        (self.output / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n", encoding="utf-8")
+        log = RunLog(self.output, recipe.report_to != "none", state.step)
+        samples = tokens = in_a_row = first_samples = 0
+        saved_at = state.step
+        first_step_seconds = speed = math.nan
+        stepping = now = after_first = time.monotonic()
+        batches = self._batches()
+        with _stop_on_signals() as stopped, _progress(self.console) as progress:
+            bar = progress.add_task(
+                "training", total=self.total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0
+            )
+            while state.step < self.total and not stopped and not self._stale():
+                rows = next(batches)
+                lr = learning_rate(recipe, state.step, self.total)
+                loss, norm = self._step(rows, lr)
+                samples += sum(map(len, rows))
+                tokens += sum(len(row) for batch in rows for row in batch)
+                in_a_row = 0 if math.isfinite(norm) and math.isfinite(loss) else in_a_row + 1
+                # A loss scale that is still coming down from its high start is no reason to stop.
+                if in_a_row >= MAX_SKIPPED and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+                    where = "; ".join(dict.fromkeys(row.source for batch in rows for row in batch))
                     raise FinetuneError(
                         f"{MAX_SKIPPED} steps in a row had no finite gradient; the last one's rows are: {where}. "
                         "Lower learning_rate, or look at those rows."
                     )
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            now = time.monotonic()
-            if math.isnan(first_step_seconds):
-                first_step_seconds, after_first, first_samples = now - began, now, samples
-            speed = (samples - first_samples) / max(1e-9, now - after_first)
-            progress.update(bar, completed=step, loss=step_loss, lr=lr, speed=speed)
-            if (step % recipe.logging_steps == 0 or step == total) and recent:
-                loss, recent = sum(recent) / len(recent), []
-                elapsed = now - stepping
-                remaining = elapsed / max(1, samples) * size * accumulate * (total - step)
-                log.write({
-                    "current_steps": step, "total_steps": total, "loss": round(loss, 6), "lr": lr,
-                    "grad_norm": round(norm, 6), "epoch": round(step * accumulate / per_epoch, 4),
-                    "percentage": round(100 * step / total, 2), "throughput": round(speed, 2),
-                    "elapsed_time": _clock(elapsed), "remaining_time": _clock(remaining),
-                })  # fmt: skip
-            if step % recipe.save_steps == 0 and step < total:
-                saved_at = step
-                checkpoints.save_checkpoint(output, step, model, state_now(), recipe.save_total_limit)
-        if step != saved_at:
-            checkpoints.save_checkpoint(output, step, model, state_now(), recipe.save_total_limit)
-    log.close()
-    features.close()
-    if skipped:
-        console.print(f"[yellow]{skipped} steps had no finite gradient and were skipped.[/]")
-    interrupted = stopped[0] if stopped else None
-    if interrupted is None:
-        save_adapter(model, output)
-    if recipe.plot_loss:
-        plot_loss(output, f"{folder.name}: {recipe.dataset}")
-    ended = time.monotonic()
-    result = TrainResult(
-        output_dir=str(output),
-        steps=step,
-        total_steps=total,
-        seconds=ended - began,
-        first_step_seconds=first_step_seconds,
-        samples=samples,
-        samples_per_second=samples / max(1e-9, now - stepping) if samples else 0.0,
-        loss=loss,
-        trainable_parameters=trainable,
-        four_bit_layers=quantised,
-        dropped_rows=dropped,
-        skipped_steps=skipped,
-        interrupted=interrupted,
-    )
-    if interrupted is None:
-        (output / "train_results.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
-    return result
+                state.step += 1
+                now = time.monotonic()
+                if math.isnan(first_step_seconds):
+                    first_step_seconds, after_first, first_samples = now - began, now, samples
+                speed = (samples - first_samples) / max(1e-9, now - after_first)
+                progress.update(bar, completed=state.step, loss=loss, lr=lr, speed=speed)
+                last = state.step == self.total
+                if (state.step % recipe.logging_steps == 0 or last) and state.recent:
+                    state.loss, state.recent = sum(state.recent) / len(state.recent), []
+                    elapsed = now - stepping
+                    log.write(self._record(lr, norm, elapsed, samples, tokens))
+                if self._evaluates(last):
+                    self._evaluate()
+                    log.write({"current_steps": state.step, "total_steps": self.total, "eval_loss": state.eval_loss})
+                if state.step % recipe.save_steps == 0 and not last:
+                    saved_at = self._save()
+            if state.step != saved_at:
+                self._save()
+        log.close()
+        self.features.close()
+        self.held_out_features.close()
+        interrupted = stopped[0] if stopped else None
+        if interrupted is None:
+            self._finish()
+        if state.skipped:
+            self.console.print(f"[yellow]Warning:[/] {state.skipped} steps had no finite gradient and were skipped.")
+        best = recipe.load_best_model_at_end and state.best_step
+        gpu = self.device.type == "cuda"
+        result = TrainResult(
+            output_dir=str(self.output),
+            steps=state.step,
+            total_steps=self.total,
+            seconds=time.monotonic() - began,
+            first_step_seconds=first_step_seconds,
+            samples=samples,
+            samples_per_second=samples / max(1e-9, now - stepping),
+            loss=state.loss,
+            eval_loss=None if math.isnan(state.eval_loss) else state.best_loss if best else state.eval_loss,
+            best_step=state.best_step or None,
+            trainable_parameters=self.trainable,
+            four_bit_layers=self.quantised,
+            dropped_rows=self.data.dropped,
+            skipped_steps=state.skipped,
+            peak_memory_gib=torch.cuda.max_memory_reserved(self.device) / 2**30 if gpu else None,
+            interrupted=interrupted,
+        )
+        if interrupted is None:
+            text = json.dumps(asdict(result), indent=2) + "\n"
+            (self.output / "train_results.json").write_text(text, encoding="utf-8")
+        return result
 
+    def restore(self, path: Path) -> None:
+        """Goes on from a checkpoint bit for bit. Raises FinetuneError."""
+        saved = checkpoints.load_checkpoint(path, self.identity)
+        checkpoints.load_adapter_weights(self.model, path)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"])
+        self.state = State(**saved["state"])
 
-def _prepare_output(recipe: Recipe, output: Path) -> Path | None:
-    """Makes or empties output_dir; the checkpoint to go on from, or None. Raises FinetuneError."""
-    wish = recipe.resume_from_checkpoint
-    last = checkpoints.last_checkpoint(output)
-    if isinstance(wish, str):
-        return Path(wish)
-    if wish is True:
-        if last is None:
-            raise FinetuneError(f"resume_from_checkpoint is true but {output} has no checkpoint.")
-        return last
-    if wish is None and last is not None and not recipe.overwrite_output_dir:
-        return last
-    if output.exists() and not output.is_dir():
-        raise FinetuneError(f"output_dir: {output} is a file.")
-    if output.exists() and any(output.iterdir()):
-        if not recipe.overwrite_output_dir:
-            raise FinetuneError(
-                f"output_dir: {output} is not empty; set overwrite_output_dir: true, or choose another folder."
-            )
-        for old in [*checkpoints.checkpoints(output), output / "runs"]:
-            shutil.rmtree(old, ignore_errors=True)
-        for name in ("adapter_model.safetensors", "adapter_config.json", "trainer_log.jsonl", "train_results.json"):
-            (output / name).unlink(missing_ok=True)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FinetuneError(f"output_dir: {output} cannot be made: {error}.") from None
-    return None
+    def _step(self, rows: list[list[Encoded]], lr: float) -> tuple[float, float]:
+        """One optimiser step on the micro-batches `rows`: (loss a label token, gradient norm before clipping)."""
+        window = [collate_train(batch, self.device) for batch in rows]
+        labels = sum(len(batch.labels) for batch in window)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = 0.0
+        for batch in window:
+            features = self.features.get(batch.images)
+            with self.autocast:
+                loss_sum = label_loss(self.base, batch, features)
+            self.scaler.scale(loss_sum / labels).backward()
+            loss += loss_sum.item() / labels
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf).item()
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.scaler.step(self.optimizer)
+            self.state.recent.append(loss)
+        else:
+            self.state.skipped += 1
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
 
+    def _evaluates(self, last: bool) -> bool:
+        recipe, step = self.recipe, self.state.step
+        if not self.data.validation:
+            return False
+        if last:
+            return True
+        every = recipe.eval_steps or recipe.logging_steps
+        if recipe.eval_strategy == "epoch":
+            every = self.steps_per_epoch
+        return recipe.eval_strategy != "no" and step > recipe.eval_delay and step % every == 0
 
-def _batches_from(
-    rows: list[Encoded], lengths: list[int], recipe: Recipe, per_epoch: int, step: int
-) -> Iterator[list[list[Encoded]]]:
-    """The micro-batches of each optimiser step from `step` on, without end."""
-    per_step = recipe.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(per_epoch / per_step)
-    while True:
-        epoch, at = divmod(step, steps_per_epoch)
-        batches = epoch_batches(lengths, recipe.per_device_train_batch_size, recipe.seed, epoch, recipe.group_by_length)
-        for first in range(at * per_step, len(batches), per_step):
-            yield [[rows[index] for index in batch] for batch in batches[first : first + per_step]]
-            step += 1
+    def _evaluate(self) -> None:
+        """The loss a label token on the validation rows; keeps the adapter if it is the best so far."""
+        state, loss, labels = self.state, 0.0, 0
+        rows = self.data.validation
+        dropout(self.model, False)
+        with torch.no_grad(), self.autocast:
+            for start in range(0, len(rows), self.recipe.per_device_eval_batch_size):
+                chosen = rows[start : start + self.recipe.per_device_eval_batch_size]
+                batch = collate_train(chosen, self.device)
+                loss += label_loss(self.base, batch, self.held_out_features.get(batch.images)).item()
+                labels += len(batch.labels)
+        dropout(self.model, True)
+        state.eval_loss = loss / labels
+        if state.eval_loss < state.best_loss:
+            state.best_loss, state.best_step, state.stale = state.eval_loss, state.step, 0
+            if self.recipe.load_best_model_at_end:
+                checkpoints.save_best(self.output, self.model)
+        else:
+            state.stale += 1
+
+    def _stale(self) -> bool:
+        patience = self.recipe.early_stopping_steps
+        return patience is not None and self.state.stale >= patience
+
+    def _save(self) -> int:
+        saved = {
+            "state": asdict(self.state),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "fingerprint": self.identity,
+        }
+        checkpoints.save_checkpoint(self.output, self.state.step, self.model, saved, self.recipe.save_total_limit)
+        return self.state.step
+
+    def _finish(self) -> None:
+        """Writes the adapter that is kept, and the curve."""
+        best = self.output / checkpoints.BEST
+        if self.recipe.load_best_model_at_end and best.is_dir():
+            for file in best.iterdir():
+                shutil.copyfile(file, self.output / file.name)
+        else:
+            save_adapter(self.model, self.output)
+        if self.recipe.plot_loss:
+            plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
+
+    def _record(self, lr: float, norm: float, elapsed: float, samples: int, tokens: int) -> dict[str, Any]:
+        """A line of trainer_log.jsonl; throughput is in tokens a second."""
+        state = self.state
+        record = {
+            "current_steps": state.step,
+            "total_steps": self.total,
+            "loss": round(state.loss, 6),
+            "lr": lr,
+            "grad_norm": round(norm, 6),
+            "epoch": round(state.step / self.steps_per_epoch, 4),
+            "percentage": round(100 * state.step / self.total, 2),
+            "samples_per_second": round(samples / max(1e-9, elapsed), 2),
+            "throughput": round(tokens / max(1e-9, elapsed), 2),
+            "elapsed_time": _clock(elapsed),
+        }
+        if self.device.type == "cuda":
+            record["vram_reserved"] = round(torch.cuda.max_memory_reserved(self.device) / 2**30, 2)
+        return record
+
+    def _epoch(self, epoch: int) -> list[list[Encoded]]:
+        recipe = self.recipe
+        size, grouped = recipe.per_device_train_batch_size, recipe.group_by_length
+        order = epoch_batches(self.lengths, size, recipe.seed, epoch, grouped)
+        return [[self.data.rows[index] for index in batch] for batch in order]
+
+    def _batches(self) -> Iterator[list[list[Encoded]]]:
+        """The micro-batches of each optimiser step from the state's step on, without end."""
+        epoch, at = divmod(self.state.step, self.steps_per_epoch)
+        accumulate = self.recipe.gradient_accumulation_steps
+        while True:
+            batches = self._epoch(epoch)
+            for first in range(at * accumulate, len(batches), accumulate):
+                yield batches[first : first + accumulate]
+            epoch, at = epoch + 1, 0
 
 
 @contextmanager
@@ -314,7 +381,7 @@ def _stop_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _progress(console: Console, recipe: Recipe) -> Progress:
+def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("training"),
         BarColumn(),
@@ -330,24 +397,3 @@ def _progress(console: Console, recipe: Recipe) -> Progress:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
-
-
-def _environment(device: torch.device, folder: Any, data: str) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    packages = ("lensmith", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "packages": {package: installed(package) for package in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "base_model": str(folder.path),
-        "base_fingerprint": folder.fingerprint(),
-        "data_sha256": data,
-    }

@@ -110,6 +110,36 @@ def test_shards_stay_shards(exported: MakeRecipe, tmp_path: Path) -> None:
         assert torch.equal(load_file(target / file)[name], whole[name])
 
 
+@pytest.mark.parametrize("gigabytes", [0.001, 0.004, 1])
+def test_export_size_cuts_new_shards(exported: MakeRecipe, tmp_path: Path, gigabytes: float) -> None:
+    recipe = exported()
+    whole = load_file(merge(recipe) / "model.safetensors")
+    target = merge(recipe.model_copy(update={"export_size": gigabytes}))
+    folder = ModelFolder.open(target)
+    assert len(folder.shards) >= {0.001: 11, 0.004: 3, 1: 1}[gigabytes]
+    for shard in folder.shards:
+        tensors = load_file(shard)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= gigabytes * 1e9
+    assert folder.tensors.keys() == whole.keys()
+    for name, info in folder.tensors.items():
+        assert torch.equal(load_file(info.shard)[name], whole[name])
+    from transformers import AutoModelForImageTextToText
+
+    _, info = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+def test_the_trainings_image_limits_go_with_the_model(recipe: MakeRecipe, tmp_path: Path) -> None:
+    train(recipe(image_max_pixels=16384))
+    target = merge(recipe(adapter_name_or_path=str(tmp_path / "out"), export_dir=str(tmp_path / "merged")))
+    assert ModelFolder.open(target).image_pixel_limits == (ModelFolder.open(BASE).image_pixel_limits[0], 16384)
+    changed = json.loads((target / "preprocessor_config.json").read_text())
+    assert {k: v for k, v in changed.items() if k != "size"} == {
+        k: v for k, v in json.loads((BASE / "preprocessor_config.json").read_text()).items() if k != "size"
+    }
+
+
 def test_transformers_loads_it_without_missing_or_unexpected_keys(exported: MakeRecipe) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

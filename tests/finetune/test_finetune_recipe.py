@@ -33,6 +33,12 @@ def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
         ("model_name_or_path: m\nlearning_rate: -1\n", r"learning_rate: .*greater than 0.*-1"),
         ("model_name_or_path: m\nfp16: true\nbf16: true\n", "fp16 and bf16 are both true"),
         ("model_name_or_path: m\nseed: 1\nseed: 2\n", "line 3, seed: this key is already set above"),
+        ("model_name_or_path: m\nfinetuning_type: full\n", r"'full' is not supported"),
+        ("model_name_or_path: m\nuse_unsloth: true\n", "True is not supported"),
+        ("model_name_or_path: m\neval_strategy: steps\n", "eval_strategy steps needs val_size or eval_dataset"),
+        ("model_name_or_path: m\nload_best_model_at_end: true\n", "load_best_model_at_end needs eval_strategy"),
+        ("model_name_or_path: m\nval_size: 2.5\n", "neither a share below 1 nor a number of rows"),
+        ("model_name_or_path: m\nval_size: 0.1\neval_dataset: d\n", "val_size and eval_dataset are both set"),
         ("lora_rank: 4\n", "model_name_or_path: the recipe lacks this key"),
         ("- a\n- b\n", "list of `key: value` lines"),
         ("a: [\n", "line 2: not YAML"),
@@ -63,6 +69,23 @@ def test_a_missing_file_is_named() -> None:
 
 def test_the_old_name_of_bitsandbytes_means_bnb() -> None:
     assert make_recipe({"model_name_or_path": "m", "quantization_method": "bitsandbytes"}).quantization_method == "bnb"
+
+
+PUBLISHED = Path(__file__).parent / "published"
+
+
+@pytest.mark.parametrize(
+    ("name", "warnings"),
+    [
+        ("train_openeqa", ["quantization_method: bitsandbytes is read as bnb"]),
+        ("eval_openeqa", ["temperature: 0.2, top_p: 1.0 would sample"]),
+        ("merge_openeqa", []),
+    ],
+)
+def test_published_recipes_are_accepted_with_their_warnings(name: str, warnings: list[str]) -> None:
+    recipe = load_recipe(PUBLISHED / f"{name}.yaml")
+    assert len(recipe.warnings) == len(warnings)
+    assert all(found.startswith(expected) for found, expected in zip(recipe.warnings, warnings, strict=True))
 
 
 def test_the_saved_recipe_is_the_recipe(tmp_path: Path) -> None:

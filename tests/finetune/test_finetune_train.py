@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
 
 from finetune import train as train_module
 from finetune.batches import collate_train
+from finetune.dataset import split_by_image
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
 from finetune.images import ImageBank, pixel_limits
@@ -27,7 +31,7 @@ from finetune.recipe import Recipe, save_recipe
 from finetune.rows import load_rows
 from finetune.runlog import read_log
 from finetune.schedule import learning_rate, total_steps
-from finetune.template import ChatEncoder
+from finetune.template import ChatEncoder, Encoded
 from finetune.train import train
 
 MakeRecipe = Callable[..., Recipe]
@@ -176,6 +180,74 @@ def test_ten_steps_are_five_and_five(recipe: MakeRecipe, tmp_path: Path) -> None
     assert [(r["current_steps"], r["loss"]) for r in read_log(half / "trainer_log.jsonl")] == [
         (r["current_steps"], r["loss"]) for r in read_log(tmp_path / "out/trainer_log.jsonl")
     ]
+
+
+VALIDATED = {"eval_dataset": None, "val_size": 0.25, "eval_strategy": "steps", "eval_steps": 2}
+
+
+def test_validation_is_the_loss_of_held_out_rows(recipe: MakeRecipe, tmp_path: Path) -> None:
+    result = train(recipe(**VALIDATED, max_steps=5, lora_dropout=0.5))
+    log = read_log(tmp_path / "out/trainer_log.jsonl")
+    assert [record["current_steps"] for record in log if "eval_loss" in record] == [2, 4, 5]
+    assert result.eval_loss == log[-1]["eval_loss"]
+    parts = Parts(recipe())
+    parts.model.load_adapter(str(tmp_path / "out"), "default")
+    held_out = split_by_image(parts.rows, 0.25, 42)[1]
+    assert len(held_out) == 6
+    batch = collate_train(held_out, CPU)
+    loss = label_loss(parts.base, batch, parts.features.get(batch.images)) / len(batch.labels)
+    assert loss.item() == pytest.approx(result.eval_loss, rel=1e-5)
+
+
+def test_the_best_adapter_is_kept(recipe: MakeRecipe, tmp_path: Path) -> None:
+    explodes = {"learning_rate": 2.0, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 200}
+    keys = {**VALIDATED, **explodes, "max_steps": 12, "max_grad_norm": 0}
+    result = train(recipe(**keys, load_best_model_at_end=True))
+    losses = {
+        record["current_steps"]: record["eval_loss"]
+        for record in read_log(tmp_path / "out/trainer_log.jsonl")
+        if "eval_loss" in record
+    }
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, "the test needs a run that gets worse"
+    assert (result.best_step, result.eval_loss) == (best, losses[best])
+    assert adapter(tmp_path / "out") == adapter(tmp_path / "out/best_adapter")
+    assert adapter(tmp_path / "out") != adapter(tmp_path / "out/checkpoint-12")
+
+
+def test_training_stops_early_and_resumes_alike(recipe: MakeRecipe, tmp_path: Path) -> None:
+    keys = {**VALIDATED, "max_steps": 40, "learning_rate": 0.05, "early_stopping_steps": 2, "save_steps": 3}
+    keys |= {"load_best_model_at_end": True}
+    whole = train(recipe(**keys))
+    assert whole.steps < 40
+    shutil.copytree(tmp_path / "out/checkpoint-3", tmp_path / "rest/checkpoint-3")
+    if (tmp_path / "out/best_adapter").exists() and whole.best_step == 2:
+        shutil.copytree(tmp_path / "out/best_adapter", tmp_path / "rest/best_adapter")
+    rest = train(recipe(**keys, output_dir=str(tmp_path / "rest")))
+    assert (rest.steps, rest.best_step, rest.eval_loss) == (whole.steps, whole.best_step, whole.eval_loss)
+    assert adapter(tmp_path / "rest") == adapter(tmp_path / "out")
+
+
+def test_validating_does_not_change_what_is_learnt(recipe: MakeRecipe, tmp_path: Path) -> None:
+    keys = {"eval_dataset": None, "val_size": 0.25, "lora_dropout": 0.2}
+    train(recipe(**keys))
+    train(recipe(**keys, eval_strategy="steps", eval_steps=1, output_dir=str(tmp_path / "often")))
+    assert adapter(tmp_path / "out") == adapter(tmp_path / "often")
+
+
+row_images = st.lists(st.lists(st.integers(0, 12), max_size=3), min_size=2, max_size=40)
+
+
+@given(images=row_images, size=st.one_of(st.floats(0.01, 0.9), st.integers(1, 10)), seed=st.integers(0, 9))
+def test_no_image_is_on_both_sides_of_the_split(images: list[list[int]], size: float, seed: int) -> None:
+    rows = [Encoded(*[np.zeros(1)] * 3, tuple(found), f"row {n}") for n, found in enumerate(images)]
+    try:
+        training, validation = split_by_image(rows, size, seed)
+    except FinetuneError:
+        return
+    assert sorted(row.source for row in training + validation) == sorted(row.source for row in rows)
+    assert not {i for row in training for i in row.images} & {i for row in validation for i in row.images}
+    assert len(validation) >= (round(size * len(rows)) if size < 1 else size)
 
 
 SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"

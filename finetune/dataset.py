@@ -1,0 +1,105 @@
+"""Rows made ready for training: encoded, filtered by length, split by image."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from finetune.errors import FinetuneError
+from finetune.images import ImageBank, pixel_limits
+from finetune.model import open_base
+from finetune.processor import load_processor
+from finetune.recipe import Recipe
+from finetune.rows import load_rows
+from finetune.template import ChatEncoder, Encoded, prove
+from modelfiles.folder import ModelFolder
+
+PROVEN_ROWS = 2  # rows whose ids are compared with the processor's own before each run
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains and validates on. dropped: rows left out because they are longer than cutoff_len."""
+
+    folder: ModelFolder
+    processor: Any
+    bank: ImageBank
+    rows: list[Encoded]
+    validation: list[Encoded]
+    dropped: int
+    digest: str
+
+
+def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
+    """Reads, checks, encodes and splits the recipe's rows. Raises FinetuneError."""
+    folder = open_base(recipe)
+    limits = pixel_limits(folder, recipe)
+    data = load_rows(str(recipe.dataset), recipe)
+    processor = load_processor(folder, limits)
+    bank = ImageBank(limits)
+    encoder = ChatEncoder(folder, processor, bank)
+    encoded = encoder.encode(data.rows)
+    prove(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
+    digest, validation = data.digest, []
+    if recipe.eval_dataset and recipe.eval_strategy != "no":
+        held_out = load_rows(recipe.eval_dataset, recipe)
+        validation = encoder.encode(held_out.rows)
+        digest += held_out.digest
+    kept, kept_validation = ([row for row in rows if len(row) <= recipe.cutoff_len] for rows in (encoded, validation))
+    dropped = len(encoded) + len(validation) - len(kept) - len(kept_validation)
+    if dropped:
+        longest = max(len(row) for row in [*encoded, *validation])
+        console.print(
+            f"[yellow]Warning:[/] {dropped} of {len(encoded) + len(validation)} rows are longer than cutoff_len "
+            f"{recipe.cutoff_len} (the longest has {longest} tokens) and are left out.",
+            highlight=False,
+        )
+    if recipe.val_size:
+        kept, kept_validation = split_by_image(kept, recipe.val_size, recipe.seed)
+    if not kept:
+        raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}: raise it, or shrink the images.")
+    return TrainingData(folder, processor, bank, kept, kept_validation, dropped, digest)
+
+
+def split_by_image(rows: Sequence[Encoded], size: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+    """(training, validation) rows such that no image is on both sides.
+
+    size: a share below 1, or a number of rows; reached as closely from above as the groups of rows that share images
+    allow. Raises FinetuneError if nothing would be left to train on.
+    """
+    wanted = round(size * len(rows)) if size < 1 else int(size)
+    leader = list(range(len(rows)))
+
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    first_with: dict[int, int] = {}
+    for index, row in enumerate(rows):
+        for image in row.images:
+            leader[find(index)] = find(first_with.setdefault(image, index))
+    groups: dict[int, list[int]] = {}
+    for index in range(len(rows)):
+        groups.setdefault(find(index), []).append(index)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    chosen: set[int] = set()
+    for group in order:
+        if len(chosen) >= wanted:
+            break
+        chosen.update(group)
+    if len(chosen) == len(rows):
+        raise FinetuneError(
+            f"val_size {size}: no split keeps images apart (the rows form {len(groups)} groups that share images); "
+            "use a smaller val_size, or an eval_dataset of its own."
+        )
+    return (
+        [row for index, row in enumerate(rows) if index not in chosen],
+        [row for index, row in enumerate(rows) if index in chosen],
+    )
