@@ -259,7 +259,7 @@ def read_text(folder: Path, name: str, limit: int = MAX_TEMPLATE_BYTES) -> str:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder, nested at most MAX_JSON_DEPTH deep. Raises ModelFolderError."""
+    """A JSON object of the folder, not nested deeper than MAX_JSON_DEPTH. Raises ModelFolderError."""
     text = read_text(folder, name, MAX_JSON_BYTES)
     if text.startswith("version https://git-lfs"):
         raise ModelFolderError(f"{name} in {folder} is a Git LFS pointer; fetch it with `git lfs pull`.", "MF105")
@@ -271,6 +271,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise ModelFolderError(f"{name} in {folder} is not valid JSON: {error}.", "MF104") from None
     if not isinstance(value, dict):
         raise ModelFolderError(f"{name} in {folder} must hold a JSON object.", "MF104")
+    if name == "tokenizer.json":
+        return value  # hundreds of thousands of entries, and only looked up, never walked or written again
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from model_folders import make_folder, write_json
 
 from modelfiles.cli import modelfile
 from modelfiles.ollama_api import OllamaError, Server
+from modelfiles.verify import encoded_image
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes-vl"
 LIVE = os.environ.get("OLLAMA_HOST", "")
@@ -153,10 +155,64 @@ def test_verify_sees_other_parameters(ollama: FakeOllama, stage: Path) -> None:
     assert [checks[name] for name in ("num_ctx", "stops", "version")] == [False, False, False]
 
 
-@pytest.mark.skipif(not LIVE, reason="OLLAMA_HOST names no server")
+def test_the_raw_folder_fails_and_its_stage_succeeds(ollama: FakeOllama, tmp_path: Path) -> None:
+    """The recorded exchange: what transformers 5 saves, as it is and as `generate` stages it."""
+    model = make_folder(tmp_path / "model")
+    (model / "Modelfile").write_text("FROM .\n")
+    result = run("push", model, "api-tf5", "--server", ollama.url)
+    assert "open preprocessor_config.json" in result.output
+    assert sorted(ollama.requests[-1]["files"]) == sorted(EXCHANGES["api-tf5"]["request"]["files"])
+    assert run("generate", model, "-o", tmp_path / "stage").exit_code == 0
+    assert run("push", tmp_path / "stage", "api-ok", "--server", ollama.url).exit_code == 0
+    assert sorted(ollama.requests[-1]["files"]) == sorted(EXCHANGES["api-ok"]["request"]["files"])
+
+
+# Against a real server, named by OLLAMA_HOST -------------------------------------------------------------------------
+
+live = pytest.mark.skipif(not LIVE, reason="OLLAMA_HOST names no server")
+NAME = "lensmith-test-shapes-vl"
+
+
+def saved_by_transformers_5(path: Path) -> Path:
+    """The example model with its settings where transformers 5 puts them."""
+    shutil.copytree(SHAPES, path)
+    config = json.loads((path / "config.json").read_text())
+    text = config["text_config"]
+    text["rope_parameters"] = {**text.pop("rope_scaling"), "rope_theta": text.pop("rope_theta")}
+    write_json(path / "config.json", config)
+    processor = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").unlink()
+    write_json(path / "processor_config.json", {"image_processor": processor})
+    return path
+
+
+@live
 def test_a_real_ollama_takes_the_example_model_and_sees_with_it(tmp_path: Path) -> None:
-    assert run("generate", SHAPES, "-o", tmp_path / "stage", "--images-per-request", 1).exit_code == 0
-    result = run("push", tmp_path / "stage", "lensmith-test-shapes-vl", "--server", LIVE)
+    assert run("generate", SHAPES, "-o", tmp_path / "stage").exit_code == 0
+    result = run("push", tmp_path / "stage", NAME, "--server", LIVE)
     assert result.exit_code == 0, result.output
-    result = run("verify", tmp_path / "stage", "lensmith-test-shapes-vl", "--server", LIVE)
+    result = run("verify", tmp_path / "stage", NAME, "--server", LIVE)
     assert result.exit_code == 0, result.output
+
+
+@live
+def test_a_real_ollama_refuses_the_raw_folder_and_takes_its_stage(tmp_path: Path) -> None:
+    model = saved_by_transformers_5(tmp_path / "model")
+    (model / "Modelfile").write_text("FROM .\n")
+    assert "open preprocessor_config.json" in run("push", model, NAME, "--server", LIVE).output
+    shutil.copy(SHAPES / "preprocessor_config.json", model)
+    assert run("push", model, NAME, "--server", LIVE).exit_code == 1
+    assert run("generate", model, "-o", tmp_path / "stage").exit_code == 0
+    result = run("push", tmp_path / "stage", NAME, "--server", LIVE)
+    assert result.exit_code == 0, result.output
+
+
+@live
+def test_a_real_ollama_holds_eight_images_only_with_our_num_ctx(tmp_path: Path) -> None:
+    assert run("generate", SHAPES, "-o", tmp_path / "stage").exit_code == 0
+    assert run("push", tmp_path / "stage", NAME, "--server", LIVE).exit_code == 0
+    message = {"role": "user", "content": "Colours?", "images": [encoded_image(0)] * 8}
+    server = Server(LIVE)
+    assert server.chat(NAME, [message], options={"num_predict": 1})["prompt_eval_count"] > 8 * 1024
+    with pytest.raises(OllamaError, match="context size"):
+        server.chat(NAME, [message], options={"num_predict": 1, "num_ctx": 4096})
