@@ -93,8 +93,8 @@ def serve(
         elif model_dir is None:
             raise click.UsageError("Give MODEL_DIR, or --engine URL for an engine that is already running.")
         else:
-            spec = choose(engine)
             folder = open_folder(model_dir)
+            spec = choose(engine)
             budget = pixel_budget(folder, settings)
             chosen = LocalEngine(spec, folder.path, model_name or folder.name)
         run(chosen, settings, budget, bound, ring)

@@ -17,7 +17,7 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def free_port() -> int:
