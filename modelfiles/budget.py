@@ -30,7 +30,7 @@ def image_tokens(family: Family, folder: ModelFolder, size: tuple[int, int], oll
         low, high = folder.image_pixel_limits
         least, most = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
     width, height = size
-    columns, rows = max(1, round(width / unit)), max(1, round(height / unit))
+    columns, rows = round(width / unit), round(height / unit)
     if columns * rows * unit * unit > most:
         shrink = math.sqrt(width * height / most)
         columns, rows = (max(1, math.floor(side / shrink / unit)) for side in size)

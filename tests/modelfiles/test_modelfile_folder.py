@@ -167,6 +167,8 @@ def test_refuses_shards_outside_the_folder(model: Path) -> None:
 def test_refuses_a_header_that_claims_ten_gigabytes(model: Path) -> None:
     write_raw_safetensors(model / "model.safetensors", b"{}", 0, claimed=10 * 2**30)
     assert "10,737,418,240 bytes" in str(refusal(model))
+    write_raw_safetensors(model / "model.safetensors", b"{}", 11 * 2**30, claimed=10 * 2**30)  # a sparse file
+    assert "the limit is 100,000,000" in str(refusal(model))
     write_raw_safetensors(model / "model.safetensors", b"{}", 0, claimed=50_000_000)
     assert refusal(model).rule == "MF106"
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from model_folders import GOLDENS, edit_json, make_folder, write_json, write_safetensors
 
 from modelfiles import stage as stage_module
+from modelfiles.budget import image_tokens
 from modelfiles.cli import modelfile
-from modelfiles.families import CHATML
+from modelfiles.families import CHATML, find_family
 from modelfiles.folder import ModelFolder
 from modelfiles.grammar import parse
 from modelfiles.plan import Options, PlanError, make_plan
@@ -57,6 +60,7 @@ def test_the_example_model_gets_every_line(tmp_path: Path) -> None:
     assert values["model"] == ["."]
     assert values["template"] == [(GOLDENS / "qwen_chatml_exact.gotmpl").read_text()]
     assert values["stop"] == ["<|im_end|>", "<|endoftext|>"]
+    assert (values["temperature"], values["top_p"], values["top_k"]) == (["0.7"], ["0.8"], ["20"])
     assert values["repeat_penalty"] == ["1.0"]
     assert values["num_ctx"] == ["11264"]
     assert values["requires"] == ["0.14.0"]
@@ -185,6 +189,20 @@ def test_num_ctx_holds_the_images(model: Path, tmp_path: Path) -> None:
     # Before 0.30 an image keeps its size: 256x256 is 64 tokens.
     old = generate(model, tmp_path / "d", "--ollama", "0.14", "--image-size", "256x256")
     assert old["num_ctx"] == ["3072"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(width=st.integers(8, 5000), height=st.integers(8, 5000))
+def test_image_tokens_follow_transformers_resizing(width: int, height: int) -> None:
+    module = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
+    qwen = pytest.importorskip(module, reason="comes with the cpu and finetune extras")
+    assume(max(width, height) / min(width, height) < 50)
+    family = find_family("Qwen3VLForConditionalGeneration")
+    assert family is not None
+    folder = ModelFolder.open(SHAPES)  # patch 16, merge 2, 4,096 to 65,536 pixels
+    for ollama, limits in (((0, 29, 0), (4096, 65536)), ((0, 30, 0), (1024 * 32 * 32, 4096 * 32 * 32))):
+        rows, columns = qwen.smart_resize(height, width, 32, *limits)
+        assert image_tokens(family, folder, (width, height), ollama) == rows * columns // 32 // 32 + 2
 
 
 def test_num_ctx_never_exceeds_the_model_and_says_so(model: Path, tmp_path: Path) -> None:

@@ -78,6 +78,15 @@ def test_an_image_changes_the_answer_of_the_pair() -> None:
 
 
 @needs_llama_cpp
+def test_a_pair_that_does_not_see_is_found_out(tmp_path: Path) -> None:
+    data = (TINY / "mmproj.gguf").read_bytes()
+    (tmp_path / "mmproj.gguf").write_bytes(data[:-200_000] + bytes(200_000))  # weights of zero: every image is the same
+    sees, seen = try_pair(TINY / "model.gguf", tmp_path / "mmproj.gguf")
+    assert not sees
+    assert "log-probabilities" in seen
+
+
+@needs_llama_cpp
 def test_a_broken_pair_is_a_finding_not_a_crash(tmp_path: Path) -> None:
     (tmp_path / "mmproj.gguf").write_bytes((TINY / "mmproj.gguf").read_bytes()[:5000])
     sees, seen = try_pair(TINY / "model.gguf", tmp_path / "mmproj.gguf")

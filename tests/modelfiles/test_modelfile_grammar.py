@@ -132,6 +132,12 @@ def test_names_the_character_that_ollama_would_delete() -> None:
         quote("你好\n世\u3000界")
 
 
+@pytest.mark.parametrize("name", ["num ctx", "top_k 1\nADAPTER", "fröm"])
+def test_a_name_that_is_no_parameter_is_not_written(name: str) -> None:
+    with pytest.raises((UnrepresentableError, ModelfileSyntaxError)):
+        emit([Command("model", "."), Command(name, "x")])
+
+
 def test_a_megabyte_of_lines_is_read_in_one_pass() -> None:
     licence = '"quoted" line\n' * 70_000
     assert parse(f'FROM x\nLICENSE """{licence}"""\n')[1].args == licence
