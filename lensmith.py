@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # Command name -> (module:attribute of the click command, the extra it needs, one line of help).
 COMMANDS = {
     "train": ("finetune.cli:train", "finetune", "Fine-tune a model as a recipe says."),
+    "check": ("finetune.cli:check", "Say what a training run would do, before it costs anything."),
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),

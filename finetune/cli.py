@@ -34,6 +34,20 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
     )
 
 
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Read everything that RECIPE's training would read and say whether it would start.
+
+    Nothing is trained and no image is decoded. The exit code is 1 if training would not start.
+    """
+    loaded = _load(recipe, overrides)
+    from finetune.check import check as run
+
+    sys.exit(0 if run(loaded) else 1)
+
+
 @click.command(name="eval")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

@@ -53,11 +53,25 @@ class Dataset:
 
 def load_rows(names: str, recipe: Recipe) -> Dataset:
     """The rows of the named datasets, one after the other. Raises FinetuneError for the first row that is broken."""
+    rows: list[Row] = []
+    digest = hashlib.sha256()
+    for row in read_rows(names, recipe, digest):
+        if isinstance(row, FinetuneError):
+            raise row
+        rows.append(row)
+    if not rows:
+        raise FinetuneError(f"The dataset {names} has no rows.")
+    return Dataset(rows, digest.hexdigest())
+
+
+def read_rows(names: str, recipe: Recipe, digest: Any) -> Iterator[Row | FinetuneError]:
+    """Every row, or what is wrong with it. Raises FinetuneError for a dataset that cannot be read at all.
+
+    digest: a hash object that gets the data files' bytes.
+    """
     folder = Path(recipe.dataset_dir)
     info = _read_json(folder / "dataset_info.json")
     media = Path(recipe.media_dir) if recipe.media_dir else folder
-    rows: list[Row] = []
-    digest = hashlib.sha256()
     for name in [part.strip() for part in names.split(",") if part.strip()]:
         if not isinstance(info, dict) or name not in info:
             known = ", ".join(info) if isinstance(info, dict) else "nothing"
@@ -68,10 +82,10 @@ def load_rows(names: str, recipe: Recipe) -> Dataset:
         for number, record in enumerate(_records(path), 1):
             if recipe.max_samples and number > recipe.max_samples:
                 break
-            rows.append(_row(record, entry, media, f"{path.name}, row {number}"))
-    if not rows:
-        raise FinetuneError(f"The dataset {names} has no rows.")
-    return Dataset(rows, digest.hexdigest())
+            try:
+                yield _row(record, entry, media, f"{path.name}, row {number}")
+            except FinetuneError as error:
+                yield error
 
 
 def _entry(entry: Any, name: str, folder: Path) -> dict[str, Any]:

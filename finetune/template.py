@@ -73,7 +73,7 @@ class ChatEncoder:
         """Encodes chats without their last answer, ready for the model to give it."""
         encoded = []
         for row in rows:
-            self._refuse_specials(row)
+            self.refuse_specials(row)
         prompts = [Row(row.messages[:-1], row.images, row.tools, row.source) for row in rows]
         keys = ["prompt" + json.dumps([row.messages, row.tools], ensure_ascii=False) for row in prompts]
         for key, row in zip(keys, prompts, strict=True):
@@ -92,7 +92,7 @@ class ChatEncoder:
         for group in groups:
             rows = [row for _, row in group]
             for row in rows:
-                self._refuse_specials(row)
+                self.refuse_specials(row)
             wholes = self._render([row.messages for row in rows], rows[0].tools, prompt=False)
             asked = [
                 (n, i)
@@ -151,7 +151,7 @@ class ChatEncoder:
         rendered = self.processor.apply_chat_template(chats, tools=tools, tokenize=False, add_generation_prompt=prompt)
         return list(rendered)
 
-    def _refuse_specials(self, row: Row) -> None:
+    def refuse_specials(self, row: Row) -> None:
         """Text that holds a special token would become that token: a broken chat or an image that is not there."""
         for message in row.messages:
             texts = [part["text"] for part in message["content"] if part["type"] == "text"]
