@@ -14,6 +14,7 @@ from typing import Any
 
 SECONDS = 2
 MEMORY_BYTES = 512 * 2**20
+MAX_PROMPT = 1_000_000  # characters
 
 
 class ChatTemplateError(ValueError):
@@ -86,7 +87,8 @@ def _child() -> None:
     try:
         compiled = environment.from_string(job["template"])
         prompts = [compiled.render(**conversation, **job["tokens"]) for conversation in job["conversations"]]
-        answer: dict[str, Any] = {"prompts": prompts}
+        longest = max(map(len, prompts), default=0)
+        answer: dict[str, Any] = {"prompts": prompts} if longest <= MAX_PROMPT else {"error": "the prompt is too long"}
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         answer = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     json.dump(answer, sys.stdout)

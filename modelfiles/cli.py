@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import click
@@ -58,6 +60,8 @@ def generate(
         system = system_file.read_bytes().decode("utf-8") if system_file else None
     except (OSError, UnicodeDecodeError) as error:
         raise click.ClickException(f"--system-file {system_file} cannot be read as UTF-8 text: {error}.") from None
+    if llama_cpp and route not in ("gguf", "adapter-gguf"):
+        raise click.UsageError("--llama-cpp is for --route gguf and --route adapter-gguf.")
     options = Options(route or "", prompt, ollama, images_per_request, image_size, system, quantize, base)
     try:
         folder = open_adapter(model_dir) if route == "adapter-gguf" else ModelFolder.open(model_dir)
@@ -81,8 +85,9 @@ def _summary(plan: Plan, out: Path) -> None:
     if (out / SCRIPT).exists():
         click.echo(f"next: LLAMA_CPP=/path/to/llama.cpp sh {out / SCRIPT}")
     quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""
-    click.echo(f"\n  cd {out} && ollama create {plan.folder.name.lower()} -f Modelfile{quantize}")
-    click.echo(f'  ollama run {plan.folder.name.lower()} "What is in this picture?" ./picture.png')
+    name = re.sub(r"[^a-z0-9._-]+", "-", plan.folder.name.lower()).strip("-.") or "model"
+    click.echo(f"\n  cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile{quantize}")
+    click.echo(f'  ollama run {name} "What is in this picture?" ./picture.png')
 
 
 def _try(out: Path) -> None:

@@ -86,7 +86,9 @@ def doctor(
             folder = next((source for source in sources if source and source.is_dir()), None)
         if any(source and source.suffix == ".gguf" for source in sources):
             folder = None  # the weights are the GGUF files, which lint has checked
-    if folder is not None:
+    elif path.is_dir() and _has_only_gguf(path):
+        findings = [found for found in lint(b"FROM .\n", path, Context(ollama))[1] if found.rule.startswith("MF5")]
+    if folder is not None and not _has_only_gguf(folder):
         findings = [*check_folder(folder, route), *findings]
     _report(commands, findings, as_json)
 
@@ -179,6 +181,10 @@ def coloured_diff(expected: str, sent: str) -> Text:
             if part:
                 text.append(f"[{sign}" + part.replace("\n", "⏎\n") + "]", style=style)
     return text
+
+
+def _has_only_gguf(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))
 
 
 def _read(path: Path) -> bytes:

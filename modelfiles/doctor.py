@@ -147,7 +147,7 @@ def _counts(folder: ModelFolder) -> dict[str, range | list[int]]:
     return {
         "layer": range(layers),
         "block": range(min(blocks, limit)),
-        "deepstack": range(len(deepstack) if isinstance(deepstack, list) else 0),
+        "deepstack": range(min(len(deepstack), limit) if isinstance(deepstack, list) else 0),
         "full_attention": [i for i, kind in enumerate(types[:layers]) if kind == "full_attention"],
         "linear_attention": [i for i, kind in enumerate(types[:layers]) if kind == "linear_attention"],
     }

@@ -18,7 +18,8 @@ from modelfiles.safetensors_header import HeaderError, TensorInfo, header_length
 
 __all__ = ["ModelFolder", "ModelFolderError", "TensorInfo"]
 
-MAX_JSON_BYTES = 256_000_000  # the largest published tokenizer.json files have about 35 MB
+MAX_JSON_BYTES = 32_000_000
+MAX_TOKENIZER_BYTES = 256_000_000  # the largest published tokenizer.json files have about 35 MB
 MAX_TEMPLATE_BYTES = 1_000_000
 MAX_JSON_DEPTH = 64
 MAX_SHARDS = 4096
@@ -72,12 +73,13 @@ class ModelFolder:
     def architecture(self) -> str:
         """config.json's first entry of `architectures`, or "" (Ollama calls that an unknown architecture)."""
         names = self.config.get("architectures")
-        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+        first = names[0] if isinstance(names, list) and names else ""
+        return first if isinstance(first, str) and first.isidentifier() else ""
 
     @property
     def model_type(self) -> str:
         value = self.config.get("model_type")
-        return value if isinstance(value, str) else ""
+        return value if isinstance(value, str) and value.isprintable() else ""
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def read_text(folder: Path, name: str, limit: int = MAX_TEMPLATE_BYTES) -> str:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of the folder, not nested deeper than MAX_JSON_DEPTH. Raises ModelFolderError."""
-    text = read_text(folder, name, MAX_JSON_BYTES)
+    text = read_text(folder, name, MAX_TOKENIZER_BYTES if name == "tokenizer.json" else MAX_JSON_BYTES)
     if text.startswith("version https://git-lfs"):
         raise ModelFolderError(f"{name} in {folder} is a Git LFS pointer; fetch it with `git lfs pull`.", "MF105")
     try:

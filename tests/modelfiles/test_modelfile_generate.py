@@ -247,6 +247,12 @@ def test_the_hint_names_the_picture_in_the_way_that_ollama_sees(model: Path, tmp
     assert " ./picture.png" in result.output
 
 
+def test_the_hints_are_safe_to_paste(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "Mein Modell; rm -rf ~")
+    result = run("generate", model, "-o", tmp_path / "a stage")
+    assert f"cd '{tmp_path / 'a stage'}' && ollama create mein-modell-rm--rf -f Modelfile" in result.output
+
+
 def test_greedy_models_get_temperature_zero(model: Path, tmp_path: Path) -> None:
     edit_json(model / "generation_config.json", do_sample=False, repetition_penalty=1.05)
     values = generate(model, tmp_path / "stage")

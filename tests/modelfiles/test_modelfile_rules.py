@@ -402,6 +402,18 @@ def test_doctor_on_a_gguf_folder_wants_the_mmproj(tmp_path: Path) -> None:
     assert "MF501" in result.output
 
 
+def test_doctor_takes_a_folder_of_gguf_files_with_and_without_a_modelfile(tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    gguf_pair(folder)
+    assert run("doctor", folder).output == "no findings\n"
+    (tmp_path / "Modelfile").write_text(GOOD.replace("FROM .", "FROM ./gguf"))
+    assert run("doctor", tmp_path / "Modelfile").output == "no findings\n"
+    (folder / "mmproj.gguf").unlink()
+    assert "MF501" in run("doctor", folder).output
+    assert "MF501" in run("doctor", tmp_path / "Modelfile").output
+
+
 # The other commands that look ---------------------------------------------------------------------------------------
 
 
