@@ -14,11 +14,12 @@ from rich.table import Table
 
 from finetune.dataset import PROVEN_ROWS, split_by_image
 from finetune.errors import FinetuneError
+from finetune.formats import Row
 from finetune.images import ImageBank, pixel_limits
 from finetune.model import open_base, pick_device, pick_dtype
 from finetune.processor import load_processor
 from finetune.recipe import Recipe
-from finetune.rows import Row, read_rows
+from finetune.rows import read_rows
 from finetune.schedule import total_steps
 from finetune.template import ChatEncoder, Encoded, prove
 

@@ -21,12 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
+from finetune.formats import Row
 from finetune.generate import greedy
 from finetune.images import ImageBank, pixel_limits
 from finetune.model import load_adapter, load_base, open_base, pick_device, pick_dtype
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
-from finetune.rows import Row, load_rows
+from finetune.rows import load_rows
 from finetune.scores import exact_match
 from finetune.template import ChatEncoder
 

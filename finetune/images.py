@@ -6,6 +6,9 @@ same file; only its size limits are narrowed, when the recipe says so.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -69,7 +72,7 @@ def pixel_limits(folder: ModelFolder, recipe: Recipe) -> PixelLimits:
     return PixelLimits(folder.patch_size, folder.merge_size, least, most)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | str) -> tuple[int, int]:
     """(width, height) in pixels from the file's header, turned as its EXIF orientation says. Raises ValueError."""
     with _open(path) as image:
         width, height = image.size
@@ -82,23 +85,23 @@ def image_size(path: Path) -> tuple[int, int]:
 class ImageBank:
     """The images of a dataset, each path once.
 
-    paths: [I]; grids: [I] patch grids, known before any decoding.
+    paths: [I], paths or data URIs; grids: [I] patch grids, known before any decoding.
     """
 
     def __init__(self, limits: PixelLimits) -> None:
         self.limits = limits
-        self.paths: list[Path] = []
+        self.paths: list[Path | str] = []
         self.grids: list[tuple[int, int, int]] = []
-        self._index: dict[Path, int] = {}
+        self._index: dict[Path | str, int] = {}
 
-    def add(self, path: Path, source: str) -> int:
+    def add(self, path: Path | str, source: str) -> int:
         """The image's index; reads its header the first time. Raises FinetuneError naming the row."""
         index = self._index.get(path)
         if index is None:
             try:
                 grid = self.limits.grid(*image_size(path))
             except ValueError as error:
-                raise FinetuneError(f"{source}: the image {path}: {error}.") from None
+                raise FinetuneError(f"{source}: the image {_name(path)}: {error}.") from None
             index = self._index[path] = len(self.paths)
             self.paths.append(path)
             self.grids.append(grid)
@@ -114,24 +117,40 @@ class ImageBank:
         grids = made["image_grid_thw"]
         for index, grid in zip(indices, grids.tolist(), strict=True):
             if tuple(grid) != self.grids[index]:
-                raise FinetuneError(f"{self.paths[index]} has another size than its header said; it changed or lies.")
+                raise FinetuneError(f"{_name(self.paths[index])} is not of the size that its header said.")
         return made["pixel_values"], grids
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path | str) -> Image.Image:
     """The upright RGB image. Raises FinetuneError."""
     try:
         with _open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (ValueError, OSError, SyntaxError) as error:
-        raise FinetuneError(f"The image {path} cannot be decoded: {error}.") from None
+        raise FinetuneError(f"The image {_name(path)} cannot be decoded: {error}.") from None
 
 
-def _open(path: Path) -> Image.Image:
+def _name(path: Path | str) -> str:
+    return str(path) if isinstance(path, Path) else f"{path[:40]}..."
+
+
+def _open(path: Path | str) -> Image.Image:
+    """Opens a file or a base64 data URI; only its header is read. Raises ValueError."""
+    file: Path | io.BytesIO
+    if isinstance(path, Path):
+        file = path
+    else:
+        head, comma, data = path.partition(",")
+        if not (head.startswith("data:") and head.endswith(";base64") and comma):
+            raise ValueError("it is neither a path nor a base64 data URI")
+        try:
+            file = io.BytesIO(base64.b64decode(data, validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"its base64 is broken ({error})") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(file)
     except FileNotFoundError:
         raise ValueError("the file does not exist") from None
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import FinetuneError
+from finetune.formats import IMAGE, Row
 from finetune.images import ImageBank, PixelLimits, decode
-from finetune.rows import IMAGE, Row
 from modelfiles.folder import ModelFolder
 
 BATCH = 512  # chats rendered and tokenised at once

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from shapes_data import ask, write_dataset
 
 from finetune.errors import FinetuneError
+from finetune.formats import Row
+from finetune.images import ImageBank, PixelLimits, image_size
 from finetune.recipe import Recipe
 from finetune.rows import load_rows
 
@@ -83,9 +87,9 @@ def test_a_broken_row_is_named(recipe: MakeRecipe, dataset: Path, row: Any, comp
 @pytest.mark.parametrize(
     ("entry", "complaint"),
     [
-        ({"formatting": "alpaca"}, "the formatting 'alpaca' is not supported"),
+        ({"formatting": "parrot"}, "the formatting 'parrot' is not supported; use alpaca, sharegpt, openai, caption"),
         ({"file_name": "gone.json"}, "gone.json does not exist"),
-        ({"file_name": "shapes.txt"}, "must be .json or .jsonl"),
+        ({"file_name": "shapes.txt"}, "must be .json, .jsonl, .csv"),
         ({"file_name": None}, "an entry needs a file_name"),
         ({"ranking": True}, "the key ranking is not supported"),
         ({"columns": {"imagess": "x"}}, "columns may have"),
@@ -115,3 +119,132 @@ def test_broken_json_names_file_and_line(recipe: MakeRecipe, dataset: Path) -> N
     (dataset / "bad.jsonl").write_text(json.dumps(ask("q?", "a", 0)) + '\n{"a": \n')
     with pytest.raises(FinetuneError, match=r"bad.jsonl, line 2: not JSON"):
         load_rows("shapes", recipe())
+
+
+ASKED = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color is the shape?"}]}
+ANSWERED = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
+
+
+def only_row(recipe: Recipe, dataset: Path, record: Any, **entry: Any) -> Row:
+    write_dataset(dataset, [record], **entry)
+    (row,) = load_rows("shapes", recipe).rows
+    return row
+
+
+def test_alpaca_rows(recipe: MakeRecipe, dataset: Path) -> None:
+    record = {
+        "instruction": "<image>what color", "input": "is the shape?", "output": "red", "system": "Be brief.",
+        "history": [["hello", "hi"]], "images": ["images/0.png"],
+    }  # fmt: skip
+    row = only_row(recipe(), dataset, record, formatting="alpaca")
+    assert [message["role"] for message in row.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert row.messages[3]["content"] == [{"type": "image"}, {"type": "text", "text": "what color\nis the shape?"}]
+    assert row.messages[4] == ANSWERED
+
+
+def test_alpaca_is_what_an_entry_without_formatting_means(recipe: MakeRecipe, dataset: Path) -> None:
+    (dataset / "a.json").write_text(json.dumps([{"q": "hello", "a": "hi"}]))
+    info = {"a": {"file_name": "a.json", "columns": {"prompt": "q", "response": "a"}}}
+    (dataset / "dataset_info.json").write_text(json.dumps(info))
+    assert load_rows("a", recipe()).rows[0].messages[0]["content"] == [{"type": "text", "text": "hello"}]
+
+
+def openai_row(*content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "red"}]}
+
+
+def test_openai_messages_with_parts(recipe: MakeRecipe, dataset: Path) -> None:
+    write_dataset(dataset, [])
+    pixels = base64.b64encode((dataset / "images/0.png").read_bytes()).decode()
+    question = {"type": "text", "text": "what color is the shape?"}
+    for url in ("images/0.png", f"data:image/png;base64,{pixels}"):
+        record = openai_row({"type": "image_url", "image_url": {"url": url}}, question)
+        row = only_row(recipe(), dataset, record, formatting="openai")
+        assert row.messages == [ASKED, ANSWERED]
+        assert image_size(row.images[0]) == (64, 64)
+    row = only_row(recipe(), dataset, openai_row({"type": "image", "image": "images/0.png"}), formatting="openai")
+    assert row.images == [dataset / "images/0.png"]
+
+
+def test_openai_tool_calls_are_sharegpts_calls(recipe: MakeRecipe, dataset: Path) -> None:
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    theirs = {"messages": [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+    ]}  # fmt: skip
+    ours = turns(
+        ("human", "weather?"), ("function_call", json.dumps(call)), ("observation", "rain"), ("gpt", "It rains.")
+    )
+    one = only_row(recipe(), dataset, theirs, formatting="openai")
+    assert one.messages == only_row(recipe(), dataset, ours).messages
+
+
+def test_a_folder_of_captions(recipe: MakeRecipe, dataset: Path) -> None:
+    lines = [{"image": "images/0.png", "text": "a red one"}, {"file_name": "images/1.png", "text": "a red one"}]
+    (dataset / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = load_rows(str(dataset), recipe()).rows
+    assert [row.images for row in rows] == [[dataset / "images/0.png"], [dataset / "images/1.png"]]
+    assert rows[0].messages[0]["content"][0] == {"type": "image"}
+    assert rows[0].messages[1]["content"] == [{"type": "text", "text": "a red one"}]
+
+
+@pytest.mark.parametrize("name", ["bare.json", "bare.jsonl", "bare.csv"])
+def test_a_bare_file_needs_no_dataset_info(recipe: MakeRecipe, dataset: Path, name: str) -> None:
+    record = {"instruction": "<image>what color is the shape?", "output": "red", "images": "images/0.png"}
+    if name.endswith("csv"):
+        with (dataset / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(record))
+            writer.writeheader()
+            writer.writerow(record | {"images": '["images/0.png"]'})
+            writer.writerow(record)
+    else:
+        text = json.dumps([record, record]) if name == "bare.json" else f"{json.dumps(record)}\n{json.dumps(record)}"
+        (dataset / name).write_text(text)
+    rows = load_rows(str(dataset / name), recipe()).rows
+    assert [row.messages for row in rows] == [[ASKED, ANSWERED]] * 2
+    assert rows[0].images == rows[1].images == [dataset / "images/0.png"]
+
+
+def test_several_datasets_follow_each_other(recipe: MakeRecipe, dataset: Path) -> None:
+    write_dataset(dataset, [ask("what?", "blue", 1)], name="more")
+    rows = load_rows("shapes, more", recipe(max_samples=2)).rows
+    assert [row.source for row in rows] == ["shapes.json, row 1", "shapes.json, row 2", "more.json, row 1"]
+
+
+@pytest.mark.parametrize(
+    ("formatting", "record", "complaint"),
+    [
+        ("alpaca", {"output": "a"}, "'instruction' must be a text"),
+        ("alpaca", {"instruction": "q"}, "turn 2: the content must be a text, not NoneType"),
+        ("alpaca", {"instruction": "q", "output": "a", "history": ["x"]}, r"a list of \[question, answer\]"),
+        ("openai", openai_row({"type": "video"}), "turn 1: a part must be a text, an image_url or an image"),
+        ("openai", openai_row({"type": "text", "text": "<image>"}), "turn 1: a text part cannot hold <image>"),
+        ("openai", openai_row({"type": "image", "image": "https://x/y.png"}), "is a URL; download it first"),
+        ("openai", openai_row({"type": "image", "image": "a.png"}) | {"images": ["b.png"]}, "are given both in"),
+        ("caption", {"image": "images/0.png"}, "a caption needs `image`"),
+    ],
+)
+def test_broken_rows_of_other_formats_are_named(
+    recipe: MakeRecipe, dataset: Path, formatting: str, record: Any, complaint: str
+) -> None:
+    with pytest.raises(FinetuneError, match=f"shapes.json, row 1.*{complaint}"):
+        only_row(recipe(), dataset, record, formatting=formatting)
+
+
+@pytest.mark.parametrize("uri", ["data:image/png;base64,%%%", "data:image/png,raw", "data:image/png;base64,aGVsbG8="])
+def test_a_broken_data_uri_is_named_briefly(uri: str) -> None:
+    limits = PixelLimits(16, 2, 4096, 65536)
+    with pytest.raises(FinetuneError, match=r"row 1: the image data:image/png.{0,30}: ") as caught:
+        ImageBank(limits).add(uri + "A" * 1000, "row 1")
+    assert len(caught.value.message) < 200
+
+
+def test_a_file_of_no_known_format_is_named(recipe: MakeRecipe, dataset: Path) -> None:
+    (dataset / "odd.json").write_text('[{"x": 1}]')
+    with pytest.raises(FinetuneError, match=r"odd\.json: cannot tell its format"):
+        load_rows(str(dataset / "odd.json"), recipe())
+    with pytest.raises(FinetuneError, match=r"has no metadata\.jsonl"):
+        load_rows(str(dataset), recipe())
