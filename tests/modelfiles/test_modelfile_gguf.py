@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,31 @@ def test_an_adapter_goes_without_a_merge(adapter: Path, llama_cpp: Path, tmp_pat
     assert commands[:2] == [("model", "qwen3-vl:2b-instruct"), ("adapter", "./adapter.gguf")]
     assert (tmp_path / "stage" / "adapter.gguf").exists()
     assert not (tmp_path / "stage" / "model.safetensors").exists()
+
+
+ASK = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.warmup = sys.argv[1], 512, 1, False
+if len(sys.argv) > 2:
+    adapter = xllamacpp.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = sys.argv[2], 1.0
+    params.lora_adapters = [adapter]
+request = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0, "logprobs": True}
+answer = xllamacpp.Server(params).handle_chat_completions(request)
+print(answer["choices"][0]["logprobs"]["content"][0]["logprob"])
+"""
+
+
+@needs_llama_cpp
+def test_a_converted_adapter_changes_the_answer_of_its_base() -> None:
+    def ask(*files: str) -> float:
+        command = [sys.executable, "-c", ASK, *(str(TINY / file) for file in files)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    base = ask("model.gguf")
+    assert ask("model.gguf") == base
+    assert ask("model.gguf", "adapter.gguf") != base
 
 
 def test_an_adapter_of_the_vision_tower_must_be_merged(adapter: Path, tmp_path: Path) -> None:
