@@ -109,7 +109,7 @@ def _check_weights(folder: ModelFolder, family: Family | None, route: str) -> It
         dtypes = sorted({tensor.dtype for tensor in names.values()} - _READABLE)
         if dtypes:
             yield Finding("MF213", f"some weights have the dtype {', '.join(dtypes)}.")
-    if family:
+    if family and route == "safetensors":
         yield from _check_names(folder, family)
     yield from _check_embedding(folder)
 

@@ -23,6 +23,7 @@ class Family:
     pair. text_fields: where Ollama looks for the language model's settings in config.json ("text_config" or "root").
     renderers: (RENDERER, PARSER) for instruct and for thinking models. template: the Go template that equals the chat
     template, a file of modelfiles/templates. image_tokens: what an image costs, None for Qwen's rule (by its size).
+    reads_rope_parameters: whether Ollama knows transformers 5's place for the rope settings.
     tensors: names every checkpoint has; {layer} and {block} run over the text layers and vision blocks.
     wrong_prefixes: prefixes Ollama does not map, and what is wrong with them.
     """
@@ -37,6 +38,7 @@ class Family:
     needed_files: tuple[str, ...] = ("tokenizer.json", "preprocessor_config.json")
     image_tokens: int | None = None
     mrope_section: tuple[int, ...] = ()
+    reads_rope_parameters: bool = False
     tensors: tuple[str, ...] = ()
     wrong_prefixes: dict[str, str] = field(default_factory=dict)
     traps: tuple[str, ...] = ()
@@ -173,6 +175,7 @@ FAMILIES: tuple[Family, ...] = (
         since=(0, 17, 1),
         template="chatml",
         renderers={"instruct": ("qwen3.5", "qwen3.5"), "thinking": ("qwen3.5", "qwen3.5")},
+        reads_rope_parameters=True,
         tensors=(
             *_QWEN3_TEXT,
             *_each(_QWEN3_LAYER, *_NORMS, *_MLP),

@@ -32,7 +32,8 @@ def repaired_configs(folder: ModelFolder, family: Family) -> tuple[dict[str, dic
     """The JSON files that must differ from the folder's, by name, and each change. Raises RepairError."""
     changes: list[Change] = []
     config = copy.deepcopy(folder.config)
-    _normalise_rope(config, folder, family, changes)
+    if not family.reads_rope_parameters:
+        _normalise_rope(config, folder, family, changes)
     _count_experts(config, changes)
     if family.text_fields == "root":
         _hoist_text_config(config, changes)

@@ -52,6 +52,12 @@ def exit_code(findings: list[Finding]) -> int:
 
 _GENERATE = "Run `lensmith modelfile generate`: its stage folder has this repaired."
 
+
+def is_repaired(finding: Finding) -> bool:
+    """Whether `generate` writes a stage folder without this fault."""
+    return RULES[finding.rule].fix == _GENERATE
+
+
 RULES: dict[str, Rule] = {
     "MF101": Rule(
         ERROR,

@@ -11,10 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from modelfiles.doctor import check_folder
 from modelfiles.folder import ModelFolder, checked
 from modelfiles.gguf import convert, script
 from modelfiles.grammar import emit
 from modelfiles.plan import Plan, PlanError
+from modelfiles.rules import is_repaired
 from modelfiles.versions import show
 
 LOCK = "modelfile.lock.json"
@@ -36,6 +38,8 @@ def write_stage(plan: Plan, out: Path, llama_cpp: Path | None = None, source: Pa
     plan's folder (an adapter). Raises PlanError, and UnrepresentableError for text that a Modelfile cannot hold.
     """
     modelfile = emit(plan.commands)
+    if plan.route != "adapter-gguf":
+        _refuse_broken(plan)
     source = source.expanduser().resolve() if source else plan.folder.path
     out = Path(os.path.abspath(out))
     resolved = out.resolve()
@@ -71,6 +75,15 @@ def write_stage(plan: Plan, out: Path, llama_cpp: Path | None = None, source: Pa
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def _refuse_broken(plan: Plan) -> None:
+    """Raises PlanError if the weights have a fault that no stage folder repairs."""
+    findings = check_folder(plan.folder.path, plan.route)
+    broken = [finding for finding in findings if finding.severity == "error" and not is_repaired(finding)]
+    if broken:
+        more = f" (and {len(broken) - 1} more; see `lensmith modelfile doctor`)" if len(broken) > 1 else ""
+        raise PlanError(f"{plan.folder.path} would not work in Ollama: {broken[0].rule}: {broken[0].message}{more}")
 
 
 def to_json(value: object) -> str:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_folders import GOLDENS, edit_json, make_folder, write_json, write_safetensors
+from model_folders import FOLDERS, GOLDENS, edit_json, make_folder, write_json, write_safetensors
 
 from modelfiles import stage as stage_module
 from modelfiles.budget import image_tokens
@@ -21,6 +21,15 @@ from modelfiles.folder import ModelFolder
 from modelfiles.grammar import parse
 from modelfiles.plan import Options, PlanError, make_plan
 
+# Gemma 3's turns; its own template also moves the system prompt into the first user turn.
+GEMMA = """{%- set system = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' -%}
+{%- for m in messages if m.role != 'system' -%}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\\n' + (system if loop.first else '') -}}
+{%- if m.content is string -%}{{- m.content -}}
+{%- else -%}{%- for part in m.content -%}{{- part.text or '<start_of_image>' -}}{%- endfor -%}{%- endif -%}
+{{- '<end_of_turn>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes-vl"
 
 
@@ -82,6 +91,9 @@ def test_a_folder_of_transformers_5_is_repaired_beside_itself(model: Path, tmp_p
 def test_transformers_reads_the_repaired_config_as_the_original(family: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="comes with the cpu and finetune extras")
     model = make_folder(tmp_path / "model", family)
+    published_experts = {"down_proj": [4, 32, 64], "gate_up_proj": [4, 64, 64]}
+    named = {name: published_experts.get(name.rpartition(".")[2], s) for name, s in FOLDERS[family]["tensors"].items()}
+    write_safetensors(model / "model.safetensors", named)
     generate(model, tmp_path / "stage", "--prompt", "template")
     original, staged = (transformers.AutoConfig.from_pretrained(path) for path in (model, tmp_path / "stage"))
     wanted, got = original.text_config.to_dict(), staged.text_config.to_dict()
@@ -224,6 +236,40 @@ def test_what_ollama_does_not_import_is_refused_with_the_way_out(family: str, tm
     model = make_folder(tmp_path / "model", family)
     assert "use --route gguf" in refused(model, tmp_path, "--route", "safetensors")
     assert generate(model, tmp_path / "stage")["model"] == ["./model.gguf", "./mmproj.gguf"]
+
+
+def test_weights_that_no_stage_repairs_are_refused(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "model")
+    named = dict(FOLDERS["qwen3_vl"]["tensors"])
+    del named["model.visual.merger.norm.bias"]
+    write_safetensors(model / "model.safetensors", named | {"x.lora_A.weight": [4]})
+    message = refused(model, tmp_path)
+    assert "would not work in Ollama: MF210" in message
+    assert "and 1 more" in message
+    gemma = make_folder(tmp_path / "gemma", "gemma3")
+    (gemma / "chat_template.jinja").write_text(GEMMA)
+    assert "MF212" in refused(gemma, tmp_path)
+    assert generate(gemma, tmp_path / "stage", "--route", "gguf")["model"] == ["./model.gguf", "./mmproj.gguf"]
+
+
+def test_gemma_3_gets_its_own_template_and_image_cost(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "model", "gemma3")
+    (model / "chat_template.jinja").write_text(GEMMA)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][2]["content"] = "<end_of_turn>"
+    write_json(model / "tokenizer.json", tokenizer)
+    values = generate(model, tmp_path / "stage", "--route", "gguf")
+    assert "<start_of_turn>user" in values["template"][0]
+    assert values["num_ctx"] == ["5120"]  # 8 x 258 + 2048
+    assert "<end_of_turn>" in values["stop"]
+    equal = json.loads((tmp_path / "stage" / "modelfile.lock.json").read_text())["prompt_equals_chat_template"]
+    assert all(same for name, same in equal.items() if "image" not in name and "tool" not in name and name != "turns")
+
+
+def test_file_names_stay_out_of_the_modelfile(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").rename(model / "model\nADAPTER x\n.safetensors")
+    assert "adapter" not in generate(model, tmp_path / "stage")
+    assert sorted(p.name for p in (tmp_path / "stage").glob("*.safetensors")) == ["model.safetensors"]
 
 
 def test_an_unknown_chatml_model_gets_the_general_row(tmp_path: Path) -> None:

@@ -219,6 +219,10 @@ def test_each_tensor_of_a_layer_is_missed(family: str, tmp_path: Path) -> None:
         assert bool(found) == (name != "lm_head.weight"), name
 
 
+def test_qwen3_5_is_read_where_transformers_5_writes(tmp_path: Path) -> None:
+    assert rules(make_folder(tmp_path / "model", "qwen3_5")) == {"MF204"}, "only preprocessor_config.json is missing"
+
+
 def test_the_gguf_route_forgives_what_llama_cpp_understands(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "model", "qwen2_vl")
     assert [finding.rule for finding in check_folder(model, "gguf")] == []
