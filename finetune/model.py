@@ -18,7 +18,7 @@ from finetune.errors import FinetuneError
 from finetune.recipe import Recipe
 from modelfiles.folder import ModelFolder, ModelFolderError
 
-FAMILIES = ("qwen3_vl",)
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\..*"
 
 

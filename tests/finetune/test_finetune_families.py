@@ -1,0 +1,184 @@
+"""Each supported family: ids, positions, gradients, answers and merged names, against transformers' own code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, family_folder
+from rich.console import Console
+from safetensors.torch import load_file
+from shapes_data import ask, write_dataset
+
+from finetune.batches import collate_train
+from finetune.dataset import load_training_data
+from finetune.errors import FinetuneError
+from finetune.evaluate import evaluate
+from finetune.features import FrozenFeatures
+from finetune.images import decode
+from finetune.merge import merge
+from finetune.model import add_adapters, four_bit_layers, label_loss, load_adapter, load_base, open_base
+from finetune.recipe import Recipe
+from finetune.rows import load_rows
+from finetune.template import prove
+from finetune.train import train
+from modelfiles.folder import ModelFolder
+
+MakeRecipe = Callable[..., Recipe]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def recipe_of(recipe: MakeRecipe, dataset: Path, family: str, tmp_path: Path) -> MakeRecipe:
+    """Recipes for a tiny model of the family and chats of no, one and two images, two turns, a system prompt."""
+    chats = [
+        ask("what color is the shape?", "red", 0),
+        ask("same color?", "no", 1, 3),
+        ask("hello", "hi there"),
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "<image>color?"},
+                {"from": "gpt", "value": "red"},
+                {"from": "human", "value": "and here<image>?"},
+                {"from": "gpt", "value": "blue"},
+            ],
+            "images": ["images/2.png", "images/7.png"],
+        },
+    ]
+    write_dataset(dataset, chats)
+    folder = family_folder(family, tmp_path / family)
+    return lambda **keys: recipe(**{"model_name_or_path": str(folder), "per_device_train_batch_size": 2} | keys)
+
+
+def test_ids_are_the_processors(recipe_of: MakeRecipe) -> None:
+    data = load_training_data(recipe_of(), Console(quiet=True))
+    prove(load_rows("shapes", recipe_of()).rows, data.rows, data.processor, data.bank)
+    answers = [data.processor.tokenizer.decode(row.ids[row.learnt]) for row in data.rows]
+    assert answers == ["red<|im_end|>", "no<|im_end|>", "hi there<|im_end|>", "red<|im_end|>blue<|im_end|>"]
+
+
+def test_positions_are_the_models(recipe_of: MakeRecipe, family: str) -> None:
+    from transformers import AutoConfig
+
+    data = load_training_data(recipe_of(), Console(quiet=True))
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    wanted = family.replace("_", "") + "model"
+    model_class = next(value for name, value in vars(module).items() if name.lower().replace("_", "") == wanted)
+    config = AutoConfig.from_pretrained(data.folder.path)
+    with torch.device("meta"):
+        model = model_class(config)
+    for row in data.rows:
+        ids = torch.from_numpy(row.ids)[None]
+        grids = torch.tensor([data.bank.grids[i] for i in row.images]).reshape(-1, 3)
+        given = {"input_ids": ids, "image_grid_thw": grids if len(grids) else None}
+        if "mm_token_type_ids" in inspect.signature(model.get_rope_index).parameters:  # transformers 5
+            given["mm_token_type_ids"] = (ids == config.image_token_id).int()
+        theirs, _ = model.get_rope_index(**given)
+        assert np.array_equal(theirs[:, 0].numpy(), row.positions)
+
+
+def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
+    data = load_training_data(recipe_of(), Console(quiet=True))
+    base = load_base(data.folder, recipe_of(), CPU, torch.float32)
+    used = [image for row in data.rows for image in row.images]
+    features = FrozenFeatures(base, data.bank, data.processor, used, again=True)
+    for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
+        images = [decode(path) for path in row.images] or None
+        text = data.processor.apply_chat_template(row.messages, tokenize=False)
+        inputs = data.processor(text=[text], images=images, return_tensors="pt")
+        labels = inputs["input_ids"].clone()
+        labels[0, ~torch.from_numpy(ours.learnt)] = -100
+        theirs = base(**inputs, labels=labels).loss
+        batch = collate_train([ours], CPU)
+        loss = label_loss(base, batch, features.get(batch.images)) / len(batch.labels)
+        assert torch.allclose(loss, theirs, rtol=1e-4), row.source
+
+
+def test_four_bit_adapters_learn(recipe_of: MakeRecipe) -> None:
+    made = recipe_of(quantization_bit=4)
+    data = load_training_data(made, Console(quiet=True))
+    base = load_base(data.folder, made, CPU, torch.float32)
+    names = four_bit_layers(base)
+    assert names
+    assert all(name.startswith("model.language_model.layers.") for name in names)
+    assert len(names) == 7 * len(base.model.language_model.layers)
+    model = add_adapters(base, made)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    features = FrozenFeatures(base, data.bank, data.processor, [i for row in data.rows for i in row.images], again=True)
+    batch = collate_train(data.rows, CPU)
+    for _ in range(2):
+        optimizer.zero_grad()
+        label_loss(base, batch, features.get(batch.images)).backward()
+        optimizer.step()
+    trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * len(names)
+    assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for _, gradient in trained)
+
+
+def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    """Train, merge, and answer with both; the merged weights are PEFT's, under the names that the base's files have."""
+    from transformers import AutoModelForImageTextToText
+
+    train(recipe_of(quantization_bit=4, max_steps=12, learning_rate=0.01))
+    adapter = {"adapter_name_or_path": str(tmp_path / "out")}
+    target = merge(recipe_of(**adapter, export_dir=str(tmp_path / "merged")))
+    folder = open_base(recipe_of())
+    assert ModelFolder.open(target).tensors.keys() == folder.tensors.keys()
+    assert (target / "config.json").read_bytes() == (folder.path / "config.json").read_bytes()
+    merged, info = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    base = load_base(folder, recipe_of(), CPU, torch.float32)
+    reference = load_adapter(base, tmp_path / "out").merge_and_unload().state_dict()
+    for name, tensor in merged.state_dict().items():
+        assert torch.allclose(tensor, reference[name].to(torch.bfloat16).float(), atol=0, rtol=2**-7), name
+    evaluate(recipe_of(**adapter, output_dir=str(tmp_path / "first")))
+    evaluate(recipe_of(model_name_or_path=str(target), output_dir=str(tmp_path / "second")))
+    first, second = ((tmp_path / name / "generated_predictions.jsonl").read_text() for name in ("first", "second"))
+    assert first == second
+
+
+def test_answers_are_transformers_generates(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    made = recipe_of(max_new_tokens=6, per_device_eval_batch_size=4)
+    evaluate(made)
+    lines = (tmp_path / "out/generated_predictions.jsonl").read_text().splitlines()
+    data = load_training_data(made, Console(quiet=True))
+    model = AutoModelForImageTextToText.from_pretrained(data.folder.path, dtype=torch.float32)
+    for row, line in zip(load_rows("shapes", made).rows, lines, strict=True):
+        text = data.processor.apply_chat_template(row.messages[:-1], tokenize=False, add_generation_prompt=True)
+        inputs = data.processor(text=[text], images=[decode(p) for p in row.images] or None, return_tensors="pt")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+        assert json.loads(line)["predict"] == data.processor.tokenizer.decode(ids, skip_special_tokens=True), row.source
+
+
+def test_another_family_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
+    folder = family_folder("qwen2_vl", tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+    with pytest.raises(FinetuneError, match="is a 'llava' model; supported are qwen3_vl, qwen2_5_vl, qwen2_vl"):
+        train(recipe(model_name_or_path=str(folder)))
+
+
+def test_merged_tensors_of_old_names_have_changed(recipe: MakeRecipe, dataset: Path, tmp_path: Path) -> None:
+    folder = family_folder("qwen2_5_vl", tmp_path / "base")
+    train(recipe(model_name_or_path=str(folder)))
+    keys = {"adapter_name_or_path": str(tmp_path / "out"), "export_dir": str(tmp_path / "merged")}
+    merged = load_file(merge(recipe(model_name_or_path=str(folder), **keys)) / "model.safetensors")
+    original = load_file(folder / "model.safetensors")
+    changed = {name for name in merged if not torch.equal(merged[name], original[name])}
+    assert len(changed) > 10
+    assert all(name.startswith("model.layers.") for name in changed)
