@@ -16,6 +16,7 @@ from model_folders import FOLDERS, GOLDENS, edit_json, make_folder, write_json, 
 from modelfiles import stage as stage_module
 from modelfiles.budget import image_tokens
 from modelfiles.cli import modelfile
+from modelfiles.doctor import check_folder
 from modelfiles.families import CHATML, find_family
 from modelfiles.folder import ModelFolder
 from modelfiles.grammar import parse
@@ -102,6 +103,23 @@ def test_transformers_reads_the_repaired_config_as_the_original(family: str, tmp
     }
     rope = got["rope_parameters"]
     assert {key: rope.get(key) for key in wanted["rope_parameters"]} == wanted["rope_parameters"]
+
+
+def test_a_model_that_transformers_saved_loads_from_its_stage(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="comes with the cpu and finetune extras")
+    pytest.importorskip("torch", reason="comes with the cpu and finetune extras")
+    transformers.AutoModelForImageTextToText.from_pretrained(SHAPES).save_pretrained(tmp_path / "saved")
+    transformers.AutoProcessor.from_pretrained(SHAPES).save_pretrained(tmp_path / "saved")
+    if not transformers.__version__.startswith("4."):
+        assert {finding.rule for finding in check_folder(tmp_path / "saved")} == {"MF204", "MF205"}
+    generate(tmp_path / "saved", tmp_path / "stage")
+    assert check_folder(tmp_path / "stage") == []
+    load = transformers.AutoModelForImageTextToText.from_pretrained
+    model, loading = load(tmp_path / "stage", output_loading_info=True)
+    assert not any(loading.values()), loading
+    saved = load(tmp_path / "saved").config.text_config
+    assert model.config.text_config.rope_parameters == saved.rope_parameters
+    transformers.AutoProcessor.from_pretrained(tmp_path / "stage")
 
 
 def test_qwen2_5_vl_settings_are_hoisted_to_where_ollama_reads_them(tmp_path: Path) -> None:
