@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def doctor(
     folder: Path | None = path
     modelfile = path / "Modelfile" if path.is_dir() else path
     if modelfile.is_file():
-        commands, findings = lint(_read(modelfile), modelfile.parent, Context(ollama, images_per_request, image_size))
+        commands, findings = _lint(modelfile, Context(ollama, images_per_request, image_size))
         sources = [local_path(command.args, modelfile.parent) for command in commands if command.name == "model"]
         if not path.is_dir():
             folder = next((source for source in sources if source and source.is_dir()), None)
@@ -103,9 +104,8 @@ def lint_command(
     modelfile: Path, images_per_request: int, image_size: tuple[int, int], ollama: Version, as_json: bool
 ) -> None:
     """Check MODELFILE as Ollama reads it, with line and column. Exits with 0, 1 (warnings) or 2 (errors)."""
-    context = Context(ollama, images_per_request, image_size)
-    commands, findings = lint(_read(modelfile), modelfile.parent, context)
-    _report(commands, findings, as_json, str(modelfile))
+    commands, findings = _lint(modelfile, Context(ollama, images_per_request, image_size))
+    _report(commands, findings, as_json)
 
 
 @click.command()
@@ -187,6 +187,11 @@ def _has_only_gguf(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))
 
 
+def _lint(modelfile: Path, context: Context) -> tuple[list[Command], list[Finding]]:
+    commands, findings = lint(_read(modelfile), modelfile.parent, context)
+    return commands, [replace(finding, file=str(modelfile)) for finding in findings]
+
+
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > 10_000_000:
@@ -228,13 +233,12 @@ def _read_conversation(path: Path) -> Conversation:
     return Conversation(path.name, messages, tools)
 
 
-def _report(commands: list[Command], findings: list[Finding], as_json: bool, file: str = "") -> None:
+def _report(commands: list[Command], findings: list[Finding], as_json: bool) -> None:
     if as_json:
         listed = [{"name": command.name, "args": command.args} for command in commands]
         print(json.dumps({"commands": listed, "findings": [f.as_json() for f in findings]}, ensure_ascii=False))
     else:
         for finding in findings:
-            place = f"{file}:" if file and not finding.file else ""
-            click.echo(f"{place}{finding}" if finding.line or finding.file else str(finding))
+            click.echo(str(finding))
         click.echo(f"{len(findings)} findings; docs/modelfile-rules.md explains them" if findings else "no findings")
     sys.exit(exit_code(findings))

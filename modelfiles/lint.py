@@ -97,7 +97,7 @@ def _values(commands: list[Command], source: bytes, context: Context) -> Iterato
             yield _at("MF304", f"{name} is deprecated and has no effect.", command)
         elif name not in ("model", "adapter", "draft", "renderer", "parser", "requires", *_TEXTS):
             yield from _parameter(command)
-        if name in ("system", "message", "from") and re.search(r"\s#\s", args) and "\n" not in args:
+        if name in ("system", "message", "model") and re.search(r"\s#\s", args) and "\n" not in args:
             yield _at("MF305", f"{args[args.index('#') :][:30]!r} is part of the value, not a comment.", command)
         if name in ("system", "message", "stop") and re.search(r"\\[nt]", args):
             yield _at("MF307", f"{name} has an escape that Ollama does not read as one.", command)
@@ -226,12 +226,20 @@ def _check_template(template: Command, model: ModelFolder | None, context: Conte
         yield _at("MF401", f"after {lost[0].strip()!r} stands a blank where a newline belongs.", template)
     if not {"Tools", "ToolCalls"} <= gotemplate.fields(nodes):
         yield _at("MF402", "TEMPLATE has no .Tools and .ToolCalls.", template)
-        # Ollama's converter reads the chat template from tokenizer_config.json alone.
-        embedded = model is None or "tools" in str(model.tokenizer_config.get("chat_template"))
-        if context.ollama >= LLAMA_SERVER and embedded:
-            yield _at("MF403", "the model's own chat template, which has tools, outvotes this TEMPLATE.", template)
+        if context.ollama >= LLAMA_SERVER and (model is None or "tools" in (model.chat_template or "")):
+            yield _at("MF403", _outvoted(model), template)
     if model and not lost:
         yield from _compare(template, model, lambda case: render_template(nodes, case))
+
+
+def _outvoted(model: ModelFolder | None) -> str:
+    # Ollama 0.33's converter takes the chat template from tokenizer_config.json alone.
+    if model is None or model.tokenizer_config.get("chat_template"):
+        return "the model's own chat template, which has tools, outvotes this TEMPLATE."
+    source = model.chat_template_and_source[1]
+    return (
+        f"{source} has tools, so it outvotes this TEMPLATE in a version of Ollama that imports it (0.33 does not yet)."
+    )
 
 
 def _check_renderer(renderer: Command, model: ModelFolder | None) -> Iterator[Finding]:

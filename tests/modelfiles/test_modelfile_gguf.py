@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from modelfiles.cli import modelfile
 from modelfiles.gguf import can_try, try_pair
 from modelfiles.gguf_header import GgufError, read_gguf_metadata
 from modelfiles.grammar import parse
+from modelfiles.verify import encoded_image
 
 TINY = GOLDENS / "tiny_gguf"  # a random Qwen3-VL, converted by llama.cpp's convert_hf_to_gguf.py
 LLAMA_CPP = os.environ.get("LLAMA_CPP", "")
@@ -140,6 +142,38 @@ def test_an_adapter_goes_without_a_merge(adapter: Path, llama_cpp: Path, tmp_pat
     assert commands[:2] == [("model", "qwen3-vl:2b-instruct"), ("adapter", "./adapter.gguf")]
     assert (tmp_path / "stage" / "adapter.gguf").exists()
     assert not (tmp_path / "stage" / "model.safetensors").exists()
+
+
+PARITY = """
+import json, sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.mmproj.path = sys.argv[1:3]
+params.n_ctx, params.n_parallel, params.warmup = 1024, 1, False
+server = xllamacpp.Server(params)
+for request in json.load(sys.stdin):
+    answer = server.handle_chat_completions(request)
+    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    print(json.dumps([answer["usage"]["prompt_tokens"], [[entry["id"], entry["logprob"]] for entry in top]]))
+"""
+
+
+@needs_llama_cpp
+def test_a_converted_pair_answers_as_transformers_does() -> None:
+    """Text and images: the same prompt length, and the five likeliest tokens within 0.02 (16-bit weights)."""
+    recorded = json.loads((TINY / "transformers_logprobs.json").read_text())
+    requests = []
+    for kind in (None, 0, 1):
+        url = f"data:image/png;base64,{encoded_image(kind)}" if kind is not None else ""
+        image = [{"type": "image_url", "image_url": {"url": url}}] if url else []
+        content = [*image, {"type": "text", "text": recorded["question"]}]
+        message = {"role": "user", "content": content}
+        requests.append({"messages": [message], "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5})
+    command = [sys.executable, "-c", PARITY, str(TINY / "model.gguf"), str(TINY / "mmproj.gguf")]
+    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [length for length, _ in answers] == list(recorded["tokens"].values())
+    for (_, top), expected in zip(answers, recorded["top"].values(), strict=True):
+        assert dict(top) == pytest.approx(dict(expected), abs=0.02)
 
 
 ASK = """

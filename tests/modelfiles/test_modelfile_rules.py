@@ -331,7 +331,9 @@ def test_every_rule_is_tested_and_documented() -> None:
     assert (ROOT / "docs" / "modelfile-rules.md").read_text() == markdown(), "run python -m modelfiles.rules"
 
 
-def test_the_tutorials_modelfile_has_the_six_known_faults(model: Path) -> None:
+@pytest.mark.parametrize("make", [healthy, make_folder], ids=["published", "transformers 5"])
+def test_the_tutorials_modelfile_has_the_six_known_faults(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    model = make(tmp_path / "model")
     text = (
         f'FROM .\n\nTEMPLATE """{TUTORIAL_TEMPLATE}"""\n\nPARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 4096\n'
         "PARAMETER temperature 0.7\n"
@@ -350,6 +352,7 @@ def test_the_tutorials_modelfile_has_the_six_known_faults(model: Path) -> None:
         ("REQUIRES latest\n", "MF312", END),
         ("\nFROM ./missing\n", "MF309", END + 1),
         ("PARSER qwen3vl\n", "MF311", END),
+        ("FROM ./missing # the model\n", "MF309", END),
         ("ADAPTER ./none.gguf\n", "MF309", END),
     ],
 )
