@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_folders import FOLDERS, GOLDENS, edit_json, make_folder, write_json, write_safetensors
+from model_folders import FOLDERS, GOLDENS, edit_json, make_folder, write_json, write_raw_safetensors, write_safetensors
 
 from modelfiles import stage as stage_module
 from modelfiles.budget import image_tokens
@@ -282,6 +283,31 @@ def test_gemma_3_gets_its_own_template_and_image_cost(tmp_path: Path) -> None:
     assert "<end_of_turn>" in values["stop"]
     equal = json.loads((tmp_path / "stage" / "modelfile.lock.json").read_text())["prompt_equals_chat_template"]
     assert all(same for name, same in equal.items() if "image" not in name and "tool" not in name and name != "turns")
+
+
+def huge_header(model: Path) -> None:
+    write_raw_safetensors(model / "model.safetensors", b"{}", 11 * 2**30, claimed=10 * 2**30)
+
+
+def link_out(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer.json").symlink_to("/etc/passwd")
+
+
+def deep_json(model: Path) -> None:
+    (model / "config.json").write_text('{"a":' * 5000 + "1" + "}" * 5000)
+
+
+def escaping_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+
+
+@pytest.mark.parametrize("harm", [huge_header, link_out, deep_json, escaping_template])
+def test_a_hostile_folder_is_refused_and_nothing_is_written(harm: Callable[[Path], None], tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "model")
+    harm(model)
+    refused(model, tmp_path)
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_file_names_stay_out_of_the_modelfile(model: Path, tmp_path: Path) -> None:
