@@ -45,7 +45,7 @@ class FrozenFeatures:
     """
 
     def __init__(self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int], again: bool = False) -> None:
-        self.model, self.bank, self.processor = model, bank, processor
+        self.model, self.bank, self.processor = model, bank, processor.image_processor
         self.device = next(model.parameters()).device
         self.pool = ThreadPoolExecutor(THREADS)
         self.chunk_of: dict[int, int] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -90,3 +92,20 @@ def family_folder(family: str, path: Path) -> Path:
             tensors[old] = (tensor * 3).to(torch.bfloat16).contiguous()
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def reference_positions(family: str, folder: Path, ids: Any, grids: list[tuple[int, int, int]]) -> Any:
+    """[3, L] positions by the model's own get_rope_index, under transformers 4.57 and 5."""
+    from transformers import AutoConfig
+
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    wanted = family.replace("_", "") + "model"
+    model_class = next(value for name, value in vars(module).items() if name.lower().replace("_", "") == wanted)
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = model_class(config)
+    tokens = torch.from_numpy(ids)[None]
+    given = {"input_ids": tokens, "image_grid_thw": torch.tensor(grids) if grids else None}
+    if "mm_token_type_ids" in inspect.signature(model.get_rope_index).parameters:
+        given["mm_token_type_ids"] = (tokens == config.image_token_id).int()
+    return model.get_rope_index(**given)[0][:, 0].numpy()

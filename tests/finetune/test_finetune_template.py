@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import reference_positions
 from shapes_data import BASE, ask, write_dataset
 
 from finetune.batches import collate_prompts, collate_train, epoch_batches
@@ -99,19 +100,9 @@ def test_labels_are_the_answers_and_their_ends(encode: Encoder, chat: str) -> No
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_positions_are_the_models_own(encode: Encoder, chat: str) -> None:
-    from transformers import AutoConfig
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
-
     encoded = encode(CHATS[chat])
-    config = AutoConfig.from_pretrained(BASE)
-    with torch.device("meta"):
-        model = Qwen3VLModel(config)
-    is_image = torch.from_numpy(encoded.ids == config.image_token_id)
-    grids = torch.tensor([encode.bank.grids[i] for i in encoded.images]).reshape(-1, 3)
-    theirs, _ = model.get_rope_index(
-        torch.from_numpy(encoded.ids)[None], mm_token_type_ids=is_image.int()[None], image_grid_thw=grids
-    )
-    assert np.array_equal(theirs[:, 0].numpy(), encoded.positions)
+    grids = [encode.bank.grids[i] for i in encoded.images]
+    assert np.array_equal(reference_positions("qwen3_vl", encode.folder.path, encoded.ids, grids), encoded.positions)
 
 
 def test_a_prompt_is_the_chat_before_its_last_answer(encode: Encoder) -> None:

@@ -255,7 +255,8 @@ SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_n
 
 def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
     save_recipe(recipe, path)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    search = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path)], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
