@@ -151,6 +151,9 @@ class FakeEngine:
             return stream
         stream = await self._open(request)
         await stream.write(self._chunk({"content": "half"}))
+        if name == "linger":
+            await stream.write(b"data: [DONE]\n\n")
+            await asyncio.sleep(3600)
         if name == "mid-reset":
             await asyncio.sleep(0.05)
             request.transport.abort()

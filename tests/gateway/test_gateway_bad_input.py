@@ -198,6 +198,8 @@ PNG = picture("PNG")
         (PNG[:60] + "\n" + PNG[60:], "not valid base64"),
         (PNG[:60] + "é" + PNG[60:], "not valid base64"),
         ("data:image/png;base64,iVBO=AAA", "not valid base64"),
+        ("data:image/png;base64,i===", "not valid base64"),
+        ("data:image/png;base64,====", "not valid base64"),
         ("data:image/png;base64," + base64.b64encode(b"just some text, no picture").decode(), "is not a PNG, JPEG"),
         ("data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode(), "media type"),
         ("data:text/html;base64," + base64.b64encode(b"<p>").decode(), "media type"),

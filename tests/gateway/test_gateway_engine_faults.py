@@ -82,6 +82,12 @@ def test_a_stream_that_fails_in_the_middle_says_so(
     assert raw.text.endswith("}}\n\n")
 
 
+def test_an_engine_that_does_not_close_after_done_holds_nobody_up(gateway: Process, post: httpx.Client) -> None:
+    answer = post.post(CHAT, json={"model": "fake", "messages": ask("fault linger"), "stream": True}, timeout=5)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert gateway.metric("lensmith_requests_running") == 0
+
+
 def test_an_engine_that_is_silent_too_long_is_given_up(engine: Process) -> None:
     with lensmith_serve("--engine", engine.url, "--engine-timeout", "0.5") as gateway:
         gateway.wait_until("/ready", 200)
