@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import orjson
@@ -15,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.admission import Admission
 from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
+from gateway.call import Call
 from gateway.engine import Engine
 from gateway.errors import ApiError
+from gateway.event_stream import KeepAlive, start_stream
 from gateway.image_pool import ImagePool, PixelBudget, settle_images
-from gateway.images import ImageHeader, check_images
-from gateway.keys import Tenant
+from gateway.images import check_images
 from gateway.metrics import Metrics
 from gateway.relay import Relay, read_answer
 from gateway.schema import ChatRequest, check_chat, parse_json
@@ -29,15 +27,9 @@ from gateway.sse import EventTooLong, error_event
 from gateway.upstream import post, read_all
 
 PATH = "v1/chat/completions"
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would otherwise collect the events
-]
 CLIENT_GONE = 499  # nginx's status for it; never sent, only counted
 # How long we wait for the end of an engine's answer after [DONE], to use its connection again.
 TAIL_SECONDS = 0.25
-COMMENT = b": still working\n\n"
 MAX_TIMEOUT = 86_400.0
 
 
@@ -56,37 +48,6 @@ class Gateway:
         admission = Admission(settings.max_running or engine.spec.slots, settings.max_waiting)
         self.slots = Slots(admission, metrics)
         self.bytes = ByteBudget(settings.max_bytes_in_flight)
-
-
-@dataclass
-class Call:
-    """One request's account."""
-
-    request_id: str
-    tenant: Tenant | None = None
-    started: float = field(default_factory=time.monotonic)
-    model: str = "unknown"
-    stream: bool = False
-    images: list[ImageHeader] = field(default_factory=list)
-    usage: dict[str, Any] = field(default_factory=dict)
-    answering: bool = False  # a stream's status has been sent
-    status: int = 200
-    reason: str = ""
-    bytes_held: int = 0
-    received: float | None = None  # seconds after `started`, as the next two
-    called: float | None = None
-    first_token: float | None = None
-
-    @property
-    def prompt_tokens(self) -> int:
-        return _count(self.usage.get("prompt_tokens"))
-
-    @property
-    def generation_tokens(self) -> int:
-        return _count(self.usage.get("completion_tokens"))
-
-    def since(self) -> float:
-        return time.monotonic() - self.started
 
 
 class ChatCompletions:
@@ -111,6 +72,9 @@ class ChatCompletions:
                 await send({"type": "http.response.body", "body": error_event(error)})
         except ClientGone:
             call.status, call.reason = CLIENT_GONE, "client_gone"
+        except asyncio.CancelledError:  # the time to drain is over
+            call.status, call.reason = 503, "shutdown"
+            raise
         except BaseException:
             call.status, call.reason = 500, "internal_error"
             raise
@@ -259,57 +223,8 @@ class ChatCompletions:
             metrics.first_token_seconds.labels(call.model).observe(call.first_token)
         metrics.prompt_tokens.labels(call.model).inc(call.prompt_tokens)
         metrics.generation_tokens.labels(call.model).inc(call.generation_tokens)
-        # One JSON line a request, never with its content. Not through `logging`, which costs more than all of the abo
-        line = {
-            "time": round(time.time(), 3),
-            "request_id": call.request_id,
-            "key": None if call.tenant is None else call.tenant.name,
-            "model": call.model,
-            "status": call.status,
-            "reason": call.reason or None,
-            "stream": call.stream,
-            "images": len(call.images),
-            "pixels": sum(image.pixels for image in call.images),
-            "prompt_tokens": call.prompt_tokens,
-            "generation_tokens": call.generation_tokens,
-            "receive_seconds": _rounded(call.received),
-            "called_seconds": _rounded(call.called),
-            "first_token_seconds": _rounded(call.first_token),
-            "seconds": _rounded(seconds),
-        }
-        sys.stderr.write(orjson.dumps(line).decode() + "\n")
-
-
-class KeepAlive:
-    """Sends a comment line whenever a stream has been silent for some seconds, so that no proxy takes it for dead."""
-
-    def __init__(self, call: Call, send: Send, seconds: float) -> None:
-        self._call = call
-        self._send = send
-        self._seconds = seconds
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> KeepAlive:
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._seconds, self._fire)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def put_off(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._seconds, self._fire)
-
-    def _fire(self) -> None:
-        self._task = self._loop.create_task(self._ping())
-        self.put_off()
-
-    async def _ping(self) -> None:
-        await start_stream(self._call, self._send)
-        await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        # Not through `logging`, which costs more than everything else here.
+        sys.stderr.write(orjson.dumps(call.line()).decode() + "\n")
 
 
 def _payload(request: ChatRequest) -> bytes:
@@ -325,13 +240,6 @@ def _payload(request: ChatRequest) -> bytes:
     request.body.clear()  # the images are held once, not twice, while the request waits
     request.images.clear()
     return payload
-
-
-async def start_stream(call: Call, send: Send) -> None:
-    """Send a stream's head, once. Until then a failure is answered with an HTTP status."""
-    if not call.answering:
-        call.answering = True
-        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
 
 
 def unavailable(engine: Engine) -> ApiError:
@@ -351,11 +259,3 @@ def _timeout(scope: Scope) -> float | None:
         message = f"The header x-request-timeout must be a number of seconds from 0 to {MAX_TIMEOUT:g}."
         raise ApiError(400, message, code="invalid_value", param="x-request-timeout")
     return seconds
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)

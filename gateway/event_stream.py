@@ -1,0 +1,55 @@
+"""The client's side of a stream: its head, once, and a sign of life while nothing comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Send
+
+from gateway.call import Call
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would otherwise collect the events
+]
+COMMENT = b": still working\n\n"
+
+
+async def start_stream(call: Call, send: Send) -> None:
+    """Send a stream's head, once. Until then a failure is answered with an HTTP status."""
+    if not call.answering:
+        call.answering = True
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+
+
+class KeepAlive:
+    """Sends a comment line whenever a stream has been silent for some seconds, so that no proxy takes it for dead."""
+
+    def __init__(self, call: Call, send: Send, seconds: float) -> None:
+        self._call = call
+        self._send = send
+        self._seconds = seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> KeepAlive:
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(self._seconds, self._fire)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def put_off(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._seconds, self._fire)
+
+    def _fire(self) -> None:
+        self._task = self._loop.create_task(self._ping())
+        self.put_off()
+
+    async def _ping(self) -> None:
+        await start_stream(self._call, self._send)
+        await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
