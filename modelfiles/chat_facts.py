@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modelfiles.chat_template import ChatTemplateError
 from modelfiles.folder import ModelFolder
 from modelfiles.prompts import Conversation, render_folder
 
@@ -34,12 +35,14 @@ def read_chat_facts(folder: ModelFolder) -> ChatFacts:
             Conversation("answered", [asked, {"role": "assistant", "content": _ANSWER}]),
         ],
     )
+    if question is None:
+        raise ChatTemplateError("the chat template refuses a single question.")
     before, _, after = question.partition(f"<|im_start|>user\n{_ASK}<|im_end|>\n")
     system_start, system_end = "<|im_start|>system\n", "<|im_end|>\n"
     default_system = ""
     if before.startswith(system_start) and before.endswith(system_end):
         default_system = before[len(system_start) : -len(system_end)]
-    tail = answered.rpartition(_ANSWER)[2].lstrip()
+    tail = (answered or "").rpartition(_ANSWER)[2].lstrip()
     tokens = [text for text, special in folder.added_tokens.values() if special and text and tail.startswith(text)]
     return ChatFacts(
         chatml=after.startswith("<|im_start|>assistant\n"),

@@ -21,17 +21,20 @@ class ChatTemplateError(ValueError):
     """The template cannot be rendered; the message says why in one sentence."""
 
 
-def render_chat_template(template: str, conversations: list[dict[str, Any]], tokens: dict[str, str]) -> list[str]:
-    """The prompt of each conversation: {"messages": [...], "tools": [...] or None, "add_generation_prompt": bool}.
+def render_chat_template(
+    template: str, conversations: list[dict[str, Any]], tokens: dict[str, str]
+) -> list[str | None]:
+    """The prompt of each conversation, None for one that the template refuses.
 
-    `messages` are Hugging Face's (content a string, or a list of {"type": "image"} and {"type": "text", "text": ...});
-    `tokens` are the special tokens by name, such as bos_token. Raises ChatTemplateError.
+    A conversation is {"messages": [...], "tools": [...] or None, "add_generation_prompt": bool}; its messages are
+    Hugging Face's (content a string, or a list of {"type": "image"} and {"type": "text", "text": ...}). `tokens` are
+    the special tokens by name, such as bos_token. Raises ChatTemplateError if the template renders none of them.
     """
     return list(_render(json.dumps({"template": template, "conversations": conversations, "tokens": tokens})))
 
 
 @lru_cache(maxsize=64)
-def _render(job: str) -> tuple[str, ...]:
+def _render(job: str) -> tuple[str | None, ...]:
     """The prompts of a job; the same job is asked several times by `generate`, `lint` and `doctor`."""
     try:
         done = subprocess.run(
@@ -87,12 +90,21 @@ def _child() -> None:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         compiled = environment.from_string(job["template"])
-        prompts = [compiled.render(**conversation, **job["tokens"]) for conversation in job["conversations"]]
-        longest = max(map(len, prompts), default=0)
-        answer: dict[str, Any] = {"prompts": prompts} if longest <= MAX_PROMPT else {"error": "the prompt is too long"}
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        answer = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-    json.dump(answer, sys.stdout)
+    except (jinja2.TemplateError, RecursionError) as error:
+        json.dump({"error": f"{type(error).__name__}: {str(error)[:200]}"}, sys.stdout)
+        return
+    prompts: list[str | None] = []
+    refusal = ""
+    for conversation in job["conversations"]:
+        try:
+            prompt = compiled.render(**conversation, **job["tokens"])
+            if len(prompt) > MAX_PROMPT:
+                raise ValueError("the prompt is too long")
+            prompts.append(prompt)
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            prompts.append(None)
+            refusal = refusal or f"{type(error).__name__}: {str(error)[:200]}"
+    json.dump({"prompts": prompts} if any(prompts) or not refusal else {"error": refusal}, sys.stdout)
 
 
 if __name__ == "__main__":

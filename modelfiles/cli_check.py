@@ -141,16 +141,19 @@ def render(modelfile: Path, messages: Path | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     differs = 0
     for index, (conversation, prompt) in enumerate(zip(conversations, sent, strict=True)):
-        if expected is None:
+        wanted = expected[index] if expected else None
+        if wanted is None:
+            why = "the chat template refuses this conversation" if expected else "no model folder to compare with"
+            console.print(Text(f"{conversation.name}: {why}"))
             console.print(Text(prompt))
-        elif prompt == expected[index]:
+        elif prompt == wanted:
             console.print(Text(f"{conversation.name}: equal", style="green"))
             if messages:
                 console.print(Text(prompt))
         else:
             differs += 1
             console.print(Text(f"{conversation.name}: differs (chat template -, Ollama +)", style="bold red"))
-            console.print(coloured_diff(expected[index], prompt))
+            console.print(coloured_diff(wanted, prompt))
     sys.exit(1 if differs else 0)
 
 

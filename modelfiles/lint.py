@@ -261,7 +261,7 @@ def _compare(command: Command, model: ModelFolder, render: Callable[[Conversatio
         ours = [render(case) for case in cases]
     except (ChatTemplateError, ModelFolderError, GoTemplateError):
         return
-    differs = [case.name for case, one, other in zip(cases, ours, expected, strict=True) if one != other]
+    differs = [case.name for case, one, other in zip(cases, ours, expected, strict=True) if other not in (None, one)]
     if differs:
         yield _at("MF410", f"the prompt differs for: {', '.join(differs)}.", command)
 

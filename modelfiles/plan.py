@@ -229,7 +229,8 @@ def _prompt_lines(folder: ModelFolder, family: Family, strategy: str) -> tuple[l
         expected = render_folder(folder, list(CASES))
     except (ChatTemplateError, GoTemplateError):
         return lines, {}
-    return lines, {case.name: ours == theirs for case, ours, theirs in zip(CASES, prompts, expected, strict=True)}
+    pairs = zip(CASES, prompts, expected, strict=True)
+    return lines, {case.name: ours == theirs for case, ours, theirs in pairs if theirs is not None}
 
 
 def _sampling_lines(folder: ModelFolder) -> list[Line]:

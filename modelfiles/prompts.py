@@ -139,8 +139,11 @@ def render_renderer(name: str, conversation: Conversation, image: str = IMAGE) -
     return "".join(parts)
 
 
-def render_folder(folder: ModelFolder, conversations: list[Conversation]) -> list[str]:
-    """The same conversations through the folder's own chat template. Raises ChatTemplateError."""
+def render_folder(folder: ModelFolder, conversations: list[Conversation]) -> list[str | None]:
+    """The same conversations through the folder's own chat template, None for one that it refuses.
+
+    Raises ChatTemplateError if there is no template or it renders none of them.
+    """
     template = folder.chat_template
     if template is None:
         raise ChatTemplateError("the folder has no chat template.")

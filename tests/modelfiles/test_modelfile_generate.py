@@ -271,6 +271,16 @@ def test_weights_that_no_stage_repairs_are_refused(tmp_path: Path) -> None:
     assert generate(gemma, tmp_path / "stage", "--route", "gguf")["model"] == ["./model.gguf", "./mmproj.gguf"]
 
 
+def test_a_chat_template_without_tools_is_compared_on_the_rest(model: Path, tmp_path: Path) -> None:
+    refuse = "{%- if tools -%}{{- raise_exception('no tools') -}}{%- endif -%}"
+    (model / "chat_template.jinja").write_text(refuse + (model / "chat_template.jinja").read_text())
+    generate(model, tmp_path / "stage")
+    equal = json.loads((tmp_path / "stage" / "modelfile.lock.json").read_text())["prompt_equals_chat_template"]
+    assert len(equal) == 8
+    assert all(equal.values())
+    assert "tools: the chat template refuses" in run("render", tmp_path / "stage" / "Modelfile").output
+
+
 def test_gemma_3_gets_its_own_template_and_image_cost(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "model", "gemma3")
     (model / "chat_template.jinja").write_text(GEMMA)

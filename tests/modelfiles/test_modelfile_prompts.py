@@ -111,6 +111,13 @@ def test_a_hostile_chat_template_is_stopped(template: str) -> None:
     assert str(caught.value).startswith("the chat template ")
 
 
+def test_a_template_may_refuse_some_conversations() -> None:
+    template = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}{{ messages[0].content }}"
+    asked = [{"role": "user", "content": "a"}]
+    jobs = [{"messages": asked, "tools": None}, {"messages": asked, "tools": [{}]}]
+    assert render_chat_template(template, jobs, {}) == ["a", None]
+
+
 def test_legacy_templates_run_once_per_exchange() -> None:
     nodes = gotemplate.parse_template("{{ if .System }}[{{ .System }}]{{ end }}U:{{ .Prompt }} A:{{ .Response }};")
     messages = [
