@@ -129,8 +129,9 @@ TestSimulation.settings = settings(max_examples=100, stateful_step_count=40, dea
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[tuple[Process, Process]]:
-    """An engine, and a gateway with one slot and two places to wait."""
+    """An engine, and a gateway with one slot, two places to wait, and little room and patience otherwise."""
     options = ["--max-running", "1", "--max-waiting", "2", "--queue-timeout", "20"]
+    options += ["--max-bytes-in-flight", "3000000", "--sse-keepalive", "0.2"]
     with fake_engine() as engine, lensmith_serve("--engine", engine.url, *options) as gateway:
         gateway.wait_until("/ready", 200)
         yield gateway, engine
@@ -185,24 +186,20 @@ def test_a_request_says_how_long_it_would_wait(narrow: tuple[Process, Process]) 
     assert envelope(bad, 400)["param"] == "x-request-timeout"
 
 
-def test_the_bytes_of_all_bodies_together_are_limited(engine: Process) -> None:
-    with lensmith_serve("--engine", engine.url, "--max-bytes-in-flight", "3000000") as gateway:
-        gateway.wait_until("/ready", 200)
-        padding = "x" * 2_000_000
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            slow = pool.submit(httpx.post, gateway.url + CHAT, json={**body("slow 2"), "user": padding}, timeout=30)
-            until("one runs", lambda: gateway.metric("lensmith_requests_running") == 1)
-            refused = httpx.post(gateway.url + CHAT, json={**body("hi"), "user": padding})
-            assert envelope(refused, 503)["code"] == "bytes_in_flight"
-            assert httpx.post(gateway.url + CHAT, json=body("hi")).status_code == 200
-            assert slow.result().status_code == 200
-        assert httpx.post(gateway.url + CHAT, json={**body("hi"), "user": padding}).status_code == 200
+def test_the_bytes_of_all_bodies_together_are_limited(narrow: tuple[Process, Process]) -> None:
+    url, large = narrow[0].url + CHAT, {"user": "x" * 2_000_000}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(httpx.post, url, json={**body("slow 2"), **large}, timeout=30)
+        until("one runs", lambda: narrow[0].metric("lensmith_requests_running") == 1)
+        refused = httpx.post(url, json={**body("hi"), **large})
+        assert envelope(refused, 503)["code"] == "bytes_in_flight"
+        assert httpx.post(url, json=body("hi"), timeout=30).status_code == 200
+        assert slow.result().status_code == 200
+    assert httpx.post(url, json={**body("hi"), **large}).status_code == 200
 
 
-def test_a_silent_stream_is_kept_alive_with_comments(engine: Process) -> None:
-    with lensmith_serve("--engine", engine.url, "--sse-keepalive", "0.2") as gateway:
-        gateway.wait_until("/ready", 200)
-        answer = httpx.post(gateway.url + CHAT, json={**body("count 3 0.5"), "stream": True})
+def test_a_silent_stream_is_kept_alive_with_comments(narrow: tuple[Process, Process]) -> None:
+    answer = httpx.post(narrow[0].url + CHAT, json={**body("count 3 0.5"), "stream": True}, timeout=30)
     events = [event for event in answer.text.split("\n\n") if event]
     assert events.count(": still working") >= 3
     assert events[-1] == "data: [DONE]"
