@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -51,13 +52,29 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.command(name="eval")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def evaluate(recipe: str, overrides: tuple[str, ...]) -> None:
+@click.option("--against", metavar="FOLDER", help="Compare with an earlier run's predictions, pair by pair.")
+def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None) -> None:
     """Answer RECIPE's eval_dataset greedily and score the answers."""
     loaded = _load(recipe, overrides)
+    from finetune.evaluate import compare_runs
     from finetune.evaluate import evaluate as run
 
     result = run(loaded)
-    click.echo(f"exact match {100 * result.exact_match:.2f} % of {result.n} answers; {result.predictions}")
+    for name, score in result.scores.items():
+        scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
+        values = [scale * value for value in (score.mean, score.low, score.high)]
+        click.echo(f"{name:12} {values[0]:6.2f}  (95 % interval {values[1]:.2f} to {values[2]:.2f})")
+    click.echo(f"{result.n} answers, {result.answers_per_second:.1f} a second: {result.predictions}")
+    if against:
+        compared = compare_runs(Path(result.predictions), Path(against))
+        click.echo(f"Against {against}:")
+        for name, difference in compared.difference.items():
+            scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
+            values = [scale * value for value in (difference.mean, difference.low, difference.high)]
+            click.echo(
+                f"{name:12} {values[0]:+6.2f}  (95 % interval {values[1]:+.2f} to {values[2]:+.2f}, "
+                f"p = {compared.p[name]:.4f})"
+            )
 
 
 @click.command()

@@ -27,8 +27,9 @@ from finetune.images import ImageBank, pixel_limits
 from finetune.model import load_adapter, load_base, open_base, pick_device, pick_dtype
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
+from finetune.records import read_records
 from finetune.rows import load_rows
-from finetune.scores import exact_match
+from finetune.scores import Score, compare, exact_match, interval, score_all
 from finetune.template import ChatEncoder
 
 PREDICTIONS = "generated_predictions.jsonl"
@@ -36,16 +37,26 @@ PREDICTIONS = "generated_predictions.jsonl"
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores from 0 to 1 over `n` answers. exact_match: after stripping and case-folding both sides.
+    """Scores over `n` answers. exact_match: from 0 to 1, after stripping and case-folding both sides.
 
-    predictions: the file of prompts, predictions and labels in the dataset's order.
+    scores: every metric's mean and 95 % interval (LLaMA-Factory's from 0 to 100, the others from 0 to 1); predictions:
+    the file of prompts, predictions and labels in the dataset's order.
     """
 
     exact_match: float
     n: int
+    scores: dict[str, Score]
     predictions: str
     seconds: float
     answers_per_second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs over the same labels: the difference of each metric's means, its interval and p (see scores.compare)."""
+
+    difference: dict[str, Score]
+    p: dict[str, float]
 
 
 def evaluate(recipe: Recipe, console: Console | None = None) -> EvalResult:
@@ -108,15 +119,47 @@ def evaluate(recipe: Recipe, console: Console | None = None) -> EvalResult:
     features.close()
     path = store.finish()
     records = [store.found[index] for index in range(len(prompts))]
+    scores = {name: interval(values) for name, values in _values(records, console).items()}
     result = EvalResult(
-        exact_match=exact_match([r["predict"] for r in records], [r["label"] for r in records]),
+        exact_match=scores["exact_match"].mean,
         n=len(records),
+        scores=scores,
         predictions=str(path),
         seconds=ended - began,
         answers_per_second=len(open_questions) / max(1e-9, ended - answering),
     )
     (output / "predict_results.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def compare_runs(ours: Path, theirs: Path, console: Console | None = None) -> Comparison:
+    """Compares two generated_predictions.jsonl files (or their folders). Raises FinetuneError if the labels differ."""
+    console = console or Console(stderr=True, soft_wrap=True)
+    one, other = _read_predictions(ours), _read_predictions(theirs)
+    if [record["label"] for record in one] != [record["label"] for record in other]:
+        raise FinetuneError(f"{ours} and {theirs} do not answer the same questions.")
+    values, their_values = _values(one, console), _values(other, console)
+    compared = {name: compare(values[name], their_values[name]) for name in values.keys() & their_values.keys()}
+    order = [name for name in values if name in compared]
+    return Comparison({name: compared[name][0] for name in order}, {name: compared[name][1] for name in order})
+
+
+def _read_predictions(path: Path) -> list[dict[str, Any]]:
+    path = path / PREDICTIONS if path.is_dir() else path
+    records = list(read_records(path))
+    if not all(isinstance(r, dict) and isinstance(r.get("predict"), str) and "label" in r for r in records):
+        raise FinetuneError(f"{path} does not hold predictions.")
+    return records
+
+
+def _values(records: list[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Every metric of every record; ROUGE is left out, with a warning, where it needs a package that is missing."""
+    texts = [record["predict"] for record in records], [record["label"] for record in records]
+    try:
+        return score_all(*texts)
+    except FinetuneError as error:
+        console.print(f"[yellow]Warning:[/] {error.message}", highlight=False)
+        return score_all(*texts, with_rouge=False)
 
 
 class _Predictions:
@@ -180,7 +223,7 @@ def _identity(recipe: Recipe, base: str, data: str) -> str:
 
 
 def _matches(record: dict[str, Any]) -> int:
-    return int(exact_match([record["predict"]], [record["label"]]))
+    return int(exact_match(record["predict"], record["label"]))
 
 
 def _label(row: Row) -> str:

@@ -20,7 +20,13 @@ def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp
     adapter = f"adapter_name_or_path={tmp_path / 'out'}"
     scored = runner.invoke(evaluate, [str(path), adapter, f"output_dir={tmp_path / 'scores'}"])
     assert scored.exit_code == 0, scored.output
-    assert "of 24 answers" in scored.output
+    assert "24 answers, " in scored.output
+    assert "rouge-l" in scored.output
+    again = [str(path), f"output_dir={tmp_path / 'base'}", "--against", str(tmp_path / "scores")]
+    compared = runner.invoke(evaluate, again)
+    assert compared.exit_code == 0, compared.output
+    assert f"Against {tmp_path / 'scores'}:" in compared.output
+    assert "p = " in compared.output
     merged = runner.invoke(export, [str(path), adapter, f"export_dir={tmp_path / 'merged'}"])
     assert merged.exit_code == 0, merged.output
     assert "28 weights changed, ||dW|| =" in merged.output

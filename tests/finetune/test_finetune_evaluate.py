@@ -9,9 +9,8 @@ from shapes_data import ask, write_dataset
 
 from finetune import evaluate as evaluate_module
 from finetune.errors import FinetuneError
-from finetune.evaluate import evaluate
+from finetune.evaluate import compare_runs, evaluate
 from finetune.recipe import Recipe
-from finetune.scores import exact_match
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -61,7 +60,9 @@ def test_predictions_are_in_order_and_scored(recipe: MakeRecipe, tmp_path: Path)
     assert [record["index"] for record in found] == list(range(24))
     assert found[0]["prompt"] == "<image>what color is the shape?"
     assert [record["label"] for record in found[:3]] == ["red", "yes", "a red rectangle"]
-    assert result.exact_match == exact_match([r["predict"] for r in found], [r["label"] for r in found])
+    right = [r["predict"].strip().casefold() == r["label"].strip().casefold() for r in found]
+    assert result.exact_match == sum(right) / 24
+    assert result.scores["exact_match"].mean == result.exact_match
     assert json.loads((tmp_path / "out/predict_results.json").read_text())["n"] == 24
 
 
@@ -120,6 +121,26 @@ def test_a_missing_adapter_is_named(recipe: MakeRecipe, tmp_path: Path) -> None:
         evaluate(recipe(adapter_name_or_path=str(tmp_path)))
 
 
-def test_exact_match_forgives_case_and_spaces_only() -> None:
-    assert exact_match(["Red ", "red.", "STRASSE", ""], ["red", "red", "straße", ""]) == 0.75
-    assert exact_match([], []) == 0.0
+def test_runs_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    labels = ["red", "blue"] * 20
+    for name, right in (("first", 40), ("second", 20)):
+        (tmp_path / name).mkdir()
+        lines = [{"predict": label if n < right else "x", "label": label} for n, label in enumerate(labels)]
+        (tmp_path / name / "generated_predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    compared = compare_runs(tmp_path / "first", tmp_path / "second")
+    assert compared.difference["exact_match"].mean == 0.5
+    assert compared.difference["exact_match"].low > 0.3
+    assert compared.p["exact_match"] < 0.001
+    same = compare_runs(tmp_path / "first", tmp_path / "first")
+    assert same.difference["exact_match"].mean == 0
+    assert same.p["exact_match"] == 1
+
+
+def test_runs_over_other_questions_are_not_compared(tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"predict": "x", "label": name}))
+    with pytest.raises(FinetuneError, match="do not answer the same questions"):
+        compare_runs(tmp_path / "red.jsonl", tmp_path / "blue.jsonl")
+    (tmp_path / "odd.jsonl").write_text("{}")
+    with pytest.raises(FinetuneError, match="does not hold predictions"):
+        compare_runs(tmp_path / "odd.jsonl", tmp_path / "red.jsonl")
