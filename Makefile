@@ -28,7 +28,7 @@ $(READY): pyproject.toml requirements.lock scripts/setup
 
 # The tested set for all extras and Python versions, with hashes.
 lock:
-	uv pip compile --universal --python-version 3.10 --all-extras --group test --group lint --generate-hashes --no-header \
+	uv pip compile --universal --python-version 3.10 --all-extras --group test --group lint --group gguf --generate-hashes --no-header \
 	  pyproject.toml -o requirements.lock
 
 clean:
