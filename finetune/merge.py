@@ -30,6 +30,7 @@ from modelfiles.folder import ModelFolder
 from modelfiles.safetensors_header import HeaderError, TensorInfo, read_header
 
 PREFIX = "base_model.model."
+KINDS = ("lora_A", "lora_B", "lora_magnitude_vector")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PROVENANCE = "lensmith.json"
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
@@ -37,12 +38,24 @@ WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5
 
 @dataclass(frozen=True)
 class Delta:
-    """One adapted weight: delta = scale * b @ a, a: [rank, in] and b: [out, rank] in the adapter's file."""
+    """One adapted weight: W + scale * b @ a, a: [rank, in] and b: [out, rank] in the adapter's file.
+
+    magnitude: [out], DoRA's length of each row of the sum, or None.
+    """
 
     weight: str
     a: TensorInfo
     b: TensorInfo
     scale: float
+    magnitude: TensorInfo | None
+
+    def change(self, weight: Any) -> Any:
+        """What is added to the float32 `weight` [out, in]."""
+        change = self.scale * (read_tensor(self.b).float() @ read_tensor(self.a).float())
+        if self.magnitude is None:
+            return change
+        summed = weight + change
+        return summed * (read_tensor(self.magnitude).float() / summed.norm(dim=1))[:, None] - weight
 
 
 def merge(recipe: Recipe, console: Console | None = None) -> Path:
@@ -93,7 +106,7 @@ def read_adapter(adapter: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
         raise FinetuneError(f"adapter_name_or_path: {adapter} cannot be read: {error}.") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise FinetuneError(f"adapter_name_or_path: {adapter} is no LoRA adapter.")
-    for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
+    for key in ("modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
         if config.get(key):
             raise FinetuneError(f"The adapter {adapter} uses {key}, which cannot be merged yet.")
     if config.get("bias", "none") != "none":
@@ -110,15 +123,15 @@ def plan(folder: ModelFolder, config: dict[str, Any], tensors: dict[str, TensorI
         raise FinetuneError("adapter_config.json has no usable r and lora_alpha.") from None
     pairs: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
-        module, _, kind = name.removesuffix(".weight").removesuffix(".default").rpartition(".")
-        if not name.startswith(PREFIX) or kind not in ("lora_A", "lora_B") or info.dtype not in DTYPES:
+        module, _, kind = name.removesuffix(".weight").rpartition(".")
+        if not name.startswith(PREFIX) or kind not in KINDS or info.dtype not in DTYPES:
             raise FinetuneError(f"The adapter's tensor {name} ({info.dtype}) is not a LoRA matrix that can be merged.")
         pairs.setdefault(module.removeprefix(PREFIX), {})[kind] = info
     if not pairs:
         raise FinetuneError("The adapter has no tensors.")
     deltas = []
     for module, pair in pairs.items():
-        if pair.keys() != {"lora_A", "lora_B"}:
+        if pair.keys() != (set(KINDS) if config.get("use_dora") else set(KINDS[:2])):
             raise FinetuneError(f"The adapter has {', '.join(pair)} for {module} but not its counterpart.")
         name = weight_name(folder, module)
         info, a, b = folder.tensors[name], pair["lora_A"], pair["lora_B"]
@@ -130,7 +143,10 @@ def plan(folder: ModelFolder, config: dict[str, Any], tensors: dict[str, TensorI
                 f"The adapter's {module}, {list(b.shape)} x {list(a.shape)}, does not fit the base's "
                 f"{list(info.shape)}."
             )
-        deltas.append(Delta(name, a, b, scale))
+        magnitude = pair.get("lora_magnitude_vector")
+        if magnitude is not None and magnitude.shape != info.shape[:1]:
+            raise FinetuneError(f"The adapter's magnitudes of {module} {list(magnitude.shape)} do not fit the base's.")
+        deltas.append(Delta(name, a, b, scale, magnitude))
     return deltas
 
 
@@ -166,7 +182,7 @@ def _patch(folder: ModelFolder, places: dict[str, Place], deltas: list[Delta]) -
     for delta in deltas:
         info = folder.tensors[delta.weight]
         weight = read_tensor(info).float()
-        change = delta.scale * (read_tensor(delta.b).float() @ read_tensor(delta.a).float())
+        change = delta.change(weight)
         merged = (weight + change).to(DTYPES[info.dtype])
         if not torch.isfinite(merged).all():
             raise FinetuneError(

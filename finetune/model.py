@@ -121,6 +121,8 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
     """Wraps the model in PEFT with fresh float32 LoRA adapters on the recipe's targets."""
     from peft import LoraConfig, get_peft_model
 
+    if recipe.use_dora and recipe.quantization_bit and not torch.cuda.is_available():
+        raise FinetuneError("use_dora on a 4-bit base needs a GPU: PEFT dequantises there; unset quantization_bit.")
     linears = [
         name
         for name, module in model.named_modules()
@@ -136,6 +138,7 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.lora_dropout,
         use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora,
         target_modules=[name for name in linears if name.rpartition(".")[2] in wanted],
         task_type="CAUSAL_LM",
     )

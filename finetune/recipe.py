@@ -47,6 +47,10 @@ class Recipe(BaseModel):
     freeze_vision_tower: Literal[True] = Field(True, description="The vision tower is not trained.")
     freeze_multi_modal_projector: Literal[True] = Field(True, description="The projector is not trained.")
     freeze_language_model: Literal[False] = Field(False, description="The language model gets the adapters.")
+    use_dora: bool = Field(False, description="Train each row's length apart from its direction (arXiv:2402.09353).")
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0, description="LoRA+: B matrices learn this many times faster than A (arXiv:2402.12354)."
+    )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
 
     # Data
@@ -188,9 +192,9 @@ class Recipe(BaseModel):
 UNSUPPORTED = {
     "additional_target", "badam_mode", "cache_dir", "compute_accuracy", "data_seed", "deepspeed", "default_system",
     "enable_liger_kernel", "enable_thinking", "export_hub_model_id", "export_quantization_bit",
-    "freeze_trainable_layers", "fsdp", "galore_rank", "interleave_probs", "loraplus_lr_ratio", "mask_history",
+    "freeze_trainable_layers", "fsdp", "galore_rank", "interleave_probs", "mask_history",
     "mix_strategy", "neat_packing", "neftune_noise_alpha", "packing", "pissa_init", "pref_beta", "push_to_hub",
-    "rope_scaling", "shift_attn", "streaming", "tokenized_path", "train_on_prompt", "use_dora", "use_unsloth_gc",
+    "rope_scaling", "shift_attn", "streaming", "tokenized_path", "train_on_prompt", "use_unsloth_gc",
     "video_fps", "video_maxlen",
 }  # fmt: skip
 

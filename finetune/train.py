@@ -132,8 +132,10 @@ class _Run:
             f"{self.trainable:,} trainable parameters.",
             highlight=False,
         )
+        fast = [p for name, p in self.model.named_parameters() if p.requires_grad and ".lora_B." in name]
+        slow = [p for name, p in self.model.named_parameters() if p.requires_grad and ".lora_B." not in name]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            [{"params": slow, "ratio": 1.0}, {"params": fast, "ratio": recipe.loraplus_lr_ratio or 1.0}],
             lr=recipe.learning_rate,
             betas=(recipe.adam_beta1, recipe.adam_beta2),
             eps=recipe.adam_epsilon,
@@ -251,7 +253,7 @@ class _Run:
         window = [collate_train(batch, self.device) for batch in rows]
         labels = sum(len(batch.labels) for batch in window)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["ratio"]
         loss = 0.0
         for batch in window:
             features = self.features.get(batch.images)

@@ -31,7 +31,9 @@ def random_adapter(recipe: Recipe, path: Path, size: float = 0.05) -> Path:
     torch.manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "lora_magnitude" in name:
+                parameter.mul_(1 + torch.rand_like(parameter))
+            elif "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * size)
     path.mkdir()
     save_adapter(model, path)
@@ -56,7 +58,10 @@ def rewrite(adapter: Path, change: Callable[[dict[str, Any]], None]) -> None:
     save_file(tensors, adapter / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("keys", [{}, {"use_rslora": True}, {"lora_target": "q_proj,down_proj", "lora_alpha": 3}])
+MERGED = [{}, {"use_rslora": True}, {"lora_target": "q_proj,down_proj", "lora_alpha": 3}, {"use_dora": True}]
+
+
+@pytest.mark.parametrize("keys", MERGED)
 def test_merged_weights_are_pefts(exported: MakeRecipe, keys: dict[str, Any]) -> None:
     recipe = exported(**keys)
     merged = load_file(merge(recipe) / "model.safetensors")

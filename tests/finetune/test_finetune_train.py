@@ -81,11 +81,11 @@ def test_the_loss_is_transformers_own(recipe: MakeRecipe) -> None:
     assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
-@pytest.mark.parametrize("keys", [{}, QLORA, {"use_rslora": True}])
+@pytest.mark.parametrize("keys", [{}, QLORA, {"use_rslora": True}, {"use_dora": True}])
 def test_every_adapter_parameter_learns_and_nothing_else(recipe: MakeRecipe, keys: dict[str, Any]) -> None:
     parts = Parts(recipe(**keys))
     names = [name for name, p in parts.model.named_parameters() if p.requires_grad]
-    assert len(names) == 2 * 4 * 7
+    assert len(names) == (3 if "use_dora" in keys else 2) * 4 * 7
     assert all("language_model" in name and "lora_" in name for name in names)
     optimizer = torch.optim.SGD([p for p in parts.model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):  # B starts at zero, so A's first gradient is zero
@@ -95,6 +95,19 @@ def test_every_adapter_parameter_learns_and_nothing_else(recipe: MakeRecipe, key
         optimizer.step()
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in found.values())
     assert all(p.dtype == torch.float32 for p in parts.model.parameters() if p.requires_grad)
+
+
+def test_loraplus_moves_b_faster(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Adam's first step is the learning rate in every element, so the steps' ratio is the rates' ratio."""
+    keys = {"max_steps": 1, "learning_rate": 1e-4}
+    plain = load_file(f"{train(recipe(**keys)).output_dir}/adapter_model.safetensors")
+    train(recipe(**keys, loraplus_lr_ratio=16, output_dir=str(tmp_path / "plus")))
+    plus = load_file(tmp_path / "plus/adapter_model.safetensors")
+    for name, tensor in plain.items():
+        if "lora_A" in name:
+            assert torch.equal(plus[name], tensor)
+        else:
+            assert torch.allclose(plus[name], 16 * tensor, rtol=1e-3, atol=1e-9)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(recipe: MakeRecipe) -> None:
@@ -365,6 +378,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(recipe: MakeRecipe, monkeypatc
     [
         ({"model_name_or_path": "/nowhere"}, "model_name_or_path: /nowhere does not exist"),
         ({"lora_target": "q_proj,z_proj"}, "no 'z_proj'; it has down_proj"),
+        ({"use_dora": True, "quantization_bit": 4}, "use_dora on a 4-bit base needs a GPU"),
         ({"dataset": None}, "The recipe lacks dataset"),
         ({"resume_from_checkpoint": True}, "has no checkpoint"),
         ({"resume_from_checkpoint": "/nowhere"}, "/nowhere is no checkpoint"),
