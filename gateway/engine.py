@@ -12,7 +12,7 @@ from yarl import URL
 from gateway.engines import OPENAI, EngineSpec
 from gateway.metrics import Metrics
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 2.0
 MAX_MODELS = 64
 
 

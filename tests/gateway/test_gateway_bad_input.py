@@ -253,7 +253,7 @@ FIELDS = [
 NO_FIXTURE_CHECK = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=NO_FIXTURE_CHECK)
+@settings(max_examples=70, deadline=None, suppress_health_check=NO_FIXTURE_CHECK)
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=4))
 def test_no_values_of_fields_break_the_gateway(post: httpx.Client, fields: dict[str, Any]) -> None:
     answer = post.post(CHAT, json=fine(**fields))
@@ -261,7 +261,7 @@ def test_no_values_of_fields_break_the_gateway(post: httpx.Client, fields: dict[
         assert envelope(answer, 400)["param"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=NO_FIXTURE_CHECK)
+@settings(max_examples=70, deadline=None, suppress_health_check=NO_FIXTURE_CHECK)
 @given(
     part=json_values | st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]), "image_url": json_values})
 )
@@ -270,7 +270,7 @@ def test_no_content_part_breaks_the_gateway(post: httpx.Client, part: Any) -> No
     assert error["param"].startswith("messages[0].content[0]")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=NO_FIXTURE_CHECK)
+@settings(max_examples=70, deadline=None, suppress_health_check=NO_FIXTURE_CHECK)
 @given(raw=st.binary(max_size=200))
 def test_no_bytes_break_the_gateway(post: httpx.Client, raw: bytes) -> None:
     envelope(post.post(CHAT, content=raw, headers={"content-type": "application/json"}), 400)

@@ -89,7 +89,7 @@ def test_a_child_that_hangs_is_ended_and_replaced(served: Process) -> None:
 
 
 def test_ready_says_that_the_engine_is_starting() -> None:
-    with serve_fake("--load-seconds", "2") as gateway:
+    with serve_fake("--load-seconds", "1") as gateway:
         assert gateway.wait_until("/ready", 503).json()["reason"] == "The fake engine is starting."
         gateway.wait_until("/ready", 200)
 
