@@ -66,8 +66,9 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None) -> No
         click.echo(f"{name:12} {values[0]:6.2f}  (95 % interval {values[1]:.2f} to {values[2]:.2f})")
     click.echo(f"{result.n} answers, {result.answers_per_second:.1f} a second: {result.predictions}")
     if against:
-        compared = compare_runs(Path(result.predictions), Path(against))
-        click.echo(f"Against {against}:")
+        page = Path(result.predictions).with_name("comparison.html")
+        compared = compare_runs(Path(result.predictions), Path(against), page)
+        click.echo(f"Against {against}, side by side in {page}:")
         for name, difference in compared.difference.items():
             scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
             values = [scale * value for value in (difference.mean, difference.low, difference.high)]

@@ -28,6 +28,7 @@ from finetune.model import load_adapter, load_base, open_base, pick_device, pick
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
 from finetune.records import read_records
+from finetune.report import write_comparison
 from finetune.rows import load_rows
 from finetune.scores import Score, compare, exact_match, interval, score_all
 from finetune.template import ChatEncoder
@@ -110,6 +111,7 @@ def evaluate(recipe: Recipe, console: Console | None = None) -> EvalResult:
                     "prompt": _prompt_text(data.rows[index]),
                     "predict": tokenizer.decode(answer, skip_special_tokens=True),
                     "label": _label(data.rows[index]),
+                    "images": [str(path) for path in data.rows[index].images if isinstance(path, Path)],
                 }
                 right += _matches(record)
                 store.add(record)
@@ -132,16 +134,27 @@ def evaluate(recipe: Recipe, console: Console | None = None) -> EvalResult:
     return result
 
 
-def compare_runs(ours: Path, theirs: Path, console: Console | None = None) -> Comparison:
-    """Compares two generated_predictions.jsonl files (or their folders). Raises FinetuneError if the labels differ."""
+def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Console | None = None) -> Comparison:
+    """Compares two generated_predictions.jsonl files (or their folders); writes both side by side as `page`.
+
+    Raises FinetuneError if the labels differ.
+    """
     console = console or Console(stderr=True, soft_wrap=True)
     one, other = _read_predictions(ours), _read_predictions(theirs)
     if [record["label"] for record in one] != [record["label"] for record in other]:
         raise FinetuneError(f"{ours} and {theirs} do not answer the same questions.")
     values, their_values = _values(one, console), _values(other, console)
-    compared = {name: compare(values[name], their_values[name]) for name in values.keys() & their_values.keys()}
-    order = [name for name in values if name in compared]
-    return Comparison({name: compared[name][0] for name in order}, {name: compared[name][1] for name in order})
+    compared = {name: compare(values[name], their_values[name]) for name in values if name in their_values}
+    comparison = Comparison(
+        {name: difference for name, (difference, _) in compared.items()}, {name: p for name, (_, p) in compared.items()}
+    )
+    if page is not None:
+        rows = [
+            [name, f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{comparison.p[name]:.4f}"]
+            for name, d in comparison.difference.items()
+        ]
+        write_comparison(page, one, other, rows)
+    return comparison
 
 
 def _read_predictions(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,13 @@ from finetune.errors import FinetuneError
 from finetune.recipe import Recipe
 from modelfiles.folder import ModelFolder
 
-OWN_FILES = ("adapter_model.safetensors", "adapter_config.json", "trainer_log.jsonl", "train_results.json")
+OWN_FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "trainer_log.jsonl",
+    "train_results.json",
+    "report.html",
+)
 
 
 def prepare_output(recipe: Recipe) -> Path | None:

@@ -40,6 +40,7 @@ from finetune.model import (
 )
 from finetune.outputs import environment, prepare_output
 from finetune.recipe import Recipe, save_recipe
+from finetune.report import write_training_report
 from finetune.runlog import RunLog, plot_loss
 from finetune.schedule import learning_rate, total_steps
 from finetune.template import Encoded
@@ -235,6 +236,7 @@ class _Run:
         if interrupted is None:
             text = json.dumps(asdict(result), indent=2) + "\n"
             (self.output / "train_results.json").write_text(text, encoding="utf-8")
+            write_training_report(self.output, recipe, asdict(result))
         return result
 
     def restore(self, path: Path) -> None:

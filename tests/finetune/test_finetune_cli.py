@@ -25,7 +25,10 @@ def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp
     again = [str(path), f"output_dir={tmp_path / 'base'}", "--against", str(tmp_path / "scores")]
     compared = runner.invoke(evaluate, again)
     assert compared.exit_code == 0, compared.output
-    assert f"Against {tmp_path / 'scores'}:" in compared.output
+    page = (tmp_path / "base/comparison.html").read_text()
+    assert str(tmp_path / "base/comparison.html") in compared.output
+    assert page.count('<img alt="0.png" src="data:image/png;base64,') == 3
+    assert "what color is the shape?" in page
     assert "p = " in compared.output
     merged = runner.invoke(export, [str(path), adapter, f"export_dir={tmp_path / 'merged'}"])
     assert merged.exit_code == 0, merged.output

@@ -162,7 +162,7 @@ def test_training_learns_and_leaves_its_records(recipe: MakeRecipe, tmp_path: Pa
     assert (result.steps, result.samples, result.four_bit_layers, result.interrupted) == (30, 120, 28, None)
     assert {path.name for path in out.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "checkpoint-20", "checkpoint-30", "environment.json",
-        "recipe.yaml", "runs", "train_results.json", "trainer_log.jsonl", "training_loss.png",
+        "recipe.yaml", "report.html", "runs", "train_results.json", "trainer_log.jsonl", "training_loss.png",
     }  # fmt: skip
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+from finetune.recipe import make_recipe
+from finetune.report import write_comparison, write_training_report
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and the sources of its images."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+
+
+def test_a_training_report_stands_alone(tmp_path: Path) -> None:
+    (tmp_path / "training_loss.png").write_bytes(b"png")
+    recipe = make_recipe({"model_name_or_path": HOSTILE, "lora_rank": 3})
+    page = write_training_report(tmp_path, recipe, {"loss": 0.123456, "eval_loss": None}).read_text()
+    found = Tags(page)
+    assert "script" not in found.tags
+    assert found.sources == ["data:image/png;base64,cG5n"]
+    assert "0.1235" in page
+    assert "lora_rank" in page
+    assert "lora_dropout" not in page, "defaults are left out"
+
+
+def test_a_comparison_shows_differing_answers_first_and_escapes_them(tmp_path: Path) -> None:
+    def record(predict: str) -> dict[str, object]:
+        return {"prompt": HOSTILE, "predict": predict, "label": "red", "images": ["/nowhere/gone.png"]}
+
+    ours = [record("red"), record(HOSTILE)]
+    page = write_comparison(tmp_path / "c.html", ours, [record("red"), record("blue")], [["anls", "1", "2", "3"]])
+    text = page.read_text()
+    assert "script" not in Tags(text).tags
+    assert text.index("blue") < text.index('class="right">red')
+    assert "1 of 2 answers differ; 2 are shown" in text
+    assert "gone.png is gone" in text
