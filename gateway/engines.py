@@ -85,8 +85,8 @@ LMDEPLOY = EngineSpec(
         *("--disable-fastapi-docs", "--log-level", "WARNING"),
     ),
     # Its image processor otherwise takes every core from the loop that feeds the GPU: measured 2x to 3x the requests/s
-    # with 4 threads (768x768 and 224x224 images, 16 cores).
-    environment={"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"},
+    # with 4 threads (768x768 and 224x224 images, 16 cores). Its access log would hold a line for every health probe.
+    environment={"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4", "UVICORN_LOG_LEVEL": "warning"},
     slots=128,  # its default batch on a T4; beyond its batch it queues without bound and holds every image
     modules=("lmdeploy",),
     extra="lmdeploy",

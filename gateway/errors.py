@@ -102,12 +102,18 @@ def engine_error(payload: object, status: int = 502) -> ApiError | None:
             return None
     message, param, code = (found.get(key) for key in ("message", "param", "code"))
     kept = status if status in KEPT else 502
+    if not (isinstance(message, str) and message):
+        message = "The engine failed without saying why."
     fallback = "engine_error" if kept >= 500 else "engine_refused"
+    reason = fallback
+    if kept == 400 and "context length" in message.lower():
+        # Clients shorten their prompt on this code; LMDeploy sends the sentence without it.
+        fallback, param = "context_length_exceeded", param or "messages"
     return ApiError(
         kept,
-        message if isinstance(message, str) and message else "The engine failed without saying why.",
+        message,
         code=code if isinstance(code, str) and code else fallback,
-        reason=fallback,
+        reason=reason,
         param=param if isinstance(param, str) else None,
     )
 

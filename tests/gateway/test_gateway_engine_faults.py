@@ -53,6 +53,12 @@ def test_param_code_and_retry_after_of_an_engine_are_kept(post: httpx.Client) ->
     }
 
 
+def test_a_prompt_over_the_context_has_openais_code_although_the_engine_sends_none(post: httpx.Client) -> None:
+    answer = post.post(CHAT, json={"model": "fake", "messages": ask("fault flat")})
+    error = envelope(answer, 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
 def test_an_error_as_the_first_event_is_an_http_error(post: httpx.Client) -> None:
     answer = post.post(CHAT, json={"model": "fake", "messages": ask("fault first-event"), "stream": True})
     assert envelope(answer, 502)["message"] == "max_tokens is too large"
