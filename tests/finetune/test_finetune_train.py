@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
 
+from finetune import images
 from finetune import train as train_module
 from finetune.batches import collate_train
 from finetune.dataset import split_by_image
@@ -171,6 +172,18 @@ def test_training_learns_and_leaves_its_records(recipe: MakeRecipe, tmp_path: Pa
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
     assert json.loads((out / "environment.json").read_text())["data_sha256"]
+
+
+def test_each_image_is_decoded_once(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, seen = images.decode, []
+
+    def counted(path: Path) -> Any:
+        seen.append(path)
+        return decode(path)
+
+    monkeypatch.setattr(images, "decode", counted)  # the proof of the first rows keeps the original
+    assert train(recipe(max_steps=-1, num_train_epochs=3)).samples == 72
+    assert len(seen) == len(set(seen)) == 8
 
 
 def test_the_same_seed_gives_the_same_bytes(recipe: MakeRecipe, tmp_path: Path) -> None:
