@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ class FrozenFeatures:
         self.model, self.bank, self.processor = model, bank, processor.image_processor
         self.device = next(model.parameters()).device
         self.pool = ThreadPoolExecutor(THREADS)
+        self.feeder = ThreadPoolExecutor(1)  # makes the next batch's pixels while this one is computed
+        self._coming: dict[tuple[int, ...], Future[tuple[Any, Any]]] = {}
         self.chunk_of: dict[int, int] = {}
         self.chunks: list[list[int]] = []
         config = model.config.vision_config
@@ -69,24 +71,37 @@ class FrozenFeatures:
             patches += rows * columns
 
     def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        for pool in (self.feeder, self.pool):
+            pool.shutdown(cancel_futures=True)
+
+    def prefetch(self, images: Sequence[int]) -> None:
+        """Starts to decode what `get` will need for these images, in the background."""
+        for chunk in self._missing(images):
+            if chunk not in self._coming:
+                self._coming[chunk] = self.feeder.submit(self.bank.pixels, chunk, self.processor, self.pool)
 
     def get(self, images: Sequence[int]) -> Any | None:
         """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
         if not images:
             return None
+        parts: dict[int, Any] = {}
+        for chunk in self._missing(images):
+            parts.update(zip(chunk, self._compute(chunk), strict=True))
         if not self.cached:
-            unique = list(dict.fromkeys(images))
-            parts = dict(zip(unique, self._compute(unique), strict=True))
             return torch.cat([parts[index] for index in images], dim=1)
-        for index in images:
-            if index not in self._kept:
-                chunk = self.chunks[self.chunk_of[index]]
-                self._kept.update((i, part.cpu()) for i, part in zip(chunk, self._compute(chunk), strict=True))
+        self._kept.update((index, part.cpu()) for index, part in parts.items())
         return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
 
-    def _compute(self, images: Sequence[int]) -> list[Any]:
-        pixels, grids = self.bank.pixels(images, self.processor, self.pool)
+    def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
+        """The images that must go through the tower, in the groups in which they go."""
+        if not self.cached:
+            return [tuple(dict.fromkeys(images))] if images else []
+        missing = (index for index in images if index not in self._kept)
+        return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
+
+    def _compute(self, images: tuple[int, ...]) -> list[Any]:
+        coming = self._coming.pop(images, None)
+        pixels, grids = coming.result() if coming else self.bank.pixels(images, self.processor, self.pool)
         with torch.no_grad():
             features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
         return list(features.split([self.bank.tokens(index) for index in images], dim=1))

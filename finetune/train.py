@@ -54,9 +54,9 @@ class TrainResult:
 
     output_dir: the adapter's folder; steps: optimiser steps done in all; seconds: of this call, loading included;
     first_step_seconds: from the call to the end of its first step; samples: rows trained on in this call;
-    samples_per_second: over the steps alone; loss: mean of the last logged steps; eval_loss: of the adapter that was
-    kept, or None without validation rows; best_step: the step it is from; skipped_steps: steps without a finite
-    gradient; peak_memory_gib: reserved on the GPU, or None; interrupted: the signal that ended the run early, or None.
+    samples_per_second: over the steps after the first; loss: mean of the last logged steps; eval_loss: of the adapter
+    that was kept, or None without validation rows; best_step: the step it is from; skipped_steps: steps without a
+    finite gradient; peak_memory_gib: reserved on the GPU, or None; interrupted: the signal that ended the run early.
     """
 
     output_dir: str
@@ -173,10 +173,12 @@ class _Run:
             bar = progress.add_task(
                 "training", total=self.total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0
             )
+            following = next(batches)
             while state.step < self.total and not stopped and not self._stale():
-                rows = next(batches)
+                rows, following = following, next(batches)
                 lr = learning_rate(recipe, state.step, self.total)
-                loss, norm = self._step(rows, lr)
+                more = state.step + 1 < self.total
+                loss, norm = self._step(rows, lr, following[0] if more else [])
                 samples += sum(map(len, rows))
                 tokens += sum(len(row) for batch in rows for row in batch)
                 in_a_row = 0 if math.isfinite(norm) and math.isfinite(loss) else in_a_row + 1
@@ -222,7 +224,7 @@ class _Run:
             seconds=time.monotonic() - began,
             first_step_seconds=first_step_seconds,
             samples=samples,
-            samples_per_second=samples / max(1e-9, now - stepping),
+            samples_per_second=speed if speed > 0 else samples / max(1e-9, now - stepping),
             loss=state.loss,
             eval_loss=None if math.isnan(state.eval_loss) else state.best_loss if best else state.eval_loss,
             best_step=state.best_step or None,
@@ -250,14 +252,19 @@ class _Run:
             torch.cuda.set_rng_state(saved["cuda_rng"])
         self.state = State(**saved["state"])
 
-    def _step(self, rows: list[list[Encoded]], lr: float) -> tuple[float, float]:
-        """One optimiser step on the micro-batches `rows`: (loss a label token, gradient norm before clipping)."""
+    def _step(self, rows: list[list[Encoded]], lr: float, following: list[Encoded]) -> tuple[float, float]:
+        """One optimiser step on the micro-batches `rows`: (loss a label token, gradient norm before clipping).
+
+        `following` is the micro-batch after them, whose images are decoded meanwhile.
+        """
         window = [collate_train(batch, self.device) for batch in rows]
         labels = sum(len(batch.labels) for batch in window)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
         loss = 0.0
-        for batch in window:
+        for batch, next_rows in zip(window, [*rows[1:], following], strict=True):
+            self.features.prefetch(batch.images)  # first in line, if nothing fetched it before
+            self.features.prefetch([image for row in next_rows for image in row.images])
             features = self.features.get(batch.images)
             with self.autocast:
                 loss_sum = label_loss(self.base, batch, features)
@@ -324,7 +331,11 @@ class _Run:
     def _finish(self) -> None:
         """Writes the adapter that is kept, and the curve."""
         best = self.output / checkpoints.BEST
-        if self.recipe.load_best_model_at_end and best.is_dir():
+        if self.recipe.load_best_model_at_end and self.state.best_step:
+            if not best.is_dir():
+                raise FinetuneError(
+                    f"{best} is gone, so the best adapter cannot be kept; the last checkpoint is whole."
+                )
             for file in best.iterdir():
                 shutil.copyfile(file, self.output / file.name)
         else:
