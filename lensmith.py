@@ -12,12 +12,13 @@ import click
 __version__ = "0.1.0"
 
 # Command name -> (module:attribute of the click command, the extra it needs, one line of help).
-COMMANDS = {
+COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("finetune.cli:train", "finetune", "Fine-tune a model as a recipe says."),
-    "check": ("finetune.cli:check", "Say what a training run would do, before it costs anything."),
+    "check": ("finetune.cli:check", "finetune", "Say what a training run would do, before it costs anything."),
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
+    "keys": ("gateway.keys_cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
     "modelfile": ("modelfiles.cli:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
 }
