@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_ollama import EXCHANGES, FakeOllama, running
 from model_folders import make_folder, write_json
+from PIL import Image
 
 from modelfiles.cli import modelfile
 from modelfiles.ollama_api import OllamaError, Server
@@ -216,3 +219,93 @@ def test_a_real_ollama_holds_eight_images_only_with_our_num_ctx(tmp_path: Path) 
     assert server.chat(NAME, [message], options={"num_predict": 1})["prompt_eval_count"] > 8 * 1024
     with pytest.raises(OllamaError, match="context size"):
         server.chat(NAME, [message], options={"num_predict": 1, "num_ctx": 4096})
+
+
+QUESTION = "What is in this picture?"
+
+
+def likeliest_by_transformers(folder: Path, kind: int | None) -> dict[str, float]:
+    """The five likeliest first tokens and their log-probabilities; pictures are 1024 x 1024, as Ollama has them."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    images = None
+    if kind is not None:
+        images = [Image.open(io.BytesIO(base64.b64decode(encoded_image(kind, 1024))))]
+        processor.image_processor.size = {"shortest_edge": 1024 * 1024, "longest_edge": 1024 * 1024}
+    content = [*([{"type": "image"}] if images else []), {"type": "text", "text": QUESTION}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(text=[prompt], images=images, return_tensors="pt")
+    with torch.no_grad():
+        values, ids = model(**inputs).logits[0, -1].log_softmax(-1).topk(5)
+    return {processor.tokenizer.decode([token]): float(value) for token, value in zip(ids, values, strict=True)}
+
+
+def likeliest_by_ollama(kind: int | None) -> dict[str, float]:
+    images = {} if kind is None else {"images": [encoded_image(kind, 1024)]}
+    options = {"temperature": 0, "num_predict": 1}
+    message = {"role": "user", "content": QUESTION, **images}
+    answer = Server(LIVE).chat(NAME, [message], options=options, logprobs=True, top_logprobs=5)
+    return {entry["token"]: entry["logprob"] for entry in answer["logprobs"][0]["top_logprobs"]}
+
+
+@pytest.mark.parametrize(("kind", "within"), [(None, 1e-2), (0, 2e-2), (1, 2e-2)], ids=["text", "red", "stripes"])
+def test_log_probabilities_of_a_real_ollama_are_those_of_transformers(
+    tmp_path: Path, kind: int | None, within: float
+) -> None:
+    expected = likeliest_by_transformers(SHAPES, kind)
+    assert len(expected) == 5
+    if not LIVE:
+        pytest.skip("OLLAMA_HOST names no server")
+    assert run("generate", SHAPES, "-o", tmp_path / "stage").exit_code == 0
+    assert run("push", tmp_path / "stage", NAME, "--server", LIVE).exit_code == 0
+    assert likeliest_by_ollama(kind) == pytest.approx(expected, abs=within)
+
+
+def tiny_qwen2_5_vl(path: Path) -> Path:
+    """A random Qwen2.5-VL as transformers 5 saves it, with the example model's tokenizer."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    ids = json.loads((SHAPES / "config.json").read_text())
+    special = {key: ids[key] for key in ids if key.endswith("_token_id")}
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+            **{"num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 16384},
+            **{key: ids["text_config"][key] for key in ("bos_token_id", "eos_token_id")},
+            **{"rope_parameters": rope, "rope_scaling": rope, "tie_word_embeddings": False},
+        },
+        vision_config={
+            **{"depth": 2, "hidden_size": 64, "out_hidden_size": 128, "num_heads": 2, "intermediate_size": 128},
+            **{"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]},
+        },
+        tie_word_embeddings=False,
+        **special,
+    )
+    torch.manual_seed(0)
+    transformers.Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json"):
+        shutil.copy(SHAPES / name, path)
+    write_json(
+        path / "preprocessor_config.json",
+        {
+            **{"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2},
+            **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_processor_type": "Qwen2VLImageProcessor"},
+        },
+    )
+    return path
+
+
+def test_a_real_ollama_answers_with_a_qwen2_5_vl_that_transformers_5_saved(tmp_path: Path) -> None:
+    model = tiny_qwen2_5_vl(tmp_path / "model")
+    assert "MF206" in run("doctor", model).output
+    assert run("generate", model, "-o", tmp_path / "stage").exit_code == 0
+    assert run("doctor", tmp_path / "stage").exit_code == 0
+    if not LIVE:
+        pytest.skip("OLLAMA_HOST names no server")
+    result = run("push", tmp_path / "stage", NAME, "--server", LIVE)
+    assert result.exit_code == 0, result.output
+    message = {"role": "user", "content": QUESTION, "images": [encoded_image(0)]}
+    assert Server(LIVE).chat(NAME, [message], options={"num_predict": 4})["eval_count"] >= 1
