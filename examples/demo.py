@@ -164,7 +164,9 @@ class Line:
             raise click.ClickException(f"Interrupted; the adapter's last checkpoint is in {self.adapter}.")
         self.console.print(
             f"{result.steps} steps, {result.samples_per_second:.0f} samples/s\n"
-            f"loss curve:  {self.adapter}/training_loss.png\nTensorBoard: tensorboard --logdir {self.adapter}/runs"
+            f"loss curve:  {self.adapter}/training_loss.png\n"
+            f"report:      {self.adapter}/report.html\n"
+            f"TensorBoard: tensorboard --logdir {self.adapter}/runs"
         )
 
     def merge(self) -> None:
