@@ -122,4 +122,5 @@ def test_lmdeploys_command_line() -> None:
     assert pairs["--server-port"] == "1234"
     assert pairs["--backend"] == "pytorch"
     assert pairs["--model-name"] == "m"
-    assert LMDEPLOY.child_environment("k") == {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    environment = LMDEPLOY.child_environment("k")
+    assert (environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == ("4", "4")
