@@ -45,6 +45,7 @@ from finetune.runlog import RunLog, plot_loss
 from finetune.schedule import learning_rate, total_steps
 from finetune.template import Encoded
 
+LINE_SECONDS = 30.0  # how often a run without a terminal says where it is
 MAX_SKIPPED = 3  # steps without a finite gradient in a row that end the run
 
 
@@ -167,7 +168,7 @@ class _Run:
         samples = tokens = in_a_row = first_samples = 0
         saved_at = state.step
         first_step_seconds = speed = math.nan
-        stepping = now = after_first = time.monotonic()
+        stepping = now = after_first = said = time.monotonic()
         batches = self._batches()
         with _stop_on_signals() as stopped, _progress(self.console) as progress:
             bar = progress.add_task(
@@ -195,6 +196,12 @@ class _Run:
                     first_step_seconds, after_first, first_samples = now - began, now, samples
                 speed = (samples - first_samples) / max(1e-9, now - after_first)
                 progress.update(bar, completed=state.step, loss=loss, lr=lr, speed=speed)
+                if not self.console.is_terminal and now - said >= LINE_SECONDS:  # a log file shows no moving bar
+                    said = now
+                    self.console.print(
+                        f"step {state.step}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} samples/s",
+                        highlight=False,
+                    )
                 last = state.step == self.total
                 if (state.step % recipe.logging_steps == 0 or last) and state.recent:
                     state.loss, state.recent = sum(state.recent) / len(state.recent), []
