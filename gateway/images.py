@@ -7,16 +7,16 @@ see whether the file ends where its format says it ends.
 
 from __future__ import annotations
 
-import binascii
 import re
 import struct
 from dataclasses import dataclass
 from typing import Any
 
+import pybase64
+
 from gateway.errors import ApiError, bad_request
 from gateway.settings import Settings
 
-ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 # Media type -> format. `image/jpg` is no registered type, but many clients send it.
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/jpg": "JPEG", "image/webp": "WebP", "image/gif": "GIF"}
 ALLOWED = "PNG, JPEG, WebP or GIF"
@@ -67,34 +67,23 @@ MAX_SEGMENTS = 1000
 EXIF_LIMIT = 4096  # bytes of an Exif block; the orientation stands among its first entries
 
 
-class Base64File:
-    """A file in base64 (RFC 4648 section 4: padded, nothing else in between). Raises BadImage for any other text.
+def decode_base64(text: str) -> bytes:
+    """The file in `text`, which is base64 (RFC 4648 section 4: padded, nothing else in between). Raises BadImage.
 
-    All of the text is checked here, but only what is read is decoded: for a photo that is a tenth of the work.
+    By pybase64, which does it at memory speed; `binascii` takes 40 times as long.
     """
-
-    def __init__(self, text: str) -> None:
-        try:
-            self._raw = text.encode("ascii")
-        except UnicodeEncodeError:
-            raise BadImage("is not valid base64") from None
-        padding = self._raw.translate(None, ALPHABET)
-        if len(self._raw) % 4 or padding not in (b"", b"=", b"==") or not self._raw.endswith(padding):
-            raise BadImage("is not valid base64")
-        self.size = len(self._raw) // 4 * 3 - len(padding)
-
-    def read(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to before `end`, fewer where the file ends earlier."""
-        decoded = binascii.a2b_base64(self._raw[start // 3 * 4 : -(-end // 3) * 4])
-        return decoded[start % 3 : start % 3 + end - start]
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:
+        raise BadImage("is not valid base64") from None
 
 
-def inspect(file: Base64File) -> ImageHeader:
+def inspect(file: bytes) -> ImageHeader:
     """Read format and size from a file's header and check that the file is whole.
 
     Raises BadImage for anything but a complete PNG, JPEG, WebP or GIF file.
     """
-    head = file.read(0, 30)
+    head = file[:30]
     try:
         if head.startswith(b"\x89PNG\r\n\x1a\n"):
             header, end_mark = _png(head), b"IEND"
@@ -102,7 +91,7 @@ def inspect(file: Base64File) -> ImageHeader:
             header, end_mark = _jpeg(file), b"\xff\xd9"
         elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
             header, end_mark = _webp(head), b""
-            if file.size < struct.unpack("<I", head[4:8])[0] + 8:
+            if len(file) < struct.unpack("<I", head[4:8])[0] + 8:
                 raise BadImage("is cut short")
         elif head.startswith((b"GIF87a", b"GIF89a")):
             header, end_mark = _gif(head), b"\x3b"
@@ -111,8 +100,7 @@ def inspect(file: Base64File) -> ImageHeader:
     except (struct.error, IndexError):
         raise BadImage("is cut short") from None
     # Some cameras append previews after a JPEG's end, so a file without the mark in its tail is searched as a whole.
-    tail = file.read(max(0, file.size - TAIL), file.size)
-    if end_mark not in tail and not (end_mark == b"\xff\xd9" and end_mark in file.read(0, file.size)):
+    if end_mark not in file[-TAIL:] and not (end_mark == b"\xff\xd9" and end_mark in file):
         raise BadImage("is cut short")
     return header
 
@@ -130,23 +118,23 @@ def _png(head: bytes) -> ImageHeader:
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def _jpeg(file: Base64File) -> ImageHeader:
+def _jpeg(file: bytes) -> ImageHeader:
     at, orientation = 2, 1
     for _ in range(MAX_SEGMENTS):
-        mark, marker, length = struct.unpack(">BBH", file.read(at, at + 4))
+        mark, marker, length = struct.unpack_from(">BBH", file, at)
         if mark != 0xFF:
             break
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker in SOF:
-            depth, height, width, components = struct.unpack(">BHHB", file.read(at + 4, at + 10))
+            depth, height, width, components = struct.unpack_from(">BHHB", file, at + 4)
             plain = depth == 8 and components in (1, 3) and orientation == 1
             return ImageHeader("JPEG", width, height, plain)
         elif marker in (0xD9, 0xDA):  # the picture ends or its data starts before any frame header
             break
         else:
             if marker == 0xE1 and orientation == 1:
-                orientation = _orientation(file.read(at + 4, at + 2 + min(length, EXIF_LIMIT)))
+                orientation = _orientation(file[at + 4 : at + 2 + min(length, EXIF_LIMIT)])
             at += 2 + length
     raise BadImage("is a JPEG file with a broken header")
 
@@ -203,8 +191,8 @@ def check_image(uri: str, settings: Settings) -> ImageHeader:
     declared = FORMATS.get(match[1].lower())
     if declared is None:
         raise BadImage(f"has a media type that is not served; send {ALLOWED}")
-    file = Base64File(uri[match.end() :])
-    if file.size == 0:
+    file = decode_base64(uri[match.end() :])
+    if not file:
         raise BadImage("is empty")
     header = inspect(file)
     if header.format != declared:
