@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from finetune.errors import FinetuneError
-from finetune.model import save_adapter
 from finetune.recipe import Recipe
+from finetune.weights import save_adapter
 
 BEST = "best_adapter"
 # Keys that may differ between a run and its continuation without changing what is learnt.
@@ -100,16 +100,6 @@ def load_checkpoint(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
                 "restore it, or set overwrite_output_dir: true to start afresh."
             )
     return state
-
-
-def load_adapter_weights(peft_model: Any, path: Path) -> None:
-    """Puts a checkpoint's adapter into the model, in float32 as saved."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    result = set_peft_model_state_dict(peft_model, load_file(path / "adapter_model.safetensors"))
-    if result.unexpected_keys:
-        raise FinetuneError(f"The adapter in {path} has tensors the model lacks, such as {result.unexpected_keys[0]}.")
 
 
 def _flush(path: Path) -> None:

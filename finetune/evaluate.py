@@ -17,23 +17,25 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
 from finetune.formats import Row
 from finetune.generate import greedy
 from finetune.images import ImageBank, pixel_limits
-from finetune.model import load_adapter, load_base, open_base, pick_device, pick_dtype
+from finetune.model import load_base, open_base, pick_device, pick_dtype
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
 from finetune.records import read_records
 from finetune.report import write_comparison
 from finetune.rows import load_rows
+from finetune.runlog import progress_bar
 from finetune.scores import Score, compare, exact_match, interval, score_all
 from finetune.template import ChatEncoder
+from finetune.weights import load_adapter
 
 PREDICTIONS = "generated_predictions.jsonl"
+FIGURES = "exact match {task.fields[score]:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def evaluate(recipe: Recipe, console: Console | None = None) -> EvalResult:
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     tokenizer, right = processor.tokenizer, sum(_matches(record) for record in store.found.values())
     answering = time.monotonic()
-    with _progress(console) as progress, autocast:
+    with (
+        progress_bar(console, "answering", "exact match {task.fields[score]:.1f} %") as progress,
+        autocast,
+        torch.no_grad(),
+    ):
         bar = progress.add_task("answering", total=len(prompts), completed=len(store.found), score=math.nan)
         for batch in batches:
             rows = [prompts[index] for index in batch]
@@ -253,17 +259,3 @@ def _prompt_text(row: Row) -> str:
         text = "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
         turns.append(text if message["role"] == "user" else f"{message['role']}: {text}")
     return "\n".join(turns)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("answering"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("exact match {task.fields[score]:.1f} %"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        refresh_per_second=4,
-    )

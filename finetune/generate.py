@@ -25,20 +25,8 @@ def greedy(
     """The answer ids of each prompt, without the end-of-turn token; the likeliest token each time.
 
     Prompts are padded on the left; an answer that has ended leaves the batch, so one long answer does not hold the
-    others' compute.
+    others' compute. To be called under `torch.no_grad()`.
     """
-    with torch.no_grad():
-        return _greedy(model, prompts, features, eos, max_new_tokens, device)
-
-
-def _greedy(
-    model: Any,
-    prompts: Sequence[Encoded],
-    features: FrozenFeatures,
-    eos: Sequence[int],
-    max_new_tokens: int,
-    device: torch.device,
-) -> list[list[int]]:
     from transformers import DynamicCache
 
     batch = collate_prompts(prompts, device)

@@ -1,4 +1,4 @@
-"""A run's records: trainer_log.jsonl, TensorBoard events and the loss curve."""
+"""A run's records: the progress bar, trainer_log.jsonl, TensorBoard events and the loss curve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def progress_bar(console: Console, name: str, figures: str) -> Progress:
+    """A bar with counts, `figures` (rich markup over the task's fields), the time so far and the time left."""
+    return Progress(
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(figures),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        refresh_per_second=4,
+    )
 
 
 class RunLog:

@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from finetune import checkpoint as checkpoints
 from finetune.batches import collate_train, epoch_batches
@@ -28,7 +25,6 @@ from finetune.dataset import TrainingData, load_training_data
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
 from finetune.model import (
-    add_adapters,
     checkpoint_activations,
     dropout,
     four_bit_layers,
@@ -36,15 +32,17 @@ from finetune.model import (
     load_base,
     pick_device,
     pick_dtype,
-    save_adapter,
 )
 from finetune.outputs import environment, prepare_output
 from finetune.recipe import Recipe, save_recipe
 from finetune.report import write_training_report
-from finetune.runlog import RunLog, plot_loss
+from finetune.runlog import RunLog, plot_loss, progress_bar
 from finetune.schedule import learning_rate, total_steps
+from finetune.signals import stop_on_signals
 from finetune.template import Encoded
+from finetune.weights import add_adapters, load_adapter_weights, save_adapter
 
+FIGURES = "loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.2e}  {task.fields[speed]:.0f} samples/s"
 LINE_SECONDS = 30.0  # how often a run without a terminal says where it is
 MAX_SKIPPED = 3  # steps without a finite gradient in a row that end the run
 
@@ -170,7 +168,7 @@ class _Run:
         first_step_seconds = speed = math.nan
         stepping = now = after_first = said = time.monotonic()
         batches = self._batches()
-        with _stop_on_signals() as stopped, _progress(self.console) as progress:
+        with stop_on_signals() as stopped, progress_bar(self.console, "training", FIGURES) as progress:
             bar = progress.add_task(
                 "training", total=self.total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0
             )
@@ -251,7 +249,7 @@ class _Run:
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint bit for bit. Raises FinetuneError."""
         saved = checkpoints.load_checkpoint(path, self.identity)
-        checkpoints.load_adapter_weights(self.model, path)
+        load_adapter_weights(self.model, path)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         torch.set_rng_state(saved["rng"])
@@ -384,37 +382,6 @@ class _Run:
             for first in range(at * accumulate, len(batches), accumulate):
                 yield batches[first : first + accumulate]
             epoch, at = epoch + 1, 0
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[list[int]]:
-    """A list that gets the number of a SIGINT or SIGTERM; the step that is running ends first."""
-    stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: stopped.append(number))
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.2e}  {task.fields[speed]:.0f} samples/s"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        refresh_per_second=4,
-    )
 
 
 def _clock(seconds: float) -> str:

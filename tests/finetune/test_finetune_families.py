@@ -21,11 +21,12 @@ from finetune.evaluate import evaluate
 from finetune.features import FrozenFeatures
 from finetune.images import decode
 from finetune.merge import merge
-from finetune.model import add_adapters, four_bit_layers, label_loss, load_adapter, load_base, open_base
+from finetune.model import four_bit_layers, label_loss, load_base, open_base
 from finetune.recipe import Recipe
 from finetune.rows import load_rows
 from finetune.template import prove
 from finetune.train import train
+from finetune.weights import add_adapters, load_adapter
 from modelfiles.folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]

@@ -16,9 +16,10 @@ from finetune import merge as merge_module
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
 from finetune.merge import merge, weight_name
-from finetune.model import add_adapters, load_adapter, load_base, open_base, save_adapter
+from finetune.model import load_base, open_base
 from finetune.recipe import Recipe
 from finetune.train import train
+from finetune.weights import add_adapters, load_adapter, save_adapter
 from modelfiles.folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]

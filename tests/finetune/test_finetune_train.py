@@ -26,7 +26,7 @@ from finetune.dataset import split_by_image
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
 from finetune.images import ImageBank, pixel_limits
-from finetune.model import add_adapters, four_bit_layers, label_loss, load_base, old_names_allowed, open_base
+from finetune.model import four_bit_layers, label_loss, load_base, old_names_allowed, open_base
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
 from finetune.rows import load_rows
@@ -34,6 +34,7 @@ from finetune.runlog import read_log
 from finetune.schedule import learning_rate, total_steps
 from finetune.template import ChatEncoder, Encoded
 from finetune.train import train
+from finetune.weights import add_adapters
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
