@@ -15,17 +15,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 
-from gateway.asgi import RequestIds
+from gateway.asgi import RequestIds, error_body
 from gateway.auth import Authenticate
 from gateway.chat import PATH as CHAT_PATH
-from gateway.chat import ChatCompletions, Gateway
+from gateway.chat import ChatCompletions, Gateway, Translate
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.image_pool import PixelBudget
 from gateway.keys import KeyRing, Tenant
 from gateway.metrics import Metrics
+from gateway.ollama.requests import translate_chat, translate_generate
+from gateway.ollama.routes import ollama_routes
 from gateway.settings import Settings
 from gateway.upstream import new_session
+
+# Routes of the request path, and how their requests become chat completions.
+ROUTES: dict[str, Translate | None] = {
+    f"/{CHAT_PATH}": None,
+    "/api/chat": translate_chat,
+    "/api/generate": translate_generate,
+}
 
 
 def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: KeyRing | None = None) -> FastAPI:
@@ -40,8 +49,9 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: Ke
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with new_session(settings.engine_timeout) as session:
             gateway = Gateway(engine, settings, budget, metrics, session)
-            # First, because routes are tried in turn. An ASGI endpoint: it watches for the client's disconnect itself.
-            app.router.routes.insert(0, Route(f"/{CHAT_PATH}", ChatCompletions(gateway), methods=["POST"]))
+            # First, because routes are tried in turn. ASGI endpoints: they watch for a client's disconnect themselves.
+            for at, (path, translate) in enumerate(ROUTES.items()):
+                app.router.routes.insert(at, Route(path, ChatCompletions(gateway, translate), methods=["POST"]))
             await engine.start(metrics)
             lag = asyncio.create_task(metrics.watch_loop())
             try:
@@ -62,13 +72,19 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: Ke
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": "lensmith"}
 
+    def allowed(request: Request) -> list[str]:
+        tenant: Tenant | None = request.scope.get("tenant")
+        return [name for name in engine.models if tenant is None or tenant.may_use(name)]
+
+    app.include_router(ollama_routes(allowed))
+
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": [described(name) for name in engine.models if _may_use(request, name)]}
+        return {"object": "list", "data": [described(name) for name in allowed(request)]}
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> dict[str, Any]:
-        if name not in engine.models or not _may_use(request, name):
+        if name not in allowed(request):
             raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
         return described(name)
 
@@ -94,18 +110,14 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: Ke
     return app
 
 
-def _may_use(request: Request, model: str) -> bool:
-    tenant: Tenant | None = request.scope.get("tenant")
-    return tenant is None or tenant.may_use(model)
-
-
-def _envelope(error: ApiError) -> Response:
-    return JSONResponse(error.envelope(), status_code=error.status, headers=error.headers)
+def _envelope(request: Request, error: ApiError) -> Response:
+    body = error_body(request.scope, error)
+    return Response(body, error.status, headers=error.headers, media_type="application/json")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _envelope(error)
+    return _envelope(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -113,13 +125,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 404:
-        return _envelope(ApiError(404, "There is nothing at this path.", code="not_found", headers=headers))
+        return _envelope(request, ApiError(404, "There is nothing at this path.", code="not_found", headers=headers))
     if error.status_code == 405:
         message = f"{request.method} is not allowed here; use {headers.get('Allow', 'another method')}."
-        return _envelope(ApiError(405, message, code="method_not_allowed", headers=headers))
-    return _envelope(ApiError(error.status_code, str(error.detail), code="invalid_request", headers=headers))
+        return _envelope(request, ApiError(405, message, code="method_not_allowed", headers=headers))
+    return _envelope(request, ApiError(error.status_code, str(error.detail), code="invalid_request", headers=headers))
 
 
 async def _crash(request: Request, error: Exception) -> Response:
     """A defect of ours. Starlette raises it again after this answer, so that it is logged with its traceback."""
-    return _envelope(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
+    return _envelope(request, ApiError(500, "The gateway failed; its log says why.", code="internal_error"))

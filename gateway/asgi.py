@@ -162,6 +162,11 @@ async def respond(send: Send, status: int, body: bytes, headers: list[tuple[byte
     await send({"type": "http.response.body", "body": body})
 
 
-async def respond_error(send: Send, error: ApiError) -> None:
+async def respond_error(scope: Scope, send: Send, error: ApiError) -> None:
     headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
-    await respond(send, error.status, error.body(), [JSON_TYPE, *headers])
+    await respond(send, error.status, error_body(scope, error), [JSON_TYPE, *headers])
+
+
+def error_body(scope: Scope, error: ApiError) -> bytes:
+    """OpenAI's envelope; on Ollama's routes the one that its clients read."""
+    return error.ollama_body() if scope["path"].startswith("/api/") else error.body()

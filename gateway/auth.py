@@ -31,7 +31,7 @@ class Authenticate:
             self._metrics.rejections.labels("invalid_api_key").inc()
             problem = "The API key is not valid." if secret else "An API key is needed: Authorization: Bearer <key>."
             headers = {"www-authenticate": "Bearer"}
-            await respond_error(send, ApiError(401, problem, code="invalid_api_key", headers=headers))
+            await respond_error(scope, send, ApiError(401, problem, code="invalid_api_key", headers=headers))
             return
         scope["tenant"] = tenant
 

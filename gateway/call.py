@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.images import ImageHeader
 from gateway.keys import Tenant
+from gateway.translation import Translation
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Call:
 
     request_id: str
     tenant: Tenant | None = None
+    translation: Translation | None = None  # of a request of another API
     started: float = field(default_factory=time.monotonic)
     model: str = "unknown"
     stream: bool = False

@@ -1,9 +1,13 @@
-"""POST /v1/chat/completions, a step after the other: receive, parse, check the images, call the engine, account."""
+"""The request path, a step after the other: receive, parse, check the images, call the engine, account.
+
+Chat completions go through it as they are; requests of other APIs become chat completions first (`translation`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 import aiohttp
@@ -24,9 +28,11 @@ from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
 from gateway.slots import ByteBudget, Slot, Slots
 from gateway.sse import EventTooLong, error_event
+from gateway.translation import Object, Translation, rename, write_answer, write_events
 from gateway.upstream import post, read_all
 
 PATH = "v1/chat/completions"
+Translate = Callable[[Object], Translation]
 CLIENT_GONE = 499  # nginx's status for it; never sent, only counted
 # How long we wait for the end of an engine's answer after [DONE], to use its connection again.
 TAIL_SECONDS = 0.25
@@ -51,10 +57,11 @@ class Gateway:
 
 
 class ChatCompletions:
-    """The ASGI endpoint."""
+    """The ASGI endpoint. `translate` makes chat completions of another API's requests."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, translate: Translate | None = None) -> None:
         self._gateway = gateway
+        self._translate = translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["request_id"], scope.get("tenant"))
@@ -66,10 +73,14 @@ class ChatCompletions:
             await self._serve(call, scope, receive, send)
         except ApiError as error:
             call.status, call.reason = error.status, error.reason
+            translation = call.translation
+            if translation is not None:
+                rename(error, translation.names)
             if not call.answering:
-                await respond_error(send, error)
+                await respond_error(scope, send, error)
             else:
-                await send({"type": "http.response.body", "body": error_event(error)})
+                event = error_event(error) if translation is None else translation.writer.error(error)
+                await send({"type": "http.response.body", "body": event})
         except ClientGone:
             call.status, call.reason = CLIENT_GONE, "client_gone"
         except asyncio.CancelledError:  # the time to drain is over
@@ -96,6 +107,9 @@ class ChatCompletions:
         call.received = call.since()
         request = self._check(call, body)
         del body
+        if call.translation is not None and call.translation.ready is not None:
+            await respond(send, 200, call.translation.ready, [JSON_TYPE])
+            return
         if seconds is None:
             await self._call(call, request, settings.queue_timeout, receive, send)
             return
@@ -129,6 +143,8 @@ class ChatCompletions:
                         await self._stream(call, request, response, watch, slot, send)
                     else:
                         answer, call.usage = read_answer(await read_all(response), request.stops)
+                        if call.translation is not None:
+                            answer = write_answer(call.translation.writer, answer)
                         watch.stop()
                         slot.release(served=True)
                         await respond(send, 200, answer, [JSON_TYPE])
@@ -144,7 +160,11 @@ class ChatCompletions:
     def _check(self, call: Call, body: bytes) -> ChatRequest:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
         engine, metrics = self._gateway.engine, self._gateway.metrics
-        request = check_chat(parse_json(body), engine.spec)
+        parsed = parse_json(body)
+        if self._translate is not None:
+            call.translation = self._translate(parsed)
+            parsed = call.translation.body
+        request = check_chat(parsed, engine.spec)
         call.stream = request.stream
         if request.model not in engine.models:
             raise ApiError(
@@ -177,7 +197,8 @@ class ChatCompletions:
         if response.content_type != "text/event-stream":
             read_answer(await read_all(response))  # an error answered with status 200 is the likely cause
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
-        relay = Relay(request.include_usage, request.stops)
+        writer = call.translation.writer if call.translation is not None else None
+        relay = Relay(request.include_usage or writer is not None, request.stops)
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
         last = 0.0
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
@@ -200,6 +221,8 @@ class ChatCompletions:
                         watch.stop()
                         slot.release(served=True)
                     await start_stream(call, send)
+                    if writer is not None:
+                        events = write_events(writer, events)
                     await send({"type": "http.response.body", "body": events, "more_body": not relay.done})
                 if relay.done:
                     break

@@ -46,6 +46,10 @@ class ApiError(Exception):
     def body(self) -> bytes:
         return orjson.dumps(self.envelope())
 
+    def ollama_body(self) -> bytes:
+        """Ollama's: https://github.com/ollama/ollama/blob/main/docs/api.md."""
+        return orjson.dumps({"error": self.message})
+
 
 def error_type(status: int) -> str:
     """OpenAI's `type` for an HTTP status."""

@@ -8,8 +8,8 @@ from starlette.types import Send
 
 from gateway.call import Call
 
+CONTENT_TYPE = b"text/event-stream; charset=utf-8"
 STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would otherwise collect the events
 ]
@@ -20,7 +20,9 @@ async def start_stream(call: Call, send: Send) -> None:
     """Send a stream's head, once. Until then a failure is answered with an HTTP status."""
     if not call.answering:
         call.answering = True
-        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        content_type = CONTENT_TYPE if call.translation is None else call.translation.writer.content_type
+        headers = [(b"content-type", content_type), *STREAM_HEADERS]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 class KeepAlive:
@@ -51,5 +53,7 @@ class KeepAlive:
         self.put_off()
 
     async def _ping(self) -> None:
-        await start_stream(self._call, self._send)
-        await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        comment = COMMENT if self._call.translation is None else self._call.translation.writer.comment
+        if comment:
+            await start_stream(self._call, self._send)
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})

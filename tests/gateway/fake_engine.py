@@ -1,7 +1,8 @@
 """A tiny engine that speaks OpenAI's HTTP and misbehaves on request. Same command line as `python -m gateway.embedded`.
 
-The last message's text decides: `count 5` answers five tokens, `echo` answers with what the engine was sent, and
-`fault NAME` fails in that way. GET /stats tells what happened here; `--start-fault` fails before anything is served.
+The last message's text decides: `count 5` answers five tokens, `echo` answers with what the engine was sent, `tools`
+calls the first tool, and `fault NAME` fails in that way. GET /stats tells what happened here; `--start-fault` fails
+before anything is served.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class FakeEngine:
             tokens = [f"{n} " for n in range(int(words[1]))]
         else:
             tokens = ["Hello", " wörld", " 🙂"]
+        if words[:1] == ["tools"]:
+            return await self._call_tool(request, body, body["tools"][0]["function"]["name"])
         pause = float(words[2]) if words[:1] == ["count"] and len(words) > 2 else 0.0
         if not body.get("stream"):
             return web.json_response(self._whole("".join(tokens), len(tokens)))
@@ -85,6 +88,24 @@ class FakeEngine:
         if (body.get("stream_options") or {}).get("include_usage"):
             await stream.write(self._usage(len(tokens)))
         await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    async def _call_tool(self, request: web.Request, body: dict, name: str) -> web.StreamResponse:
+        """Streams cut the arguments in two, as engines do."""
+        call = {"id": "call_7", "type": "function", "function": {"name": name, "arguments": '{"city": "Oslo"}'}}
+        if not body.get("stream"):
+            whole = self._whole("", 3)
+            whole["choices"][0] |= {"finish_reason": "tool_calls"}
+            whole["choices"][0]["message"] |= {"content": None, "tool_calls": [call]}
+            return web.json_response(whole)
+        stream = await self._open(request)
+        for piece in (
+            {**call, "index": 0, "function": {"name": name, "arguments": ""}},
+            {"index": 0, "function": {"arguments": '{"city": '}},
+            {"index": 0, "function": {"arguments": '"Oslo"}'}},
+        ):
+            await stream.write(self._chunk({"tool_calls": [piece]}))
+        await stream.write(self._chunk({}, "tool_calls") + self._usage(3) + b"data: [DONE]\n\n")
         return stream
 
     async def _open(self, request: web.Request) -> web.StreamResponse:
