@@ -58,7 +58,7 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: Ke
                 yield
             finally:
                 lag.cancel()
-                await gateway.pool.close()
+                await gateway.close()
                 await engine.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)

@@ -20,8 +20,9 @@ from gateway.call import Call
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.event_stream import KeepAlive, start_stream
+from gateway.fetch import ImageFetcher
 from gateway.image_pool import ImagePool, PixelBudget, settle_images
-from gateway.images import check_images
+from gateway.images import ImagePart, check_count, check_images
 from gateway.metrics import Metrics
 from gateway.relay import Relay, read_answer
 from gateway.schema import ChatRequest, check_chat, parse_json
@@ -50,10 +51,16 @@ class Gateway:
         self.pool = ImagePool(settings.image_workers, settings.max_image_pixels, settings.image_seconds)
         self.settings = settings
         self.metrics = metrics
+        self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
         self.session = session
         admission = Admission(settings.max_running or engine.spec.slots, settings.max_waiting)
         self.slots = Slots(admission, metrics)
         self.bytes = ByteBudget(settings.max_bytes_in_flight)
+
+    async def close(self) -> None:
+        await self.pool.close()
+        if self.fetcher is not None:
+            await self.fetcher.close()
 
 
 class ChatCompletions:
@@ -153,13 +160,33 @@ class ChatCompletions:
 
     async def _settle_images(self, call: Call, request: ChatRequest) -> None:
         gateway, started = self._gateway, call.since()
-        gateway.slots.check()  # decode nothing for a request that would be refused
+        gateway.slots.check()  # fetch and decode nothing for a request that would be refused
+        if gateway.fetcher is not None and (remote := gateway.fetcher.remote(request.images)):
+            await gateway.fetcher.replace(remote, lambda size: self._hold_fetched(call, size))
+            self._inspect(call, request.images)
+            gateway.metrics.fetch_seconds.observe(call.since() - started)
+            started = call.since()
         if await settle_images(request.images, call.images, gateway.budget, gateway.pool):
             gateway.metrics.image_seconds.observe(call.since() - started)
 
+    def _hold_fetched(self, call: Call, size: int) -> None:
+        """Count a part of an image that is being fetched. Raises ApiError, as for a body with the image inside."""
+        limit = self._gateway.settings.max_body_bytes
+        if call.bytes_held + size > limit:
+            message = f"The request with the images it names is larger than {limit} bytes."
+            raise ApiError(413, message, code="request_too_large")
+        self._gateway.bytes.take(size)
+        call.bytes_held += size
+
+    def _inspect(self, call: Call, images: list[ImagePart]) -> None:
+        call.images = check_images(images, self._gateway.settings)
+        self._gateway.metrics.images.observe(len(call.images))
+        for image in call.images:
+            self._gateway.metrics.image_pixels.observe(image.pixels)
+
     def _check(self, call: Call, body: bytes) -> ChatRequest:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
-        engine, metrics = self._gateway.engine, self._gateway.metrics
+        engine = self._gateway.engine
         parsed = parse_json(body)
         if self._translate is not None:
             call.translation = self._translate(parsed)
@@ -177,10 +204,10 @@ class ChatCompletions:
             message = f"The key '{call.tenant.name}' may not use this model."
             raise ApiError(403, message, code="model_not_allowed", param="model")
         call.model = request.model
-        call.images = check_images(request.images, self._gateway.settings)
-        metrics.images.observe(len(call.images))
-        for image in call.images:
-            metrics.image_pixels.observe(image.pixels)
+        check_count(request.images, self._gateway.settings)
+        fetcher = self._gateway.fetcher
+        if fetcher is None or not fetcher.remote(request.images):  # else they are looked at when they are there
+            self._inspect(call, request.images)
         if not engine.ready:
             raise unavailable(engine)
         return request

@@ -28,16 +28,29 @@ from modelfiles.folder import ModelFolder, ModelFolderError
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
 
 
+def comma_separated(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(value, tuple):  # the default
+        return value
+    return tuple(entry for entry in (part.strip() for part in value.split(",")) if entry)
+
+
+def option_type(setting: dataclasses.Field[Any]) -> Any:
+    if isinstance(setting.default, tuple):
+        return comma_separated
+    if isinstance(setting.default, int):
+        return click.IntRange(min=setting.metadata["least"])
+    return click.FloatRange(min=0, min_open=True)
+
+
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command one option for every field of Settings."""
     for setting in reversed(dataclasses.fields(Settings)):
         option = click.option(
             "--" + setting.name.replace("_", "-"),
-            type=click.IntRange(min=min(1, setting.default))
-            if isinstance(setting.default, int)
-            else click.FloatRange(min=0, min_open=True),
+            type=option_type(setting),
             default=setting.default,
-            show_default=True,
+            show_default=setting.default != (),
+            metavar="HOST,..." if isinstance(setting.default, tuple) else None,
             help=setting.metadata["help"],
         )
         command = option(command)
@@ -75,7 +88,10 @@ def serve(
 
     MODEL_DIR is a Hugging Face directory; `lensmith export` writes one.
     """
-    settings = Settings(**limits)
+    try:
+        settings = Settings(**limits)
+    except ValueError as error:
+        raise click.UsageError("--" + str(error).replace("_", "-")) from None
     try:
         ring = KeyRing(key_file) if key_file is not None else None
     except KeyFileError as error:

@@ -19,6 +19,7 @@ from gateway.settings import Settings
 
 # Media type -> format. `image/jpg` is no registered type, but many clients send it.
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/jpg": "JPEG", "image/webp": "WebP", "image/gif": "GIF"}
+MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp", "GIF": "image/gif"}
 ALLOWED = "PNG, JPEG, WebP or GIF"
 DATA_URI = re.compile(r"data:([^;,\s]{1,64})((?:;[^;,\s]{1,64})*),", re.IGNORECASE)
 
@@ -211,12 +212,16 @@ def check_image(uri: str, settings: Settings) -> ImageHeader:
     return header
 
 
-def check_images(parts: list[ImagePart], settings: Settings) -> list[ImageHeader]:
-    """The headers of all images of a request. Raises ApiError 400 that names the part (`messages[0].content[1]`)."""
+def check_count(parts: list[ImagePart], settings: Settings) -> None:
+    """Raises ApiError 400 for more images than a request may have."""
     if len(parts) > settings.max_images:
         raise bad_request(
             f"The request has {len(parts)} images; the limit is {settings.max_images}.", "messages", "too_many_images"
         )
+
+
+def check_images(parts: list[ImagePart], settings: Settings) -> list[ImageHeader]:
+    """The headers of all images of a request. Raises ApiError 400 that names the part (`messages[0].content[1]`)."""
     headers: list[ImageHeader] = []
     for part in parts:
         try:

@@ -66,6 +66,9 @@ class Metrics:
         self.image_seconds = histogram(
             "lensmith_image_decode_seconds", "To decode and write anew the images of a request that needed it.", SECONDS
         )
+        self.fetch_seconds = histogram(
+            "lensmith_image_fetch_seconds", "To fetch the images of a request that are given by http(s) URL.", SECONDS
+        )
         self.prompt_tokens = counter("lensmith_prompt_tokens_total", "Prompt tokens, as the engine counts.", "model")
         self.generation_tokens = counter(
             "lensmith_generation_tokens_total", "Generated tokens, as the engine counts.", "model"
