@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
+    "plan": ("gateway.plan_cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
     "keys": ("gateway.keys_cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
     "modelfile": ("modelfiles.cli:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import struct
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.images import BadImage, ImageHeader, ImagePart
+from modelfiles.smart_resize import smart_resize
 
 # Pixels for `"detail": "low"`, as OpenAI's: 512 x 512.
 LOW_DETAIL = 512 * 512
@@ -30,8 +30,7 @@ class PixelBudget:
     def target(self, header: ImageHeader, detail: str | None) -> tuple[int, int] | None:
         """The (width, height) to give an image before it is turned upright; None if it can stay as it is.
 
-        The sides are the processor's own choice, so that it has nothing left to do: `smart_resize` of transformers,
-        image_processing_qwen2_vl.py.
+        The sides are the processor's own choice, so that it has nothing left to do.
         """
         width, height = header.width, header.height
         most = self.most
@@ -39,15 +38,7 @@ class PixelBudget:
             most = max(min(most or LOW_DETAIL, LOW_DETAIL), self.least)
         if header.plain and min(width, height) >= self.factor and (most == 0 or width * height <= most):
             return None
-        factor = self.factor
-        sides = [max(factor, round(side / factor) * factor) for side in (width, height)]
-        if most and sides[0] * sides[1] > most:
-            scale = math.sqrt(width * height / most)
-            sides = [max(factor, math.floor(side / scale / factor) * factor) for side in (width, height)]
-        elif sides[0] * sides[1] < self.least:
-            scale = math.sqrt(self.least / (width * height))
-            sides = [math.ceil(side * scale / factor) * factor for side in (width, height)]
-        return sides[0], sides[1]
+        return smart_resize((width, height), self.factor, self.least, most)
 
 
 class ImagePool:

@@ -6,6 +6,7 @@ import math
 
 from modelfiles.families import Family
 from modelfiles.folder import ModelFolder, positive_int
+from modelfiles.smart_resize import smart_resize
 from modelfiles.versions import LLAMA_SERVER, Version
 
 # What Ollama tells llama-server about every Qwen-VL image (--image-min-tokens) and llama.cpp's own upper limit.
@@ -18,8 +19,7 @@ ROUND_TO = 1024
 def image_tokens(family: Family, folder: ModelFolder, size: tuple[int, int], ollama: Version) -> int:
     """Tokens that an image of `size` (width, height in pixels) takes, its marks included.
 
-    Qwen's rule is smart_resize (transformers, image_processing_qwen2_vl.py): sides become multiples of patch x merge
-    and the area is scaled into the limits, which are the model's own before Ollama 0.30 and QWEN_IMAGE_TOKENS since.
+    The limits of Qwen's rule are the model's own before Ollama 0.30 and QWEN_IMAGE_TOKENS since.
     """
     if family.image_tokens is not None:
         return family.image_tokens + IMAGE_MARKS
@@ -29,15 +29,8 @@ def image_tokens(family: Family, folder: ModelFolder, size: tuple[int, int], oll
     else:
         low, high = folder.image_pixel_limits
         least, most = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
-    width, height = size
-    columns, rows = round(width / unit), round(height / unit)
-    if columns * rows * unit * unit > most:
-        shrink = math.sqrt(width * height / most)
-        columns, rows = (max(1, math.floor(side / shrink / unit)) for side in size)
-    elif columns * rows * unit * unit < least:
-        grow = math.sqrt(least / (width * height))
-        columns, rows = (math.ceil(side * grow / unit) for side in size)
-    return columns * rows + IMAGE_MARKS
+    width, height = smart_resize(size, unit, least, most)
+    return width * height // unit**2 + IMAGE_MARKS
 
 
 def context_needed(tokens_per_image: int, images: int) -> int:

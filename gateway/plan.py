@@ -1,0 +1,370 @@
+"""How LMDeploy is to be started for a model folder on a card: every flag with its reason, and what would not fit.
+
+Reads config.json and tensor headers only; the memory arithmetic is LMDeploy's own (gateway/lmdeploy_memory.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.gpu import CARDS, GIB, MIB, Gpu
+from gateway.lmdeploy_memory import KvCache, ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
+from modelfiles.budget import TEXT_TOKENS, context_needed
+from modelfiles.families import find_family
+from modelfiles.folder import ModelFolder, positive_int
+from modelfiles.smart_resize import smart_resize
+
+# Architectures with images that LMDeploy 0.18's PyTorch engine has (pytorch/models/module_map.py).
+ARCHITECTURES = {
+    *("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"),
+    *("Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+    *("InternVLChatModel", "InternVLForConditionalGeneration", "Gemma3ForConditionalGeneration"),
+    *("Glm4vForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"),
+    *("DeepseekVLV2ForCausalLM", "Llama4ForConditionalGeneration", "Phi3VForCausalLM", "MiniCPMV"),
+}
+
+# What a process holds on the card besides tensors: CUDA's context and the kernels loaded before the cache is sized.
+CONTEXT = 512 * MIB
+GRAPHS = 512 * MIB  # CUDA graphs and their buffers
+MARGIN = 0.03  # of the card, for the allocator's gaps and for what this estimate does not know
+PREFILL_BUDGETS = (8192, 4096, 2048)  # tokens; larger ones gave no more answers a second, measured on an H200
+PREFILL_SHARE = 0.1  # of the memory left by the weights, that the logits of a prefill step may reserve
+MOST_BATCH = 64  # batches above it gave no more answers a second with images, measured on an H200
+SHORT_TEXT = 512  # tokens of a session that one image leaves for the question and the answer
+FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MOST_FRACTION = 0.95
+# Options that change what a token takes or how many there are.
+RESIZING = {"quant-policy", "num-gpu-blocks", "cache-block-seq-len", "kernel-block-size", "model-format"}
+UNPLANNED = "as given; the cache's size above does not reckon with it"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What requests look like. `concurrency` answers at once and `session_len` tokens: None takes what fits."""
+
+    images: int = 1
+    image_size: tuple[int, int] = (1024, 1024)
+    concurrency: int | None = None
+    session_len: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A flag of `lmdeploy serve api_server` without its dashes; `value` True is a flag that takes none."""
+
+    option: str
+    value: str | int | float | bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    what: str
+    change: str
+
+
+@dataclass
+class Plan:
+    """Sizes in bytes and on each GPU. `cache` is None when the model does not fit; then `problems` says so."""
+
+    model: str
+    gpu: Gpu
+    tp: int
+    weights: int
+    free: int
+    reserve: int
+    activations: int
+    token_bytes: int
+    image_tokens: int
+    request_tokens: int
+    cache: KvCache | None
+    sessions: int
+    by_fraction: dict[float, int]
+    image_pixels: int
+    choices: list[Choice] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def value(self, option: str) -> str | int | float | bool:
+        return next((choice.value for choice in self.choices if choice.option == option), False)
+
+    def arguments(self) -> list[str]:
+        """The choices as command-line arguments of `lmdeploy serve api_server`."""
+        arguments = []
+        for choice in self.choices:
+            if choice.value is True:
+                arguments.append(f"--{choice.option}")
+            elif choice.value is not False:
+                arguments += [f"--{choice.option}", str(choice.value)]
+        return arguments
+
+
+class PlanError(ValueError):
+    """No plan can be made; one sentence for the user."""
+
+
+def make_plan(
+    folder: ModelFolder, gpu: Gpu, workload: Workload, tp: int = 1, overrides: Mapping[str, str] | None = None
+) -> Plan:
+    """The plan for `gpu.free` bytes. `overrides` replaces flags; those it does not know are passed on.
+
+    Raises PlanError, ModelFolderError.
+    """
+    given = dict(overrides or {})
+    tp = _integer(given, "tp", tp)
+    try:
+        model = model_memory(folder, tp)
+    except ValueError as error:
+        raise PlanError(f"{folder.name} cannot be planned: {error}.") from None
+    tokens = image_tokens(folder, workload.image_size)
+    request = workload.images * tokens + TEXT_TOKENS
+    free = gpu.free - CONTEXT - model.weights
+    prefill = _integer(given, "max-prefill-token-num", _prefill(model, free, tokens))
+    eager = _boolean(given, "eager-mode", not gpu.bf16)
+    graphs = 0 if eager else GRAPHS
+    fraction = _fraction(given, "cache-max-entry-count")
+
+    def sized(batch: int) -> tuple[KvCache, float, int]:
+        """The cache for so many answers at once, the fraction that makes it, and what the steps need. Raises NoRoom."""
+        needed = activations(folder, prefill, batch, model.vocabulary) + graphs + int(MARGIN * gpu.memory)
+        share = fraction or _safe_fraction(free, runtime_reserve(prefill, batch, model.vocabulary), needed)
+        return kv_cache(model, free, share, prefill, batch), share, needed
+
+    wanted = _integer(given, "max-batch-size", workload.concurrency or 0)
+    problems: list[Problem] = []
+    if folder.architecture not in ARCHITECTURES:
+        problems.append(
+            Problem(
+                f"LMDeploy's PyTorch engine has no {folder.architecture or 'model without an architecture'}.",
+                "use --engine transformers, or a server that has it with --engine URL",
+            )
+        )
+    batch, sessions, share, needed = wanted or 1, 0, fraction or 0.0, 0
+    cache: KvCache | None = None
+    try:
+        cache, share, needed = sized(batch)
+        if not wanted:
+            batch = max(1, min(MOST_BATCH, cache.tokens // request))
+            cache, share, needed = sized(batch)
+        sessions = cache.tokens // request
+    except NoRoom:
+        problems.append(_does_not_fit(folder, gpu, model, tp, free))
+    plan = Plan(
+        model=folder.name,
+        gpu=gpu,
+        tp=tp,
+        weights=model.weights,
+        free=free,
+        reserve=runtime_reserve(prefill, batch, model.vocabulary),
+        activations=needed,
+        token_bytes=model.token,
+        image_tokens=tokens,
+        request_tokens=request,
+        cache=cache,
+        sessions=sessions,
+        by_fraction={f: _tokens(model, free, f, prefill, batch) for f in sorted({*FRACTIONS, share} - {0.0})},
+        image_pixels=0,
+        problems=problems,
+    )
+    if cache is not None:
+        session = _integer(given, "session-len", _session_len(folder, workload, cache, batch, request))
+        plan.image_pixels = _image_pixels(folder, min(prefill, session - SHORT_TEXT))
+        problems += _shortages(plan, cache, batch, session)
+        plan.choices = _choices(folder, plan, cache, share, batch, prefill, session, eager, given)
+    return plan
+
+
+def image_tokens(folder: ModelFolder, size: tuple[int, int]) -> int:
+    """Tokens of the language model that an image of `size` (width, height in pixels) takes."""
+    family = find_family(folder.architecture)
+    if family is not None and family.image_tokens is not None:
+        return family.image_tokens
+    unit = (folder.patch_size or 14) * folder.merge_size
+    width, height = smart_resize(size, unit, *folder.image_pixel_limits)
+    return width * height // unit**2
+
+
+def activations(folder: ModelFolder, prefill_tokens: int, batch: int, vocabulary: int) -> int:
+    """Bytes that a step may need at once: a prefill step full of images, and the logits of a whole batch.
+
+    An estimate: the widest layer's inputs and outputs in 16 bit, and a quarter more for the allocator.
+    """
+    text, vision = folder.text_config, folder.vision_config
+    hidden, inner = positive_int(text.get("hidden_size")), positive_int(text.get("intermediate_size"))
+    inner = max(inner, positive_int(text.get("moe_intermediate_size")) * positive_int(text.get("num_experts_per_tok")))
+    text_width = 7 * hidden + 3 * inner
+    vision_hidden = positive_int(vision.get("hidden_size")) or positive_int(vision.get("embed_dim"))
+    vision_inner = positive_int(vision.get("intermediate_size")) or 4 * vision_hidden
+    patches = folder.merge_size**2
+    vision_width = patches * max(9 * vision_hidden, 2 * vision_hidden + 2 * vision_inner)
+    deepstack = vision.get("deepstack_visual_indexes")
+    kept = hidden * (2 + (len(deepstack) if isinstance(deepstack, list) else 0))
+    step = prefill_tokens * (max(text_width, vision_width) + kept) * 2
+    logits = batch * vocabulary * 16  # 16 bit, float32, and what sorts them
+    return int((step + logits) * 1.25)
+
+
+def _safe_fraction(free: int, reserve: int, needed: int) -> float:
+    """The largest share of what is left beside the reserve, in hundredths, that leaves `needed` bytes."""
+    if free <= reserve:
+        return MOST_FRACTION
+    return min(MOST_FRACTION, max(0.01, math.floor((free - needed) / (free - reserve) * 100) / 100))
+
+
+def _prefill(model: ModelMemory, free: int, tokens: int) -> int:
+    fits = [b for b in PREFILL_BUDGETS if runtime_reserve(b, 0, model.vocabulary) <= PREFILL_SHARE * free]
+    budget = fits[0] if fits else PREFILL_BUDGETS[-1]
+    while budget < tokens:
+        budget *= 2
+    return budget
+
+
+def _session_len(folder: ModelFolder, workload: Workload, cache: KvCache, batch: int, request: int) -> int:
+    if workload.session_len is not None:
+        return workload.session_len
+    share = max(cache.tokens // batch // 1024 * 1024, context_needed(request - TEXT_TOKENS, 1))
+    return min(share, cache.longest_session, folder.max_position_embeddings or share)
+
+
+def _image_pixels(folder: ModelFolder, most_tokens: int) -> int:
+    """Most pixels that an image may have; 0 where its size does not matter.
+
+    LMDeploy never splits an image: one that is larger than the prefill budget raises the budget, and the memory.
+    """
+    family = find_family(folder.architecture)
+    if family is not None and family.image_tokens is not None:
+        return 0
+    most = max(1, most_tokens) * ((folder.patch_size or 14) * folder.merge_size) ** 2
+    return min(most, folder.image_pixel_limits[1] or most)
+
+
+def _tokens(model: ModelMemory, free: int, fraction: float, prefill: int, batch: int) -> int:
+    try:
+        return kv_cache(model, free, fraction, prefill, batch).tokens
+    except NoRoom:
+        return 0
+
+
+def _does_not_fit(folder: ModelFolder, gpu: Gpu, model: ModelMemory, tp: int, free: int) -> Problem:
+    short = "the weights alone" if free < 0 else "the weights and one prefill step"
+    what = f"{short[0].upper()}{short[1:]} need more than the {gpu.free / GIB:.2f} GiB that are free on the {gpu.name}"
+    what += f": weights {model.weights / GIB:.2f} GiB, CUDA's context {CONTEXT / GIB:.2f} GiB."
+    cards = [card.name for card in CARDS.values() if card.memory > gpu.memory and _roomy(folder, card, tp)]
+    more = [n for n in (2, 4, 8) if n > tp and _roomy(folder, gpu, n)]
+    ways = [f"take a card such as the {cards[0]}"] if cards else []
+    ways += [f"share it over {more[0]} of these cards with --tp {more[0]}"] if more else []
+    return Problem(what, " or ".join(ways) or "take a smaller or a quantised (AWQ) model")
+
+
+def _roomy(folder: ModelFolder, gpu: Gpu, tp: int) -> bool:
+    """Whether the card holds its share of the weights and as much as a fifth of them for everything else."""
+    try:
+        return model_memory(folder, tp).weights * 1.2 + CONTEXT + 2 * GIB < gpu.memory
+    except ValueError:
+        return False
+
+
+def _shortages(plan: Plan, cache: KvCache, batch: int, session: int) -> list[Problem]:
+    problems = []
+    tokens = plan.request_tokens
+    if tokens > session:
+        change = f"--session-len {math.ceil(tokens / 1024) * 1024}, fewer images or smaller ones (--image-size)"
+        problems.append(Problem(f"A request of {tokens:,} tokens is longer than a session of {session:,}.", change))
+    if session > cache.longest_session:
+        change = f"at most --session-len {cache.longest_session}"
+        problems.append(Problem(f"The cache holds {cache.tokens:,} tokens, a session may have {session:,}.", change))
+    if batch > plan.sessions:
+        what = (
+            f"{batch} requests of {tokens:,} tokens need {batch * tokens:,} tokens; the cache holds {cache.tokens:,}."
+        )
+        problems.append(Problem(what, f"--concurrency {max(1, plan.sessions)}, or the rest waits inside the engine"))
+    if cache.prefill_tokens != plan.value("max-prefill-token-num") and plan.choices:
+        problems.append(Problem("LMDeploy will halve the prefill budget.", f"set it to {cache.prefill_tokens}"))
+    left = plan.free - cache.tokens * plan.token_bytes
+    if left < plan.activations:
+        what = f"Beside the cache {left / GIB:.2f} GiB are left; a step may need {plan.activations / GIB:.2f} GiB."
+        problems.append(Problem(what, "a smaller cache-max-entry-count or max-prefill-token-num"))
+    return problems
+
+
+def _choices(
+    folder: ModelFolder,
+    plan: Plan,
+    cache: KvCache,
+    share: float,
+    batch: int,
+    prefill: int,
+    session: int,
+    eager: bool,
+    given: Mapping[str, str],
+) -> list[Choice]:
+    gpu, left = plan.gpu, plan.free - cache.tokens * plan.token_bytes
+    graphs = (
+        f"CUDA graphs would take memory that the cache needs on a {gpu.name}"
+        if eager
+        else "CUDA graphs decode up to 5 times as fast as eager mode"
+    )
+    chosen = [
+        Choice("backend", "pytorch", "TurboMind has no Qwen3-VL; unasked, LMDeploy would choose by model"),
+        _dtype(folder, gpu),
+        Choice("tp", plan.tp, f"{plan.weights / GIB:.2f} GiB of weights on each GPU"),
+        Choice("eager-mode", eager, graphs),
+        Choice("session-len", session, f"{cache.tokens // session} such sessions fit into {cache.tokens:,} tokens"),
+        Choice("max-batch-size", batch, f"requests of {plan.request_tokens:,} tokens; {plan.sessions} fit at once"),
+        Choice(
+            "max-prefill-token-num",
+            prefill,
+            f"reserves {plan.reserve / GIB:.2f} GiB for logits; one image may have up to {prefill:,} tokens",
+        ),
+        Choice(
+            "cache-max-entry-count",
+            share,
+            f"keeps {left / GIB:.2f} GiB beside the cache; a step needs {plan.activations / GIB:.2f}",
+        ),
+        Choice("enable-prefix-caching", True, "equal beginnings, images among them, are computed once"),
+    ]
+    known = {choice.option: choice for choice in chosen}
+    for option, text in given.items():
+        value: str | bool = {"true": True, "false": False}.get(text.lower(), text)
+        known[option] = Choice(option, value, UNPLANNED if option in RESIZING else "as given")
+    return list(known.values())
+
+
+def _dtype(folder: ModelFolder, gpu: Gpu) -> Choice:
+    named = folder.text_config.get("dtype") or folder.text_config.get("torch_dtype")
+    named = named or folder.config.get("dtype") or folder.config.get("torch_dtype")
+    if not gpu.bf16:
+        capability = "{}.{}".format(*gpu.capability)
+        return Choice("dtype", "float16", f"compute capability {capability} has no bfloat16")
+    if named == "float16":
+        return Choice("dtype", "float16", "the model's own")
+    return Choice("dtype", "bfloat16", "the model's own" if named == "bfloat16" else "float32's range in 16 bit")
+
+
+def _integer(given: Mapping[str, str], option: str, default: int) -> int:
+    text = given.get(option)
+    if text is None:
+        return default
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise PlanError(f"{option} must be a positive whole number, not {text!r}.")
+    return int(text)
+
+
+def _boolean(given: Mapping[str, str], option: str, default: bool) -> bool:
+    text = given.get(option, str(default)).lower()
+    if text not in ("true", "false"):
+        raise PlanError(f"{option} must be true or false, not {text!r}.")
+    return text == "true"
+
+
+def _fraction(given: Mapping[str, str], option: str) -> float | None:
+    if option not in given:
+        return None
+    try:
+        value = float(given[option])
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise PlanError(f"{option} must be between 0 and 1, not {given[option]!r}.")
+    return value
