@@ -13,9 +13,8 @@ from typing import Any
 
 import aiohttp
 import click
-from yarl import URL
 
-from gateway.engine import Engine, EngineUnreachable, RemoteEngine, fetch_models
+from gateway.engine import Engine, EngineUnreachable, RemoteEngine, base_url, fetch_models
 from gateway.engines import LAUNCHED, EngineSpec
 from gateway.image_pool import PixelBudget
 from gateway.keys import KeyFileError, KeyRing
@@ -161,13 +160,10 @@ def has_gpu() -> bool:
 
 def connect(address: str, only: str | None) -> RemoteEngine:
     """The engine at `address` with the models it lists. Raises ClickException if there is none."""
-    # People copy the base URL of an OpenAI client, which ends in /v1.
     try:
-        url = URL(address.rstrip("/").removesuffix("/v1"))
-        if not url.host:
-            raise ValueError
-    except ValueError:
-        raise click.UsageError(f"{address} is not the address of an engine, such as http://127.0.0.1:23333.") from None
+        url = base_url(address)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     key = os.environ.get(ENGINE_KEY)
 
     async def ask() -> list[str]:

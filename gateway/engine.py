@@ -44,6 +44,18 @@ class EngineUnreachable(Exception):
     """The engine gave no list of models; the message says why in one sentence."""
 
 
+def base_url(address: str) -> URL:
+    """The address of an OpenAI-compatible server without its /v1. Raises ValueError with a sentence if it is none."""
+    # People copy the base URL of an OpenAI client, which ends in /v1.
+    try:
+        url = URL(address.rstrip("/").removesuffix("/v1"))
+    except ValueError:
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"{address} is not the address of an engine, such as http://127.0.0.1:23333.")
+    return url
+
+
 async def fetch_models(session: aiohttp.ClientSession, url: URL, key: str | None) -> list[str]:
     """The model names of an engine's /v1/models. Raises EngineUnreachable."""
     headers = {"authorization": f"Bearer {key}"} if key else {}

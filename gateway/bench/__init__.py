@@ -1,0 +1,1 @@
+"""`lensmith bench`: a load generator for any OpenAI-compatible endpoint."""
