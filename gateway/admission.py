@@ -41,7 +41,8 @@ class Refused(Exception):
 class Admission:
     """Slots, and a bounded queue that takes turns between tenants.
 
-    Invariants: the weights of those who run never exceed `slots`; nobody waits while the next in turn would fit.
+    Invariants: nobody starts when the weights of those who run would then exceed `slots`; nobody waits while the next
+    in turn would fit. Who asks for more slots than there are gets all of them.
     """
 
     def __init__(self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,8 +59,8 @@ class Admission:
 
         Raises Refused when the queue is full, or when the wait will probably be longer than `patience` seconds.
         """
-        ticket = Ticket(tenant, min(weight, self.slots), self._clock())
-        if not self.waiting and self.running + ticket.weight <= self.slots:
+        ticket = Ticket(tenant, weight, self._clock())
+        if not self.waiting and self._fits(ticket):
             self._start(ticket)
             return ticket
         if self.full:
@@ -99,15 +100,24 @@ class Admission:
     def _expected_wait(self, service: float) -> float:
         return (self.waiting + 1) * service / self.slots
 
+    def resize(self, slots: int) -> list[Ticket]:
+        """There are more or fewer slots now: the tickets that run because of it."""
+        self.slots = slots
+        return self._next()
+
+    def _fits(self, ticket: Ticket) -> bool:
+        return self.running + min(ticket.weight, self.slots) <= self.slots
+
     def _start(self, ticket: Ticket) -> None:
         ticket.started = self._clock()
+        ticket.weight = min(ticket.weight, self.slots)
         self.running += ticket.weight
 
     def _next(self) -> list[Ticket]:
         started: list[Ticket] = []
         while self._queues:
             tenant, queue = next(iter(self._queues.items()))
-            if self.running + queue[0].weight > self.slots:
+            if not self._fits(queue[0]):
                 break
             ticket = queue.popleft()
             self._queues.move_to_end(tenant)

@@ -19,11 +19,10 @@ from gateway.asgi import RequestIds, error_body
 from gateway.auth import Authenticate
 from gateway.chat import PATH as CHAT_PATH
 from gateway.chat import ChatCompletions, Gateway, Translate
-from gateway.engine import Engine
 from gateway.errors import ApiError
-from gateway.image_pool import PixelBudget
 from gateway.keys import KeyRing, Tenant
 from gateway.metrics import Metrics
+from gateway.models import Models
 from gateway.ollama.requests import translate_chat, translate_generate
 from gateway.ollama.routes import ollama_routes
 from gateway.settings import Settings
@@ -37,29 +36,28 @@ ROUTES: dict[str, Translate | None] = {
 }
 
 
-def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: KeyRing | None = None) -> FastAPI:
-    """The application in front of `engine`, which it starts and stops with itself; `budget` is its model's.
+def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRing | None = None) -> FastAPI:
+    """The application in front of `models`, whose engines it starts and stops with itself.
 
     `ring`: the keys that clients need; None lets everybody in.
     """
-    metrics = Metrics()
     created = int(time.time())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with new_session(settings.engine_timeout) as session:
-            gateway = Gateway(engine, settings, budget, metrics, session)
+            gateway = Gateway(models, settings, metrics, session)
             # First, because routes are tried in turn. ASGI endpoints: they watch for a client's disconnect themselves.
             for at, (path, translate) in enumerate(ROUTES.items()):
                 app.router.routes.insert(at, Route(path, ChatCompletions(gateway, translate), methods=["POST"]))
-            await engine.start(metrics)
+            await models.start(metrics)
             lag = asyncio.create_task(metrics.watch_loop())
             try:
                 yield
             finally:
                 lag.cancel()
                 await gateway.close()
-                await engine.stop()
+                await models.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)
     if ring is not None:
@@ -74,16 +72,16 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: Ke
 
     def allowed(request: Request) -> list[str]:
         tenant: Tenant | None = request.scope.get("tenant")
-        return [name for name in engine.models if tenant is None or tenant.may_use(name)]
+        return [name for name in models.names if models.allowed(tenant, name)]
 
     app.include_router(ollama_routes(allowed))
 
     @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
+    async def list_models(request: Request) -> dict[str, Any]:
         return {"object": "list", "data": [described(name) for name in allowed(request)]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> dict[str, Any]:
+    async def one_model(request: Request, name: str) -> dict[str, Any]:
         if name not in allowed(request):
             raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
         return described(name)
@@ -95,12 +93,16 @@ def create_app(engine: Engine, settings: Settings, budget: PixelBudget, ring: Ke
 
     @app.get("/ready")
     async def ready() -> Response:
-        if engine.ready:
-            return JSONResponse({"status": "ready", "models": engine.models})
+        """200 while at least one model can be used; what is the matter with the others is in the answer."""
+        described = {model.name: model.described() for model in models.all}
+        waiting = [model for model in models.all if not model.ready]
+        if len(waiting) < len(models.all):
+            return JSONResponse({"status": "degraded" if waiting else "ready", "models": described})
+        reason = " ".join(dict.fromkeys(model.reason for model in waiting))
         return JSONResponse(
-            {"status": "not ready", "reason": engine.reason},
+            {"status": "not ready", "reason": reason, "models": described},
             status_code=503,
-            headers={"retry-after": str(round(engine.retry_after))},
+            headers={"retry-after": str(max(1, round(min(model.retry_after for model in waiting))))},
         )
 
     @app.get("/metrics")

@@ -14,20 +14,19 @@ import aiohttp
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gateway.admission import Admission
 from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
 from gateway.call import Call
-from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.event_stream import KeepAlive, start_stream
 from gateway.fetch import ImageFetcher
-from gateway.image_pool import ImagePool, PixelBudget, settle_images
+from gateway.image_pool import ImagePool, settle_images
 from gateway.images import ImagePart, check_count, check_images
 from gateway.metrics import Metrics
+from gateway.models import Model, Models
 from gateway.relay import Relay, read_answer
 from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
-from gateway.slots import ByteBudget, Slot, Slots
+from gateway.slots import ByteBudget, Slot
 from gateway.sse import EventTooLong, error_event
 from gateway.translation import Object, Translation, rename, write_answer, write_events
 from gateway.upstream import post, read_all
@@ -43,18 +42,13 @@ MAX_TIMEOUT = 86_400.0
 class Gateway:
     """What the routes share."""
 
-    def __init__(
-        self, engine: Engine, settings: Settings, budget: PixelBudget, metrics: Metrics, session: aiohttp.ClientSession
-    ) -> None:
-        self.engine = engine
-        self.budget = budget
+    def __init__(self, models: Models, settings: Settings, metrics: Metrics, session: aiohttp.ClientSession) -> None:
+        self.models = models
         self.pool = ImagePool(settings.image_workers, settings.max_image_pixels, settings.image_seconds)
         self.settings = settings
         self.metrics = metrics
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
         self.session = session
-        admission = Admission(settings.max_running or engine.spec.slots, settings.max_waiting)
-        self.slots = Slots(admission, metrics)
         self.bytes = ByteBudget(settings.max_bytes_in_flight)
 
     async def close(self) -> None:
@@ -112,40 +106,44 @@ class ChatCompletions:
         seconds = _timeout(scope)
         body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout, hold)
         call.received = call.since()
-        request = self._check(call, body)
+        model, request = self._check(call, body)
         del body
         if call.translation is not None and call.translation.ready is not None:
             await respond(send, 200, call.translation.ready, [JSON_TYPE])
             return
         if seconds is None:
-            await self._call(call, request, settings.queue_timeout, receive, send)
+            await self._call(call, model, request, settings.queue_timeout, receive, send)
             return
         late = Deadline(seconds)
         try:
-            await self._call(call, request, min(settings.queue_timeout, seconds), receive, send)
+            await self._call(call, model, request, min(settings.queue_timeout, seconds), receive, send)
         except asyncio.CancelledError:
             if not late.passed:
                 raise
             if call.called is None:
-                raise self._gateway.slots.timed_out() from None
+                raise model.slots.timed_out() from None
             raise ApiError(504, f"The answer was not complete within {seconds:g} s.", code="request_timeout") from None
         finally:
             late.stop()
 
-    async def _call(self, call: Call, request: ChatRequest, patience: float, receive: Receive, send: Send) -> None:
-        """Prepare the images, wait for a place at the engine, hand the request over and its answer back."""
+    async def _call(
+        self, call: Call, model: Model, request: ChatRequest, patience: float, receive: Receive, send: Send
+    ) -> None:
+        """Prepare the images, wait for a place at an engine, hand the request over and its answer back."""
         gateway = self._gateway
         async with UntilDisconnect(receive) as watch:
             if request.images:
-                await self._settle_images(call, request)
-            payload = _payload(request)
-            slot = await gateway.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
+                await self._settle_images(call, model, request)
+            payload = Payload(request)
+            slot = await model.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
+            replica = None
             try:
                 call.called = call.since()
-                engine = gateway.engine
-                if not engine.ready:  # it may have died while the request waited
-                    raise unavailable(engine)
-                async with post(gateway.session, engine.url / PATH, payload, engine.key, call.request_id) as response:
+                replica = model.enter(request.answers)
+                if replica is None:  # it may have died while the request waited
+                    raise model.unavailable()
+                engine, body = replica.engine, payload.named(replica.model)
+                async with post(gateway.session, engine.url / PATH, body, engine.key, call.request_id) as response:
                     if request.stream:
                         await self._stream(call, request, response, watch, slot, send)
                     else:
@@ -156,17 +154,19 @@ class ChatCompletions:
                         slot.release(served=True)
                         await respond(send, 200, answer, [JSON_TYPE])
             finally:
+                if replica is not None:
+                    model.leave(replica, request.answers)
                 slot.release()
 
-    async def _settle_images(self, call: Call, request: ChatRequest) -> None:
+    async def _settle_images(self, call: Call, model: Model, request: ChatRequest) -> None:
         gateway, started = self._gateway, call.since()
-        gateway.slots.check()  # fetch and decode nothing for a request that would be refused
+        model.slots.check()  # fetch and decode nothing for a request that would be refused
         if gateway.fetcher is not None and (remote := gateway.fetcher.remote(request.images)):
             await gateway.fetcher.replace(remote, lambda size: self._hold_fetched(call, size))
             self._inspect(call, request.images)
             gateway.metrics.fetch_seconds.observe(call.since() - started)
             started = call.since()
-        if await settle_images(request.images, call.images, gateway.budget, gateway.pool):
+        if await settle_images(request.images, call.images, model.budget, gateway.pool):
             gateway.metrics.image_seconds.observe(call.since() - started)
 
     def _hold_fetched(self, call: Call, size: int) -> None:
@@ -184,33 +184,28 @@ class ChatCompletions:
         for image in call.images:
             self._gateway.metrics.image_pixels.observe(image.pixels)
 
-    def _check(self, call: Call, body: bytes) -> ChatRequest:
+    def _check(self, call: Call, raw: bytes) -> tuple[Model, ChatRequest]:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
-        engine = self._gateway.engine
-        parsed = parse_json(body)
+        body = parse_json(raw)
         if self._translate is not None:
-            call.translation = self._translate(parsed)
-            parsed = call.translation.body
-        request = check_chat(parsed, engine.spec)
-        call.stream = request.stream
-        if request.model not in engine.models:
-            raise ApiError(
-                404,
-                "There is no such model; GET /v1/models lists those there are.",
-                code="model_not_found",
-                param="model",
-            )
-        if call.tenant is not None and not call.tenant.may_use(request.model):
+            call.translation = self._translate(body)
+            body = call.translation.body
+        model = self._gateway.models.find(body)
+        if not self._gateway.models.allowed(call.tenant, body["model"]):
+            assert call.tenant is not None
             message = f"The key '{call.tenant.name}' may not use this model."
             raise ApiError(403, message, code="model_not_allowed", param="model")
-        call.model = request.model
+        call.model = model.name
+        model.fill_in(body)
+        request = check_chat(body, model.spec)
+        call.stream = request.stream
         check_count(request.images, self._gateway.settings)
         fetcher = self._gateway.fetcher
         if fetcher is None or not fetcher.remote(request.images):  # else they are looked at when they are there
             self._inspect(call, request.images)
-        if not engine.ready:
-            raise unavailable(engine)
-        return request
+        if not model.ready:
+            raise model.unavailable()
+        return model, request
 
     async def _stream(
         self,
@@ -277,23 +272,29 @@ class ChatCompletions:
         sys.stderr.write(orjson.dumps(call.line()).decode() + "\n")
 
 
-def _payload(request: ChatRequest) -> bytes:
-    """What the engine gets.
+class Payload:
+    """What an engine gets.
 
     Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
     """
-    if request.stream:
-        # To count tokens; the relay takes the usage out again if the client didn't ask for it.
-        options = request.body.get("stream_options") or {}
-        request.body["stream_options"] = {**options, "include_usage": True}
-    payload = orjson.dumps(request.body)
-    request.body.clear()  # the images are held once, not twice, while the request waits
-    request.images.clear()
-    return payload
 
+    def __init__(self, request: ChatRequest) -> None:
+        body = request.body
+        if request.stream:
+            # To count tokens; the relay takes the usage out again if the client didn't ask for it.
+            options = body.get("stream_options") or {}
+            body["stream_options"] = {**options, "include_usage": True}
+        self._model: str = body.pop("model")
+        self._written = orjson.dumps({"model": self._model, **body})
+        body.clear()  # the images are held once, not twice, while the request waits
+        request.images.clear()
 
-def unavailable(engine: Engine) -> ApiError:
-    return ApiError(503, engine.reason, code="engine_unavailable", retry_after=engine.retry_after)
+    def named(self, model: str) -> bytes:
+        """For an engine that knows the model by this name."""
+        if model != self._model:
+            old, new = (orjson.dumps({"model": name})[:-1] for name in (self._model, model))
+            self._model, self._written = model, new + self._written[len(old) :]
+        return self._written
 
 
 def _timeout(scope: Scope) -> float | None:

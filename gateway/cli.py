@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Callable
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import click
 
-from gateway.engine import Engine, EngineUnreachable, RemoteEngine, base_url, fetch_models
-from gateway.engines import LAUNCHED, EngineSpec
-from gateway.image_pool import PixelBudget
+from gateway.build import build
+from gateway.config import Config, ConfigError, plain
+from gateway.engine import EngineUnreachable, base_url, fetch_models
+from gateway.engines import LAUNCHED
 from gateway.keys import KeyFileError, KeyRing
+from gateway.metrics import Metrics
 from gateway.server import bind, run
 from gateway.settings import Settings
-from gateway.supervisor import LocalEngine
-from modelfiles.folder import ModelFolder, ModelFolderError
 
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
@@ -93,75 +91,38 @@ def serve(
         raise click.UsageError("--" + str(error).replace("_", "-")) from None
     try:
         ring = KeyRing(key_file) if key_file is not None else None
-    except KeyFileError as error:
+        if engine is not None and engine.startswith(("http://", "https://")):
+            if model_dir is not None:
+                raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
+            models = connect(engine, model_name)
+        elif model_dir is None:
+            raise click.UsageError("Give MODEL_DIR, or --engine URL for an engine that is already running.")
+        else:
+            if engine not in (None, *LAUNCHED):
+                raise click.UsageError(f"--engine must be {', '.join(sorted(LAUNCHED))} or a URL, not '{engine}'.")
+            replica = {"folder": str(model_dir), "engine": engine}
+            models = {model_name or model_dir.expanduser().resolve().name: {"replicas": [replica]}}
+        config = Config.model_validate(
+            {"host": host, "port": port, "keys": key_file, "settings": plain(settings), "models": models}
+        )
+        metrics = Metrics()
+        built = build(config, metrics)
+    except (ConfigError, KeyFileError) as error:
         raise click.ClickException(str(error)) from None
     bound = bind(host, port)
     if ring is None and not bound.getsockname()[0].startswith(("127.", "::1")):
         click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
     with bound:
-        chosen: Engine
-        budget = PixelBudget(most=settings.image_pixels)
-        if engine is not None and engine.startswith(("http://", "https://")):
-            if model_dir is not None:
-                raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
-            chosen = connect(engine, model_name)
-        elif model_dir is None:
-            raise click.UsageError("Give MODEL_DIR, or --engine URL for an engine that is already running.")
-        else:
-            folder = open_folder(model_dir)
-            spec = choose(engine)
-            budget = pixel_budget(folder, settings)
-            chosen = LocalEngine(spec, folder.path, model_name or folder.name)
-        run(chosen, settings, budget, bound, ring)
+        run(built, settings, metrics, bound, ring)
 
 
-def open_folder(path: Path) -> ModelFolder:
-    """The model folder at `path`. Raises ClickException if it can't be served."""
+def connect(given: str, only: str | None) -> dict[str, Any]:
+    """The models that the engine at this address lists, as they stand in a configuration.
+
+    Raises ClickException if there is no engine.
+    """
     try:
-        return ModelFolder.open(path)
-    except ModelFolderError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def pixel_budget(folder: ModelFolder, settings: Settings) -> PixelBudget:
-    """What the folder's image processor makes of an image, and no more pixels than the settings allow."""
-    least, most = folder.image_pixel_limits
-    limits = [limit for limit in (most, settings.image_pixels) if limit]
-    return PixelBudget(folder.patch_size * folder.merge_size or 1, least, min(limits, default=0))
-
-
-def choose(engine: str | None) -> EngineSpec:
-    """The engine to start. Raises ClickException if it isn't installed or has no GPU."""
-    if engine is None:
-        engine = "lmdeploy" if has_gpu() and installed("lmdeploy") else "transformers"
-    spec = LAUNCHED.get(engine)
-    if spec is None:
-        raise click.UsageError(f"--engine must be {', '.join(sorted(LAUNCHED))} or a URL, not '{engine}'.")
-    missing = [module for module in spec.modules if not installed(module)]
-    if missing:
-        raise click.ClickException(
-            f"The {spec.name} engine needs {' and '.join(missing)}: pip install 'lensmith[{spec.extra}]'"
-        )
-    if spec.name == "lmdeploy" and not has_gpu():
-        raise click.ClickException("The lmdeploy engine needs an NVIDIA GPU; use --engine transformers here.")
-    return spec
-
-
-def installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def has_gpu() -> bool:
-    """Whether the NVIDIA driver shows a GPU; `/dev/dxg` is where WSL has it."""
-    return bool(glob("/proc/driver/nvidia/gpus/*") or glob("/dev/nvidia[0-9]*")) or (
-        Path("/dev/dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
-    )
-
-
-def connect(address: str, only: str | None) -> RemoteEngine:
-    """The engine at `address` with the models it lists. Raises ClickException if there is none."""
-    try:
-        url = base_url(address)
+        url = base_url(given)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     key = os.environ.get(ENGINE_KEY)
@@ -171,11 +132,12 @@ def connect(address: str, only: str | None) -> RemoteEngine:
             return await fetch_models(session, url, key)
 
     try:
-        models = asyncio.run(ask())
+        names = asyncio.run(ask())
     except EngineUnreachable as error:
         raise click.ClickException(f"No engine to serve: {error}.") from None
     if only is not None:
-        if only not in models:
-            raise click.ClickException(f"The engine at {url} serves {', '.join(models)}, not '{only}'.")
-        models = [only]
-    return RemoteEngine(url, key, models, only)
+        if only not in names:
+            raise click.ClickException(f"The engine at {url} serves {', '.join(names)}, not '{only}'.")
+        names = [only]
+    replica = {"url": str(url), "api_key_env": ENGINE_KEY if key else None}
+    return {name: {"replicas": [replica]} for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
 
 import aiohttp
 import orjson
@@ -13,31 +13,56 @@ from gateway.engines import OPENAI, EngineSpec
 from gateway.metrics import Metrics
 
 PROBE_SECONDS = 2.0
-MAX_MODELS = 64
+MAX_MODELS = 256
 
 
-class Engine(Protocol):
-    """Where requests go. `reason` says in words why it isn't `ready`, `retry_after` in how many seconds it may be."""
+class Engine:
+    """Where requests go: a server with an OpenAI API, whose health is watched from `start` to `stop`.
+
+    `name` is its label in the metrics. `reason` says in words why it isn't `ready`; `failure` is set once it was given
+    up for good.
+    """
 
     spec: EngineSpec
-    key: str | None
-    models: list[str]
+    name: str
+    url: URL
+    key: str | None = None
+    served: list[str]  # the names it knows its models by
+    failure: str | None = None
+
+    def __init__(self) -> None:
+        self.ready = False
+        self._listeners: list[Callable[[], None]] = []
+        self._metrics: Metrics | None = None
 
     @property
-    def url(self) -> URL: ...
+    def reason(self) -> str:
+        raise NotImplementedError
 
     @property
-    def ready(self) -> bool: ...
+    def retry_after(self) -> float:
+        """Seconds after which asking again makes sense."""
+        return PROBE_SECONDS
 
-    @property
-    def reason(self) -> str: ...
+    async def start(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._changed(self.ready)
 
-    @property
-    def retry_after(self) -> float: ...
+    async def stop(self) -> None:
+        if self._metrics is not None:
+            self._metrics.engine_up.remove(self.name)
+            self._metrics = None
 
-    async def start(self, metrics: Metrics) -> None: ...
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every change of `ready`, `served` or `failure`."""
+        self._listeners.append(listener)
 
-    async def stop(self) -> None: ...
+    def _changed(self, ready: bool) -> None:
+        self.ready = ready
+        if self._metrics is not None:
+            self._metrics.engine_up.labels(self.name).set(ready)
+        for listener in self._listeners:
+            listener()
 
 
 class EngineUnreachable(Exception):
@@ -76,50 +101,47 @@ async def fetch_models(session: aiohttp.ClientSession, url: URL, key: str | None
     return names[:MAX_MODELS]
 
 
-class RemoteEngine:
+class RemoteEngine(Engine):
     """An OpenAI-compatible server somebody else started. Its models are asked for again every few seconds."""
 
-    def __init__(self, url: URL, key: str | None, models: list[str], only: str | None = None) -> None:
+    def __init__(self, url: URL, key: str | None) -> None:
+        super().__init__()
         self.spec = OPENAI
+        self.name = f"{url.host}:{url.port}{url.path.rstrip('/')}"
         self.url = url
         self.key = key
-        self.models = models
-        self._only = only
-        self._problem = ""
+        self.served = []
+        self._problem = f"{url} has not been asked yet."
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def ready(self) -> bool:
-        return not self._problem
 
     @property
     def reason(self) -> str:
         return self._problem
 
-    @property
-    def retry_after(self) -> float:
-        return PROBE_SECONDS
-
     async def start(self, metrics: Metrics) -> None:
-        metrics.engine_up.set(1)
-        self._task = asyncio.create_task(self._probe(metrics))
+        await super().start(metrics)
+        session = aiohttp.ClientSession()
+        await self._probe(session)
+        self._task = asyncio.create_task(self._watch(session))
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await super().stop()
 
-    async def _probe(self, metrics: Metrics) -> None:
-        async with aiohttp.ClientSession() as session:
+    async def _watch(self, session: aiohttp.ClientSession) -> None:
+        async with session:
             while True:
                 await asyncio.sleep(PROBE_SECONDS)
-                try:
-                    names = await fetch_models(session, self.url, self.key)
-                    if self._only is not None:
-                        if self._only not in names:
-                            raise EngineUnreachable(f"{self.url} no longer serves {self._only}")
-                        names = [self._only]
-                    self.models, self._problem = names, ""
-                except EngineUnreachable as error:
-                    self._problem = f"{error}."
-                metrics.engine_up.set(self.ready)
+                await self._probe(session)
+
+    async def _probe(self, session: aiohttp.ClientSession) -> None:
+        before = self.ready, self.served
+        try:
+            self.served, self._problem = await fetch_models(session, self.url, self.key), ""
+        except EngineUnreachable as error:
+            self._problem = f"{error}."
+        ready = not self._problem
+        if (ready, self.served) != before:
+            self._changed(ready)

@@ -34,8 +34,8 @@ class Metrics:
         def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
 
-        def gauge(name: str, help: str) -> Gauge:
-            return Gauge(name, help, registry=self.registry)
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return Gauge(name, help, labels, registry=self.registry)
 
         self.requests = counter("lensmith_requests_total", "Requests answered.", "model", "status")
         self.rejections = counter("lensmith_rejections_total", "Requests answered with an error, by reason.", "reason")
@@ -54,8 +54,8 @@ class Metrics:
         self.gap_seconds = histogram(
             "lensmith_inter_token_latency_seconds", "Between two writes of a stream.", GAP_SECONDS, "model"
         )
-        self.running = gauge("lensmith_requests_running", "Answers the engine is working on.")
-        self.waiting = gauge("lensmith_requests_waiting", "Requests that wait for a place at the engine.")
+        self.running = gauge("lensmith_requests_running", "Answers the engines are working on.", "model")
+        self.waiting = gauge("lensmith_requests_waiting", "Requests that wait for a place at an engine.", "model")
         self.batch_size = histogram(
             "lensmith_batch_size",
             "Answers running at the engine when a request is handed to it, its own included.",
@@ -73,8 +73,8 @@ class Metrics:
         self.generation_tokens = counter(
             "lensmith_generation_tokens_total", "Generated tokens, as the engine counts.", "model"
         )
-        self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.")
-        self.engine_restarts = counter("lensmith_engine_restarts_total", "Times an engine was started again.")
+        self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.", "engine")
+        self.engine_restarts = counter("lensmith_engine_restarts_total", "Times an engine was started again.", "engine")
         self.loop_lag = histogram(
             "lensmith_event_loop_lag_seconds", "How late the event loop runs a task that is due.", LAG_SECONDS
         )

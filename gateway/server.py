@@ -13,11 +13,10 @@ import click
 import uvicorn
 
 from gateway.app import create_app
-from gateway.engine import Engine
-from gateway.image_pool import PixelBudget
 from gateway.keys import KeyRing
+from gateway.metrics import Metrics
+from gateway.models import Models
 from gateway.settings import Settings
-from gateway.supervisor import LocalEngine
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,15 +39,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(
-    engine: Engine, settings: Settings, budget: PixelBudget, bound: socket.socket, ring: KeyRing | None = None
+    models: Models, settings: Settings, metrics: Metrics, bound: socket.socket, ring: KeyRing | None = None
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then let running requests end and stop the engine.
+    """Serve until SIGINT or SIGTERM, then let running requests end and stop the engines.
 
-    Raises ClickException when the engine never became ready.
+    Raises ClickException when no engine ever became ready.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(engine, settings, budget, ring),
+        create_app(models, settings, metrics, ring),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -57,16 +56,20 @@ def run(
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
     server = uvicorn.Server(config)
-    if isinstance(engine, LocalEngine):
-        engine.on_failure = lambda: setattr(server, "should_exit", True)
+
+    def leave_if_all_failed() -> None:
+        server.should_exit = server.should_exit or models.failure is not None
+
+    for engine in models.engines:
+        engine.listen(leave_if_all_failed)
     # uvicorn handles both signals itself, stops, and then raises them again: without this the exit code would not be 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     host, port = bound.getsockname()[:2]
     click.echo(f"lensmith: Listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1", err=True)
     server.run(sockets=[bound])
-    if isinstance(engine, LocalEngine) and engine.failure is not None:
-        raise click.ClickException(engine.failure)
+    if models.failure is not None:
+        raise click.ClickException(models.failure)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -10,9 +10,13 @@ from gateway.metrics import Metrics
 
 
 class Slots:
-    def __init__(self, admission: Admission, metrics: Metrics) -> None:
+    """The places of one model; `model` is its label in the metrics."""
+
+    def __init__(self, admission: Admission, metrics: Metrics, model: str) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._running = metrics.running.labels(model)
+        self._queued = metrics.waiting.labels(model)
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
     def check(self) -> None:
@@ -55,15 +59,22 @@ class Slots:
         return overloaded(Refused("queue_timeout", self._admission.retry_after()))
 
     def leave(self, ticket: Ticket, served: bool) -> None:
-        for started in self._admission.leave(ticket, served):
-            turn = self._waiting[started]
+        self._run(self._admission.leave(ticket, served))
+
+    def resize(self, slots: int) -> None:
+        """There are more or fewer places now. What runs goes on."""
+        self._run(self._admission.resize(slots))
+
+    def _run(self, started: list[Ticket]) -> None:
+        for ticket in started:
+            turn = self._waiting[ticket]
             if not turn.done():
                 turn.set_result(None)
         self._count()
 
     def _count(self) -> None:
-        self._metrics.running.set(self._admission.running)
-        self._metrics.waiting.set(self._admission.waiting)
+        self._running.set(self._admission.running)
+        self._queued.set(self._admission.waiting)
 
 
 def _expire(turn: asyncio.Future[None]) -> None:

@@ -13,13 +13,14 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from yarl import URL
 
+from gateway.engine import Engine
 from gateway.engines import EngineSpec
 from gateway.metrics import Metrics
 
@@ -62,28 +63,33 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
     return preexec
 
 
-class LocalEngine:
-    """An engine in a child process with a process group, a key and a loopback port of its own."""
+class LocalEngine(Engine):
+    """An engine in a child process with a process group, a key and a loopback port of its own.
+
+    `model` is the name it serves the folder under, `name` its own, `environment` what its process gets besides ours.
+    """
 
     def __init__(
         self,
         spec: EngineSpec,
         folder: Path,
+        model: str,
+        *,
         name: str,
+        environment: Mapping[str, str] | None = None,
         timing: Timing | None = None,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
+        super().__init__()
         self.spec = spec
-        self.models = [name]
-        self.key: str | None = secrets.token_hex(24)
+        self.name = name
+        self.served = [model]
         self.url = URL("http://127.0.0.1")
-        self.failure: str | None = None  # set when the engine was given up
-        self.on_failure: Callable[[], None] = lambda: None
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self._folder = folder
+        self._environment = dict(environment or {})
         self._timing = timing or Timing()
         self._say = say
-        self._ready = False
         self._reason = "The engine has not been started."
         self._next_start = 0.0
         self._ready_since: float | None = None
@@ -92,11 +98,9 @@ class LocalEngine:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def ready(self) -> bool:
-        return self._ready
-
-    @property
     def reason(self) -> str:
+        if self.failure is not None:
+            return self.failure
         wait = self._next_start - time.monotonic()
         return self._reason + (f" Next attempt in {max(1, round(wait))} s." if wait > 0 else "")
 
@@ -109,6 +113,7 @@ class LocalEngine:
         return self._process.pid if self._process is not None else None
 
     async def start(self, metrics: Metrics) -> None:
+        await super().start(metrics)
         self._task = asyncio.create_task(self._run(metrics))
 
     async def stop(self) -> None:
@@ -117,12 +122,14 @@ class LocalEngine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._end_child()
-        self._ready, self._reason = False, "The engine was stopped."
+        self._reason = "The engine was stopped."
+        self._changed(False)
+        await super().stop()
 
     async def _run(self, metrics: Metrics) -> None:
         delay, failed_starts, ever_ready = self._timing.first_delay, 0, False
         while True:
-            code = await self._run_once(metrics)
+            code = await self._run_once()
             self._reason = self._obituary(code)
             if self._ready_since is not None:
                 ever_ready = True
@@ -132,20 +139,21 @@ class LocalEngine:
                 failed_starts += 1
             if failed_starts >= FIRST_STARTS:
                 self.failure = f"{self._reason} It was started {FIRST_STARTS} times and never became ready."
-                self.on_failure()
+                self._say(f"lensmith: {self.failure}")
+                self._changed(False)
                 return
             self._next_start = time.monotonic() + delay
             self._say(f"lensmith: {self.reason}")
             await asyncio.sleep(delay)
             delay = min(delay * 2, self._timing.longest_delay)
-            metrics.engine_restarts.inc()
+            metrics.engine_restarts.labels(self.name).inc()
 
     def _obituary(self, code: int) -> str:
         last_line = f" Its last log line: {self.log[-1]}" if self.log else ""
         how = f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
         return f"The {self.spec.name} engine {self._ended_because or how}.{last_line}"
 
-    async def _run_once(self, metrics: Metrics) -> int:
+    async def _run_once(self) -> int:
         """Start the child, watch it, and give its exit code once it has ended."""
         port = free_port()
         self.key = key = secrets.token_hex(24)
@@ -153,10 +161,15 @@ class LocalEngine:
         self.log.clear()
         self._next_start, self._reason = 0.0, f"The {self.spec.name} engine is starting."
         self._ready_since, self._ended_because = None, ""
-        argv = self.spec.argv(python=sys.executable, folder=self._folder, name=self.models[0], port=port, key=key)
+        argv = self.spec.argv(python=sys.executable, folder=self._folder, name=self.served[0], port=port, key=key)
         self._process = process = await asyncio.create_subprocess_exec(
             *argv,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.spec.child_environment(key)},
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                **self.spec.child_environment(key),
+                **self._environment,
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -164,7 +177,7 @@ class LocalEngine:
             preexec_fn=_die_with_parent(os.getpid()),
         )
         logs = asyncio.create_task(self._read_log(process))
-        health = asyncio.create_task(self._watch_health(process, metrics))
+        health = asyncio.create_task(self._watch_health(process))
         try:
             code = await process.wait()
             # Its own children may hold the pipe, the port or the GPU.
@@ -172,8 +185,7 @@ class LocalEngine:
             await asyncio.wait([logs], timeout=1.0)
             return code
         finally:
-            self._ready = False
-            metrics.engine_up.set(0)
+            self._changed(False)
             for task in (logs, health):
                 task.cancel()
 
@@ -193,20 +205,19 @@ class LocalEngine:
             self.log.append(line)
             self._say(f"{self.spec.name}: {line}")
 
-    async def _watch_health(self, process: asyncio.subprocess.Process, metrics: Metrics) -> None:
+    async def _watch_health(self, process: asyncio.subprocess.Process) -> None:
         """Ask for the child's health until it ends; end it when it hangs."""
         timing, started, failures = self._timing, time.monotonic(), 0
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timing.probe_timeout)) as session:
             while True:
                 if await self._healthy(session):
                     failures = 0
-                    if not self._ready:
-                        self._ready = True
-                        metrics.engine_up.set(1)
+                    if not self.ready:
                         if self._ready_since is None:
                             self._ready_since = time.monotonic()
                             took = self._ready_since - started
                             self._say(f"lensmith: The {self.spec.name} engine is ready after {took:.1f} s.")
+                        self._changed(True)
                 elif self._ready_since is None:
                     if time.monotonic() - started > self.spec.start_seconds:
                         self._ended_because = f"was not ready after {self.spec.start_seconds:g} s and was ended"
@@ -215,8 +226,8 @@ class LocalEngine:
                 else:
                     failures += 1
                     if failures >= 2:  # one may be a moment's load
-                        self._ready, self._reason = False, f"The {self.spec.name} engine does not answer."
-                        metrics.engine_up.set(0)
+                        self._reason = f"The {self.spec.name} engine does not answer."
+                        self._changed(False)
                     if failures >= timing.failures:
                         self._ended_because = f"did not answer {failures} health checks and was ended"
                         _signal_group(process.pid, signal.SIGKILL)

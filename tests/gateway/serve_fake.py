@@ -6,6 +6,8 @@ from pathlib import Path
 
 from gateway.engines import LMDEPLOY, EngineSpec
 from gateway.image_pool import PixelBudget
+from gateway.metrics import Metrics
+from gateway.models import Model, Models, Replica
 from gateway.server import bind, run
 from gateway.settings import Settings
 from gateway.supervisor import LocalEngine, Timing
@@ -24,8 +26,10 @@ def main() -> None:
         developer_role=LMDEPLOY.developer_role,
         drops_stop=LMDEPLOY.drops_stop,
     )
-    engine = LocalEngine(spec, Path("/nowhere"), "fake", Timing(**json.loads(timing)))
-    run(engine, Settings(), PixelBudget(), bind("127.0.0.1", int(port)))
+    engine = LocalEngine(spec, Path("/nowhere"), "fake", name="fake-0", timing=Timing(**json.loads(timing)))
+    metrics = Metrics()
+    model = Model("fake", [Replica(engine, "fake")], budget=PixelBudget(), max_waiting=256, metrics=metrics)
+    run(Models([model]), Settings(), metrics, bind("127.0.0.1", int(port)))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_requests_at_a_time(guarded: tuple[Process, str], add: Callable[..., str
 
         def running() -> float:
             metrics = httpx.get(gateway.url + "/metrics", headers={"authorization": f"Bearer {first}"}).text
-            return "lensmith_requests_running 1.0" in metrics
+            return 'lensmith_requests_running{model="fake"} 1.0' in metrics
 
         until("one runs", running)
         refused = chat(gateway, secret)

@@ -1,0 +1,124 @@
+"""From a configuration to models and engines: everything that can be wrong is found before anything slow starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from glob import glob
+from pathlib import Path
+
+from yarl import URL
+
+from gateway.config import Config, ConfigError, ModelConfig, ReplicaConfig
+from gateway.engine import Engine, RemoteEngine, base_url
+from gateway.engines import HARMLESS, LAUNCHED, EngineSpec
+from gateway.image_pool import PixelBudget
+from gateway.metrics import Metrics
+from gateway.models import Model, Models, Replica
+from gateway.settings import Settings
+from gateway.supervisor import LocalEngine
+from modelfiles.folder import ModelFolder, ModelFolderError
+
+
+def build(config: Config, metrics: Metrics) -> Models:
+    """The models of a configuration, not started yet. Raises ConfigError."""
+    remote: dict[tuple[URL, str | None], Engine] = {}
+    return Models(_model(name, model, config.limits, metrics, remote) for name, model in config.models.items())
+
+
+def _model(
+    name: str,
+    config: ModelConfig,
+    settings: Settings,
+    metrics: Metrics,
+    remote: dict[tuple[URL, str | None], Engine],
+) -> Model:
+    replicas, budgets = [], []
+    for at, replica in enumerate(config.replicas):
+        where = ("models", name, "replicas", at)
+        engine: Engine
+        if replica.folder is not None:
+            folder = open_folder(replica.folder, (*where, "folder"))
+            budgets.append(pixel_budget(folder, settings))
+            spec = choose(replica.engine, (*where, "engine"))
+            engine = LocalEngine(
+                spec, folder.path, name, name=f"{name}/{spec.name}-{at}", environment=_environment(replica)
+            )
+        else:
+            assert replica.url is not None
+            try:
+                key = (base_url(replica.url), engine_key(replica, where))
+            except ValueError as error:
+                raise ConfigError(str(error), (*where, "url")) from None
+            # One engine, and one health check, for all models that are served at the same address.
+            engine = remote.setdefault(key, RemoteEngine(*key))
+        replicas.append(Replica(engine, replica.model or name, settings.max_running or replica.slots or 0))
+    model = Model(
+        name,
+        replicas,
+        aliases=config.aliases,
+        sampling=config.sampling.model_dump(exclude_none=True),
+        # An engine elsewhere says nothing of its model's images; a folder for the same model does.
+        budget=budgets[0] if budgets else PixelBudget(most=settings.image_pixels),
+        max_waiting=settings.max_waiting,
+        metrics=metrics,
+    )
+    for field, value in model.sampling.items():
+        if field in model.spec.refused and value not in HARMLESS.get(field, ()):
+            raise ConfigError(f"{model.spec.refused[field]}.", ("models", name, "sampling", field))
+    return model
+
+
+def _environment(replica: ReplicaConfig) -> dict[str, str]:
+    return {} if replica.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))}
+
+
+def engine_key(replica: ReplicaConfig, where: tuple[str | int, ...]) -> str | None:
+    """The key for a remote engine. Raises ConfigError if its environment variable isn't set."""
+    if replica.api_key_env is None:
+        return None
+    key = os.environ.get(replica.api_key_env)
+    if not key:
+        raise ConfigError(f"The environment variable {replica.api_key_env} is not set.", (*where, "api_key_env"))
+    return key
+
+
+def open_folder(path: Path, where: tuple[str | int, ...] = ()) -> ModelFolder:
+    """The model folder at `path`. Raises ConfigError if it can't be served."""
+    try:
+        return ModelFolder.open(path)
+    except ModelFolderError as error:
+        raise ConfigError(str(error), where) from None
+
+
+def pixel_budget(folder: ModelFolder, settings: Settings) -> PixelBudget:
+    """What the folder's image processor makes of an image, and no more pixels than the settings allow."""
+    least, most = folder.image_pixel_limits
+    limits = [limit for limit in (most, settings.image_pixels) if limit]
+    return PixelBudget(folder.patch_size * folder.merge_size or 1, least, min(limits, default=0))
+
+
+def choose(engine: str | None, where: tuple[str | int, ...] = ()) -> EngineSpec:
+    """The engine to start. Raises ConfigError if it isn't installed or has no GPU."""
+    if engine is None:
+        engine = "lmdeploy" if has_gpu() and installed("lmdeploy") else "transformers"
+    spec = LAUNCHED[engine]
+    missing = [module for module in spec.modules if not installed(module)]
+    if missing:
+        raise ConfigError(
+            f"The {spec.name} engine needs {' and '.join(missing)}: pip install 'lensmith[{spec.extra}]'", where
+        )
+    if spec.name == "lmdeploy" and not has_gpu():
+        raise ConfigError("The lmdeploy engine needs an NVIDIA GPU; use the engine transformers here.", where)
+    return spec
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver shows a GPU; `/dev/dxg` is where WSL has it."""
+    return bool(glob("/proc/driver/nvidia/gpus/*") or glob("/dev/nvidia[0-9]*")) or (
+        Path("/dev/dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
+    )

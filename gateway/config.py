@@ -1,0 +1,143 @@
+"""What the gateway serves, as one object: made from `gateway.yaml`, or from `lensmith serve MODEL_DIR`.
+
+The models below are at once the check of the file, its JSON schema and its documentation. They are never on a request's
+path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+
+from gateway.settings import Settings
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message is one sentence for the operator.
+
+    `where` is the path to the value in the file, such as ("models", "qwen", "replicas", 0, "url").
+    """
+
+    def __init__(self, message: str, where: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class Part(BaseModel):
+    """A part of the file: unknown keys are errors, and nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SamplingConfig(Part):
+    """What a request gets where it is silent. The ranges are those of the request's own fields."""
+
+    temperature: float | None = Field(None, ge=0, le=2, description="Randomness; 0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this probability.")
+    top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; -1 for all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that were there before.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time they were there.")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Above 1: against repetition.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens.")
+    seed: int | None = Field(None, description="Seed of the sampling.")
+
+
+class ReplicaConfig(Part):
+    """One engine that serves the model: a folder to start one with, or the URL of one that runs elsewhere."""
+
+    folder: Path | None = Field(None, description="A model folder; the gateway starts an engine for it.")
+    engine: Literal["transformers", "lmdeploy"] | None = Field(
+        None, description="What runs the folder. Unset: lmdeploy if it is installed and there is an NVIDIA GPU."
+    )
+    gpus: list[int] | None = Field(None, description="The GPUs that the engine of this folder may see. Unset: all.")
+    url: str | None = Field(None, description="Address of a running OpenAI-compatible server.")
+    api_key_env: str | None = Field(None, description="Environment variable with the key that this server wants.")
+    model: str | None = Field(None, description="Name by which this server knows the model. Unset: the model's own.")
+    slots: int | None = Field(None, ge=1, description="Answers to hand to it at once. Unset: what suits the engine.")
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReplicaConfig:
+        if (self.folder is None) == (self.url is None):
+            raise ValueError("give either 'folder' or 'url'")
+        for key, belongs in (("engine", "folder"), ("gpus", "folder"), ("api_key_env", "url"), ("model", "url")):
+            if getattr(self, key) is not None and getattr(self, belongs) is None:
+                raise ValueError(f"'{key}' is for a replica with a '{belongs}'")
+        return self
+
+
+class ModelConfig(Part):
+    """A model, under the name that clients give in `model`."""
+
+    aliases: list[str] = Field(default_factory=list, description="More names for it.")
+    sampling: SamplingConfig = Field(
+        SamplingConfig.model_validate({}), description="Defaults where a request is silent."
+    )
+    replicas: list[ReplicaConfig] = Field(min_length=1, description="The engines that serve it.")
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as they stand in the file."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
+    }
+
+
+class _SettingsPart(Part):
+    @model_validator(mode="after")
+    def _as_the_table_says(self) -> _SettingsPart:
+        self.settings()
+        return self
+
+    def settings(self) -> Settings:
+        given: dict[str, Any] = self.model_dump()
+        for name, value in given.items():
+            if isinstance(value, list):
+                given[name] = tuple(value)
+        return Settings(**given)
+
+
+def _settings_part() -> type[_SettingsPart]:
+    """The table in settings.py as a part of the file."""
+    fields: dict[str, Any] = {}
+    for setting in dataclasses.fields(Settings):
+        default, about = setting.default, {"description": setting.metadata["help"]}
+        if isinstance(default, tuple):
+            fields[setting.name] = (list[str], Field(list(default), **about))
+        elif isinstance(default, int):
+            fields[setting.name] = (int, Field(default, ge=setting.metadata["least"], **about))
+        else:
+            fields[setting.name] = (float, Field(default, gt=0, **about))
+    made: type[_SettingsPart] = create_model("SettingsConfig", __base__=_SettingsPart, __doc__="Limits.", **fields)
+    return made
+
+
+SettingsConfig = _settings_part()
+
+
+class Config(Part):
+    """The whole file."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    keys: Path | None = Field(None, description="File of the API keys that clients need; see `lensmith keys`.")
+    settings: SettingsConfig = Field(SettingsConfig.model_validate({}), description="Limits.")  # type: ignore[valid-type]
+    models: dict[str, ModelConfig] = Field(min_length=1, description="The models, by name.")
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) else value
+
+    @property
+    def limits(self) -> Settings:
+        limits: Settings = self.settings.settings()  # type: ignore[attr-defined]
+        return limits

@@ -1,0 +1,173 @@
+"""The models the gateway serves: names, replicas, places, and what a request gets where it is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from gateway.admission import Admission
+from gateway.engine import Engine
+from gateway.engines import EngineSpec
+from gateway.errors import ApiError, bad_request
+from gateway.image_pool import PixelBudget
+from gateway.keys import Tenant
+from gateway.metrics import Metrics
+from gateway.routing import Router, Target
+from gateway.slots import Slots
+
+
+class Replica(Target):
+    """An engine, the name it knows the model by, and how many answers of it to have there at once."""
+
+    def __init__(self, engine: Engine, model: str, slots: int = 0) -> None:
+        super().__init__(engine.name, slots or engine.spec.slots, up=False)
+        self.engine = engine
+        self.model = model
+
+    @property
+    def reason(self) -> str:
+        """Why it isn't up, in a sentence."""
+        if self.engine.ready and self.model not in self.engine.served:
+            return f"{self.name} serves {', '.join(self.engine.served)}, not '{self.model}'."
+        return self.engine.reason
+
+    def look(self) -> None:
+        self.up = self.engine.ready and self.model in self.engine.served
+
+
+class Model:
+    """One model under all its names. `budget` is what it makes of an image."""
+
+    def __init__(
+        self,
+        name: str,
+        replicas: Sequence[Replica],
+        *,
+        aliases: Sequence[str] = (),
+        sampling: Mapping[str, Any] | None = None,
+        budget: PixelBudget,
+        max_waiting: int,
+        metrics: Metrics,
+    ) -> None:
+        self.name = name
+        self.replicas = list(replicas)
+        self.aliases = list(aliases)
+        self.sampling = dict(sampling or {})
+        self.budget = budget
+        self.spec = combined([replica.engine.spec for replica in replicas])
+        self.router = Router(self.replicas)
+        self.slots = Slots(Admission(1, max_waiting), metrics, name)
+        for replica in self.replicas:
+            replica.engine.listen(self._look)
+        self._look()
+
+    def _look(self) -> None:
+        """See which replicas are up, and let as many requests run as they have places."""
+        for replica in self.replicas:
+            replica.look()
+        # At least one, so that those who wait are told when nothing is up any more.
+        self.slots.resize(max(1, self.router.slots))
+
+    @property
+    def ready(self) -> bool:
+        return any(replica.up for replica in self.replicas)
+
+    @property
+    def reason(self) -> str:
+        """Why it isn't ready, in a sentence for each replica."""
+        return " ".join(dict.fromkeys(replica.reason for replica in self.replicas))
+
+    @property
+    def retry_after(self) -> float:
+        return min(replica.engine.retry_after for replica in self.replicas)
+
+    def unavailable(self) -> ApiError:
+        return ApiError(503, self.reason, code="engine_unavailable", retry_after=self.retry_after)
+
+    def fill_in(self, body: dict[str, Any]) -> None:
+        """Put the model's sampling defaults where the request is silent; null is silence."""
+        for field, value in self.sampling.items():
+            if field == "max_tokens" and body.get("max_completion_tokens") is not None:
+                continue
+            if body.get(field) is None:
+                body[field] = value
+
+    def enter(self, weight: int, tried: Collection[Replica] = ()) -> Replica | None:
+        """The replica for a request, counted as outstanding there; None if there is none."""
+        chosen = self.router.enter(weight, tried)
+        assert chosen is None or isinstance(chosen, Replica)
+        return chosen
+
+    def leave(self, replica: Replica, weight: int) -> None:
+        self.router.leave(replica, weight)
+
+    def described(self) -> dict[str, Any]:
+        """What /ready says of it."""
+        replicas = [
+            {"name": replica.name, "ready": replica.up, **({} if replica.up else {"reason": replica.reason})}
+            for replica in self.replicas
+        ]
+        return {"ready": self.ready, "replicas": replicas}
+
+
+def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
+    """What may be asked of a model whichever of its replicas gets the request."""
+    first, *others = specs
+    for spec in others:
+        first = dataclasses.replace(
+            first,
+            refused={**spec.refused, **first.refused},
+            developer_role=first.developer_role and spec.developer_role,
+            drops_stop=first.drops_stop or spec.drops_stop,
+        )
+    return first
+
+
+class Models:
+    """All models, found by name or alias, and the engines behind them."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.all = list(models)
+        self._by_name = {name: model for model in self.all for name in (model.name, *model.aliases)}
+        self.engines = list(dict.fromkeys(replica.engine for model in self.all for replica in model.replicas))
+
+    @property
+    def names(self) -> list[str]:
+        """Names and aliases."""
+        return list(self._by_name)
+
+    def get(self, name: str) -> Model | None:
+        return self._by_name.get(name)
+
+    def allowed(self, tenant: Tenant | None, name: str) -> bool:
+        """Whether the holder of a key may use the model of this name; a key that names the model allows its aliases."""
+        return tenant is None or tenant.may_use(name) or tenant.may_use(self._by_name[name].name)
+
+    def find(self, body: dict[str, Any]) -> Model:
+        """The model a request asks for. Raises ApiError 400 or 404."""
+        name = body.get("model")
+        if not isinstance(name, str) or not name:
+            raise bad_request("'model' is required and must be a string.", "model", "missing_required_parameter")
+        found = self._by_name.get(name)
+        if found is None:
+            raise ApiError(
+                404,
+                "There is no such model; GET /v1/models lists those there are.",
+                code="model_not_found",
+                param="model",
+            )
+        return found
+
+    @property
+    def failure(self) -> str | None:
+        """Why the gateway can never serve anything, once all its engines were given up."""
+        failures = [engine.failure for engine in self.engines if engine.failure is not None]
+        return " ".join(failures) if len(failures) == len(self.engines) else None
+
+    async def start(self, metrics: Metrics) -> None:
+        await asyncio.gather(*(engine.start(metrics) for engine in self.engines))
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(engine.stop() for engine in self.engines))
