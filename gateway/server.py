@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ import click
 import uvicorn
 
 from gateway.app import create_app
+from gateway.connection import connection_class, drop_stalled
 from gateway.keys import KeyRing
 from gateway.metrics import Metrics
 from gateway.models import Models
@@ -53,9 +55,12 @@ def run(
         access_log=False,
         server_header=False,
         ws="none",
+        http=connection_class(settings),
+        timeout_keep_alive=math.ceil(settings.keepalive_timeout),
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
     server = uvicorn.Server(config)
+    drop_stalled(bound, settings.stall_timeout)
 
     def leave_if_all_failed() -> None:
         server.should_exit = server.should_exit or models.failure is not None

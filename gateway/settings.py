@@ -49,7 +49,14 @@ class Settings:
     max_running: int = _setting(0, "Answers the engine works on at once; 0 takes what suits the engine.")
     max_waiting: int = _setting(256, "Requests that may wait for a place at the engine; one more is answered 503.", 1)
     queue_timeout: float = _setting(60.0, "Longest wait for a place at the engine in seconds, else 503.")
+    header_timeout: float = _setting(10.0, "Seconds a client has to send a request's head, else 408.")
     body_timeout: float = _setting(120.0, "Seconds a client has to send its whole body, else 408.")
+    stall_timeout: float = _setting(
+        60.0, "Seconds after which a client is disconnected that takes none of its answer, or whose machine is gone."
+    )
+    keepalive_timeout: float = _setting(
+        75.0, "Seconds a connection is kept open for the next request; behind a proxy, longer than the proxy keeps it."
+    )
     engine_timeout: float = _setting(600.0, "Seconds an engine may be silent before a request is answered 504.")
     sse_keepalive: float = _setting(15.0, "Seconds of silence in a stream after which a comment line is sent.")
     drain_seconds: float = _setting(30.0, "Seconds that running requests get to end when the gateway is told to stop.")
