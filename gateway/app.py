@@ -17,22 +17,26 @@ from starlette.routing import Route
 
 from gateway.asgi import RequestIds, error_body
 from gateway.auth import Authenticate
-from gateway.chat import PATH as CHAT_PATH
-from gateway.chat import ChatCompletions, Gateway, Translate
+from gateway.chat import ChatCompletions, Check, Gateway, Translate
+from gateway.completions import check_completion
 from gateway.errors import ApiError
 from gateway.keys import KeyRing, Tenant
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.ollama.requests import translate_chat, translate_generate
 from gateway.ollama.routes import ollama_routes
+from gateway.schema import check_chat
 from gateway.settings import Settings
+from gateway.tokenize import check_tokenize
 from gateway.upstream import new_session
 
-# Routes of the request path, and how their requests become chat completions.
-ROUTES: dict[str, Translate | None] = {
-    f"/{CHAT_PATH}": None,
-    "/api/chat": translate_chat,
-    "/api/generate": translate_generate,
+# Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
+ROUTES: dict[str, tuple[Translate | None, Check]] = {
+    "/v1/chat/completions": (None, check_chat),
+    "/v1/completions": (None, check_completion),
+    "/tokenize": (None, check_tokenize),
+    "/api/chat": (translate_chat, check_chat),
+    "/api/generate": (translate_generate, check_chat),
 }
 
 
@@ -48,8 +52,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRi
         async with new_session(settings.engine_timeout) as session:
             gateway = Gateway(models, settings, metrics, session)
             # First, because routes are tried in turn. ASGI endpoints: they watch for a client's disconnect themselves.
-            for at, (path, translate) in enumerate(ROUTES.items()):
-                app.router.routes.insert(at, Route(path, ChatCompletions(gateway, translate), methods=["POST"]))
+            for at, (path, (translate, check)) in enumerate(ROUTES.items()):
+                app.router.routes.insert(at, Route(path, ChatCompletions(gateway, translate, check), methods=["POST"]))
             await models.start(metrics)
             lag = asyncio.create_task(metrics.watch_loop())
             try:

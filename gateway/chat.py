@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
 from gateway.call import Call
+from gateway.engines import EngineSpec
 from gateway.errors import ApiError
 from gateway.event_stream import KeepAlive, start_stream
 from gateway.fetch import ImageFetcher
@@ -23,7 +24,7 @@ from gateway.image_pool import ImagePool, settle_images
 from gateway.images import ImagePart, check_count, check_images
 from gateway.metrics import Metrics
 from gateway.models import Model, Models
-from gateway.relay import Relay, read_answer
+from gateway.relay import Relay, read_completion
 from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
 from gateway.slots import ByteBudget, Slot
@@ -31,8 +32,8 @@ from gateway.sse import EventTooLong, error_event
 from gateway.translation import Object, Translation, rename, write_answer, write_events
 from gateway.upstream import post, read_all
 
-PATH = "v1/chat/completions"
 Translate = Callable[[Object], Translation]
+Check = Callable[[Object, EngineSpec], ChatRequest]
 CLIENT_GONE = 499  # nginx's status for it; never sent, only counted
 # How long we wait for the end of an engine's answer after [DONE], to use its connection again.
 TAIL_SECONDS = 0.25
@@ -58,11 +59,12 @@ class Gateway:
 
 
 class ChatCompletions:
-    """The ASGI endpoint. `translate` makes chat completions of another API's requests."""
+    """The ASGI endpoint. `translate` makes chat completions of another API's requests; `check` checks them."""
 
-    def __init__(self, gateway: Gateway, translate: Translate | None = None) -> None:
+    def __init__(self, gateway: Gateway, translate: Translate | None = None, check: Check = check_chat) -> None:
         self._gateway = gateway
         self._translate = translate
+        self._check_fields = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["request_id"], scope.get("tenant"))
@@ -143,11 +145,12 @@ class ChatCompletions:
                 if replica is None:  # it may have died while the request waited
                     raise model.unavailable()
                 engine, body = replica.engine, payload.named(replica.model)
-                async with post(gateway.session, engine.url / PATH, body, engine.key, call.request_id) as response:
+                url = engine.url / request.path
+                async with post(gateway.session, url, body, engine.key, call.request_id) as response:
                     if request.stream:
                         await self._stream(call, request, response, watch, slot, send)
                     else:
-                        answer, call.usage = read_answer(await read_all(response), request.stops)
+                        answer, call.usage = request.read(await read_all(response), request.stops)
                         if call.translation is not None:
                             answer = write_answer(call.translation.writer, answer)
                         watch.stop()
@@ -197,7 +200,7 @@ class ChatCompletions:
             raise ApiError(403, message, code="model_not_allowed", param="model")
         call.model = model.name
         model.fill_in(body)
-        request = check_chat(body, model.spec)
+        request = self._check_fields(body, model.spec)
         call.stream = request.stream
         check_count(request.images, self._gateway.settings)
         fetcher = self._gateway.fetcher
@@ -217,7 +220,7 @@ class ChatCompletions:
         send: Send,
     ) -> None:
         if response.content_type != "text/event-stream":
-            read_answer(await read_all(response))  # an error answered with status 200 is the likely cause
+            read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
         writer = call.translation.writer if call.translation is not None else None
         relay = Relay(request.include_usage or writer is not None, request.stops)

@@ -26,6 +26,9 @@ class EngineSpec:
     refused: Mapping[str, str] = field(default_factory=dict)
     developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
     drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
+    refused_in_text: Mapping[str, str] = field(default_factory=dict)  # the same for /v1/completions, beside `refused`
+    tokenize_path: str = ""  # its route that tokenises chats and texts alike, if there is one
+    encode_path: str = ""  # its route that tokenises texts only
 
     def argv(self, *, python: str, folder: Path, name: str, port: int, key: str) -> list[str]:
         values = {"python": python, "folder": str(folder), "name": name, "port": str(port), "key": key}
@@ -47,6 +50,11 @@ HARMLESS: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "reasoning_effort": ("none",),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+    "n": (1,),
+    "logprobs": (0,),
 }
 
 # Documented fields of OpenAI's chat completions that no engine behind this gateway can honour.
@@ -61,6 +69,13 @@ NOWHERE: Mapping[str, str] = {
     "web_search_options": "web search is not supported",
 }
 
+# And of /v1/completions.
+NOWHERE_IN_TEXT: Mapping[str, str] = {
+    "echo": "put the prompt before the answer yourself",
+    "suffix": "there is no model for filling in the middle",
+    "best_of": "use 'n'",
+}
+
 TRANSFORMERS = EngineSpec(
     name="transformers",
     # Our own server around `generate`. It refuses by itself what it cannot do.
@@ -72,6 +87,7 @@ TRANSFORMERS = EngineSpec(
     slots=16,  # two of its batches: the next one is complete when one ends
     modules=("torch", "transformers"),
     extra="cpu",
+    tokenize_path="tokenize",
 )
 
 LMDEPLOY = EngineSpec(
@@ -97,6 +113,12 @@ LMDEPLOY = EngineSpec(
     },
     developer_role=False,
     drops_stop=True,
+    refused_in_text={
+        "n": "the LMDeploy engine gives one answer to a text completion",
+        "logprobs": "the LMDeploy engine drops it in text completions",
+        "logit_bias": "the LMDeploy engine drops it in text completions",
+    },
+    encode_path="v1/encode",
 )
 
 # Any OpenAI-compatible server that is already running: what it cannot do, it must say itself.

@@ -71,15 +71,9 @@ class Relay:
         return single
 
 
-def read_answer(answer: bytes, stops: Stops | None = None) -> tuple[bytes, dict[str, Any]]:
+def read_completion(answer: bytes, stops: Stops | None = None) -> tuple[bytes, dict[str, Any]]:
     """A whole answer, cut at the stop strings, and its usage. Raises ApiError 502 for anything but a completion."""
-    try:
-        payload = orjson.loads(answer)
-    except orjson.JSONDecodeError:
-        raise ApiError(502, "The engine's answer is not valid JSON.", code="engine_error") from None
-    failure = engine_error(payload, _status_inside(payload))
-    if failure is not None:
-        raise failure
+    payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
         raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
     if stops is not None:
@@ -87,6 +81,18 @@ def read_answer(answer: bytes, stops: Stops | None = None) -> tuple[bytes, dict[
         answer = orjson.dumps(payload)
     usage = payload.get("usage")
     return answer, usage if isinstance(usage, dict) else {}
+
+
+def read_json(answer: bytes) -> Any:
+    """An engine's answer. Raises ApiError for one that is no JSON or holds an error."""
+    try:
+        payload = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        raise ApiError(502, "The engine's answer is not valid JSON.", code="engine_error") from None
+    failure = engine_error(payload, _status_inside(payload))
+    if failure is not None:
+        raise failure
+    return payload
 
 
 def _status_inside(payload: Any) -> int:

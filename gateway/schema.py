@@ -6,7 +6,7 @@ input. Fields we don't know are passed on: engines have their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 from gateway.engines import HARMLESS, NOWHERE, EngineSpec
 from gateway.errors import ApiError, bad_request
 from gateway.images import ImagePart
+from gateway.relay import read_completion
 from gateway.stops import Stops
 
 Object = dict[str, Any]
@@ -23,6 +24,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_N = 128
 MAX_STOP = 16
 MAX_TOOLS = 128
+
+
+CHAT_PATH = "v1/chat/completions"
+# A whole answer and the request's stop strings -> what the client gets, and the usage. Raises ApiError 502.
+Reader = Callable[[bytes, Stops | None], tuple[bytes, Object]]
 
 
 @dataclass
@@ -36,6 +42,8 @@ class ChatRequest:
     answers: int  # n
     images: list[ImagePart]
     stops: Stops | None  # what the gateway cuts, because the engine doesn't
+    path: str = CHAT_PATH  # at the engine
+    read: Reader = read_completion  # what makes the client's answer of the engine's
 
 
 def parse_json(raw: bytes) -> Object:
@@ -55,24 +63,45 @@ def check_chat(body: Object, spec: EngineSpec) -> ChatRequest:
 
     Raises ApiError 400 whose `param` is the field. A field set to null counts as absent, as OpenAI's clients mean it.
     """
+    model = check_fields(body, FIELDS)
+    _check_together(body)
+    for table in (NOWHERE, spec.refused):
+        refuse(body, table)
+    images = check_messages(body.get("messages"), spec)
+    stream, include_usage = stream_fields(body)
+    answers = body.get("n") or 1
+    return ChatRequest(body, model, stream, include_usage, answers, images, settle_stop(body, answers, spec))
+
+
+def check_fields(body: Object, fields: Mapping[str, Check]) -> str:
+    """Check those that are there, and return the model's name."""
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise missing("model", "a string")
-    for field, check in FIELDS.items():
+    for field, check in fields.items():
         value = body.get(field)
         if value is not None:
             check(field, value)
-    _check_together(body)
-    _refuse(body, spec)
-    images = _check_messages(body.get("messages"), spec)
-    stream, answers = body.get("stream") is True, body.get("n") or 1
-    options = body.get("stream_options") or {}
-    return ChatRequest(
-        body, model, stream, options.get("include_usage") is True, answers, images, _stops(body, answers, spec)
-    )
+    if body.get("stream_options") is not None and body.get("stream") is not True:
+        raise bad_request("'stream_options' is only allowed when 'stream' is true.", "stream_options")
+    return model
 
 
-def _stops(body: Object, answers: int, spec: EngineSpec) -> Stops | None:
+def refuse(body: Object, table: Mapping[str, str]) -> None:
+    """Refuse the table's fields, unless their value asks for nothing."""
+    for field, why in table.items():
+        value = body.get(field)
+        if value is not None and value not in HARMLESS.get(field, ()):
+            raise bad_request(f"'{field}' cannot be honoured: {why}.", field, "unsupported_parameter")
+
+
+def stream_fields(body: Object) -> tuple[bool, bool]:
+    """Whether the answer is a stream, and whether the client wants its usage."""
+    return body.get("stream") is True, (body.get("stream_options") or {}).get("include_usage") is True
+
+
+def settle_stop(body: Object, answers: int, spec: EngineSpec) -> Stops | None:
+    """The stop strings that the gateway must cut, because the engine drops them."""
     stop = body.get("stop")
     if not stop or not spec.drops_stop:
         return None
@@ -211,23 +240,13 @@ FIELDS: dict[str, Check] = {
 
 
 def _check_together(body: Object) -> None:
-    if body.get("stream_options") is not None and body.get("stream") is not True:
-        raise bad_request("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     if body.get("top_logprobs") is not None and body.get("logprobs") is not True:
         raise bad_request("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
     if body.get("tool_choice") not in (None, "none", "auto") and not body.get("tools"):
         raise bad_request("'tool_choice' needs 'tools'.", "tool_choice")
 
 
-def _refuse(body: Object, spec: EngineSpec) -> None:
-    for table in (NOWHERE, spec.refused):
-        for field, why in table.items():
-            value = body.get(field)
-            if value is not None and value not in HARMLESS.get(field, ()):
-                raise bad_request(f"'{field}' cannot be honoured: {why}.", field, "unsupported_parameter")
-
-
-def _check_messages(messages: Any, spec: EngineSpec) -> list[ImagePart]:
+def check_messages(messages: Any, spec: EngineSpec) -> list[ImagePart]:
     """Check the messages, settle roles the engine doesn't know, and return the images."""
     if not isinstance(messages, list) or not messages:
         raise missing("messages", "a list of at least one message")

@@ -66,25 +66,35 @@ class Stops:
         cutter = self._cutters[choice.get("index", 0) % len(self._cutters)]
         if cutter.hit:
             return False
-        delta = choice.get("delta") or {}
-        content = delta.get("content")
+        fields, name = _text_field(choice)
+        content = fields.get(name)
         text = cutter.feed(content if isinstance(content, str) else "")
         if cutter.hit:
             choice["finish_reason"] = "stop"
         elif choice.get("finish_reason") is not None:
             text += cutter.end()
-        elif content and not text and "role" not in delta:
+        elif content and not text and "role" not in fields:
             return False
         if content or text:
-            choice["delta"] = {**delta, "content": text}
+            fields[name] = text
         return True
 
     def cut_answer(self, payload: dict[str, Any]) -> None:
         """Cut a whole answer in place."""
         for choice, cutter in zip(payload["choices"], self._cutters, strict=False):
-            content = choice["message"].get("content")
+            fields, name = _text_field(choice)
+            content = fields.get(name)
             if isinstance(content, str):
-                text = cutter.feed(content)
-                choice["message"]["content"] = text + cutter.end()
+                fields[name] = cutter.feed(content) + cutter.end()
                 if cutter.hit:
                     choice["finish_reason"] = "stop"
+
+
+def _text_field(choice: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Where a choice has its text: a chat's in its delta or message, a text completion's in the choice itself."""
+    if "text" in choice:
+        return choice, "text"
+    held = choice.get("delta") or choice.get("message")
+    if held is None:
+        held = choice["delta"] = {}
+    return held, "content"

@@ -253,7 +253,7 @@ class Engine:
     def make_rows(self, request: ChatRequest) -> list[Row]:
         """One row per choice, ready for `submit`; slow, for a worker thread. Raises ApiError 400."""
         prompt = make_prompt(self.loaded.processor, request)
-        max_tokens = answer_limit(prompt, request.max_tokens, self.loaded.context)
+        max_tokens = answer_limit(prompt, request, self.loaded.context)
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         return [
             Row(
@@ -268,6 +268,11 @@ class Engine:
             )
             for choice in range(request.n)
         ]
+
+    def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """The prompt's tokens; slow, for a worker thread. Raises ApiError 400."""
+        ids: list[int] = make_prompt(self.loaded.processor, request).ids.tolist()
+        return ids
 
     def submit(self, rows: list[Row]) -> None:
         self.waiting.add(rows)

@@ -38,7 +38,9 @@ class Prompt:
 
 
 def make_prompt(processor: Any, request: ChatRequest) -> Prompt:
-    """Runs the chat template and the image processor. Raises ApiError 400."""
+    """Runs the chat template and the image processor, or neither for a text completion. Raises ApiError 400."""
+    if request.prompt is not None:
+        return text_prompt(processor, request.prompt)
     images = 0
     messages = []
     for message in request.messages:
@@ -65,6 +67,20 @@ def make_prompt(processor: Any, request: ChatRequest) -> Prompt:
     return Prompt(dict(features), images)
 
 
+def text_prompt(processor: Any, text: str) -> Prompt:
+    """A text completion's prompt, whose control tokens are what they say: it may hold a rendered chat template.
+
+    Raises ApiError 400, also for tokens that stand for an image or a video, because there is none.
+    """
+    try:
+        prompt = Prompt(dict(processor(text=[text], return_tensors="pt")), 0)
+    except ValueError as error:
+        raise bad_request(f"The model's processor refused the prompt: {str(error)[:200]}", "prompt") from None
+    if prompt.length == 0:
+        raise bad_request("'prompt' has no tokens.", "prompt")
+    return prompt
+
+
 def decode_image(uri: str, where: str) -> Image.Image:
     """The image of a base64 `data:` URI, upright, in RGB. Raises ApiError 400."""
     try:
@@ -83,17 +99,19 @@ def decode_image(uri: str, where: str) -> Image.Image:
         raise bad_request(message, where, "invalid_image") from None
 
 
-def answer_limit(prompt: Prompt, wanted: int | None, context: int) -> int:
-    """The most tokens the answer may have: `wanted`, else what the context length leaves. Raises ApiError 400."""
+def answer_limit(prompt: Prompt, request: ChatRequest, context: int) -> int:
+    """The most tokens the answer may have: as wanted, else what the context length leaves. Raises ApiError 400."""
+    wanted = request.max_tokens
+    field, verb = ("messages", "have") if request.prompt is None else ("prompt", "has")
     if prompt.length + (wanted or 1) <= context:
         return wanted or context - prompt.length
     asked = "at least 1 token" if wanted is None else f"{wanted} tokens"
     message = (
-        f"This model's maximum context length is {context} tokens, but the messages have {prompt.length} tokens and "
-        f"{asked} of answer were asked for. Shorten the messages or ask for a shorter answer."
+        f"This model's maximum context length is {context} tokens, but the {field} {verb} {prompt.length} tokens and "
+        f"{asked} of answer were asked for. Shorten the {field} or ask for a shorter answer."
     )
     raise ApiError(
-        400, message, code="context_length_exceeded", param="messages" if prompt.length >= context else "max_tokens"
+        400, message, code="context_length_exceeded", param=field if prompt.length >= context else "max_tokens"
     )
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: a request's JSON checked into a `ChatRequest`, and answers put into OpenAI's words.
+"""OpenAI's chat and text completions: a request's JSON checked into a `ChatRequest`, answers put into OpenAI's words.
 
 Every field is honoured, refused with a 400 that names it, or in `IGNORED`, because it cannot change an answer.
 Source: https://platform.openai.com/docs/api-reference/chat/create; `top_k`, `min_p` and `repetition_penalty` are named
@@ -26,19 +26,11 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "modalities": (["text"],),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
 }
-HANDLED = {
-    "model",
-    "messages",
-    "max_tokens",
-    "max_completion_tokens",
-    "n",
-    "stop",
-    "logprobs",
-    "top_logprobs",
-    "stream",
-}
-HANDLED |= {"stream_options"}
+HANDLED = {"model", "max_tokens", "max_completion_tokens", "n", "stop", "logprobs", "stream", "stream_options"}
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IGNORED_IN_MESSAGE = {"name", "refusal", "annotations"}
 MAX_MESSAGES = 4096
@@ -68,12 +60,23 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Form:
+    """A kind of request: the fields that only it has."""
+
+    fields: frozenset[str]
+
+
+CHAT = Form(frozenset({"messages", "top_logprobs"}))
+TEXT = Form(frozenset({"prompt"}))
+
+
+@dataclass(frozen=True)
 class ChatRequest:
     """A checked request.
 
-    messages: {"role", "content": parts} for the chat template, a part being {"type": "text", "text": str} or
-    {"type": "image", "image": data URI, "where": its place in the request}; max_tokens: None means up to the context
-    length; top_logprobs: None means no log-probabilities.
+    prompt: the text of a text completion, which has no messages; messages: {"role", "content": parts} for the chat
+    template, a part being {"type": "text", "text": str} or {"type": "image", "image": data URI, "where": its place in
+    the request}; max_tokens: None means up to the context length; top_logprobs: None means no log-probabilities.
     """
 
     messages: list[dict[str, Any]]
@@ -84,9 +87,10 @@ class ChatRequest:
     top_logprobs: int | None = None
     stream: bool = False
     include_usage: bool = False
+    prompt: str | None = None
 
 
-def parse(body: object, *, model: str, defaults: SamplingParams, max_n: int) -> ChatRequest:
+def parse(body: object, form: Form, *, model: str, defaults: SamplingParams, max_n: int) -> ChatRequest:
     """Checks a decoded JSON body. Raises ApiError (400, or 404 for another model's name)."""
     if not isinstance(body, dict):
         raise bad_request("The body must be a JSON object.", None)
@@ -97,7 +101,7 @@ def parse(body: object, *, model: str, defaults: SamplingParams, max_n: int) -> 
         raise ApiError(
             404, f"The model does not exist; this engine serves {model!r}.", code="model_not_found", param="model"
         )
-    known = HANDLED | IGNORED | {setting.name for setting in fields(SamplingParams)}
+    known = HANDLED | form.fields | IGNORED | {setting.name for setting in fields(SamplingParams)}
     for name, value in body.items():
         if name not in known and value not in HARMLESS.get(name, ()):
             if name == "tools" and body.get("tool_choice") == "none":
@@ -112,19 +116,37 @@ def parse(body: object, *, model: str, defaults: SamplingParams, max_n: int) -> 
     limits = [integer(body, name, 1) for name in ("max_tokens", "max_completion_tokens") if name in body]
     if len(set(limits)) > 1:
         raise bad_request("'max_tokens' and 'max_completion_tokens' differ; give one of them.", "max_tokens")
-    logprobs = boolean(body, "logprobs")
-    if body.get("top_logprobs") and not logprobs:
-        raise bad_request("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
     return ChatRequest(
-        messages=parse_messages(body.get("messages")),
+        messages=parse_messages(body.get("messages")) if form is CHAT else [],
+        prompt=prompt_text(body.get("prompt")) if form is TEXT else None,
         params=sampling_params(body, defaults),
         max_tokens=limits[0] if limits else None,
         n=integer(body, "n", 1, max_n) if "n" in body else 1,
         stop=stop_strings(body.get("stop", [])),
-        top_logprobs=(integer(body, "top_logprobs", 0, 20) if "top_logprobs" in body else 0) if logprobs else None,
+        top_logprobs=chat_logprobs(body) if form is CHAT else text_logprobs(body),
         stream=stream,
         include_usage=boolean(options, "include_usage"),
     )
+
+
+def chat_logprobs(body: dict[str, Any]) -> int | None:
+    """How many alternatives to each token are wanted; None without log-probabilities."""
+    wanted = boolean(body, "logprobs")
+    if body.get("top_logprobs") and not wanted:
+        raise bad_request("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
+    if not wanted:
+        return None
+    return integer(body, "top_logprobs", 0, 20) if "top_logprobs" in body else 0
+
+
+def text_logprobs(body: dict[str, Any]) -> int | None:
+    return integer(body, "logprobs", 0, 20) if "logprobs" in body else None
+
+
+def prompt_text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise bad_request("'prompt' must be a non-empty string; this engine takes no lists and no token ids.", "prompt")
+    return value
 
 
 def sampling_params(body: dict[str, Any], defaults: SamplingParams) -> SamplingParams:
@@ -245,18 +267,26 @@ class TokenLogProb:
     log_prob: float
     top: list[tuple[bytes, float]] = field(default_factory=list)
 
+    @property
+    def text(self) -> str:
+        return self.token.decode("utf-8", "replace")
+
     def as_json(self) -> dict[str, Any]:
         top = [log_prob_json(token, log_prob) for token, log_prob in self.top]
         return {**log_prob_json(self.token, self.log_prob), "top_logprobs": top}
 
 
 def log_prob_json(token: bytes, log_prob: float) -> dict[str, Any]:
-    # -9999.0 is OpenAI's value for "very unlikely"; JSON has no infinity.
-    return {"token": token.decode("utf-8", "replace"), "logprob": max(log_prob, -9999.0), "bytes": list(token)}
+    return {"token": token.decode("utf-8", "replace"), "logprob": finite(log_prob), "bytes": list(token)}
 
 
-def log_probs_json(log_probs: Sequence[TokenLogProb] | None) -> dict[str, Any] | None:
-    return None if log_probs is None else {"content": [entry.as_json() for entry in log_probs], "refusal": None}
+def finite(log_prob: float) -> float:
+    """-9999.0 is OpenAI's value for "very unlikely"; JSON has no infinity."""
+    return max(log_prob, -9999.0)
+
+
+def log_probs_json(log_probs: Sequence[TokenLogProb]) -> dict[str, Any]:
+    return {"content": [entry.as_json() for entry in log_probs], "refusal": None}
 
 
 def usage_json(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

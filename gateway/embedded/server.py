@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -28,12 +27,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.embedded import protocol
+from gateway.embedded.answers import GENERATION_FAILED, Answer, TextAnswer
 from gateway.embedded.metrics import Metrics
 from gateway.errors import ApiError, bad_request
 from modelfiles.folder import ModelFolder, ModelFolderError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; /health must answer before
-    from gateway.embedded.engine import Engine, Piece, Row
+    from gateway.embedded.engine import Engine, Row
 
 MAX_BODY_BYTES = 512 * 1024 * 1024
 T = TypeVar("T")
@@ -57,6 +57,8 @@ class Service:
                 Route("/metrics", self.show_metrics),
                 Route("/v1/models", self.models),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
             ],
             middleware=[Middleware(RequireKey, key=key)],
             exception_handlers={
@@ -134,14 +136,34 @@ class Service:
         return json_response({"object": "list", "data": [model | {"max_model_len": self._ready().loaded.context}]})
 
     async def chat(self, request: Request) -> Response:
+        chat = await self._parse(request, protocol.CHAT)
+        return await self._answer(request, chat, Answer(self.name, chat))
+
+    async def complete(self, request: Request) -> Response:
+        text = await self._parse(request, protocol.TEXT)
+        return await self._answer(request, text, TextAnswer(self.name, text))
+
+    async def tokenize(self, request: Request) -> Response:
+        """The prompt's tokens, images among them, for either kind of request; in the shape of vLLM's /tokenize."""
         engine = self._ready()
-        chat = protocol.parse(
-            decode_json(await read_body(request)),
-            model=self.name,
-            defaults=engine.loaded.defaults,
-            max_n=self.max_batch_size,
+        body = decode_json(await read_body(request))
+        form = protocol.TEXT if isinstance(body, dict) and body.get("prompt") is not None else protocol.CHAT
+        parsed = self._check(body, form)
+        ids = await until_gone(
+            request, asyncio.get_running_loop().run_in_executor(self.workers, engine.prompt_ids, parsed)
         )
-        answer = Answer(self.name, chat)
+        return json_response({"count": len(ids), "max_model_len": engine.loaded.context, "tokens": ids})
+
+    async def _parse(self, request: Request, form: protocol.Form) -> protocol.ChatRequest:
+        self._ready()
+        return self._check(decode_json(await read_body(request)), form)
+
+    def _check(self, body: object, form: protocol.Form) -> protocol.ChatRequest:
+        defaults = self._ready().loaded.defaults
+        return protocol.parse(body, form, model=self.name, defaults=defaults, max_n=self.max_batch_size)
+
+    async def _answer(self, request: Request, chat: protocol.ChatRequest, answer: Answer) -> Response:
+        engine = self._ready()
         rows: list[Row] = []
         try:
             engine.waiting.preparing(1)
@@ -169,82 +191,6 @@ class Service:
         if self.engine is None:
             raise ApiError(503, "The model is still loading; try again.", code="model_loading", retry_after=2)
         return self.engine
-
-
-GENERATION_FAILED = ApiError(500, "Generation failed in the engine; its log says why.", code="engine_error")
-
-
-class Answer:
-    """A chat completion that grows piece by piece."""
-
-    def __init__(self, model: str, request: protocol.ChatRequest) -> None:
-        self.request = request
-        self.prompt_tokens = 0
-        self.open_choices = request.n
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._texts = [""] * request.n
-        self._log_probs: list[list[protocol.TokenLogProb]] = [[] for _ in range(request.n)]
-        self._tokens = [0] * request.n
-        self._reasons: list[str | None] = [None] * request.n
-
-    def add(self, piece: Piece) -> None:
-        """Raises ApiError 500 if generation failed."""
-        if piece.error:
-            raise GENERATION_FAILED
-        self._texts[piece.choice] += piece.text
-        self._log_probs[piece.choice] += piece.log_probs
-        self._tokens[piece.choice] = piece.tokens
-        self._reasons[piece.choice] = piece.finish_reason
-        self.open_choices -= piece.finish_reason is not None
-
-    def usage(self) -> dict[str, int]:
-        return protocol.usage_json(self.prompt_tokens, sum(self._tokens))
-
-    def completion(self) -> dict[str, Any]:
-        wanted = self.request.top_logprobs is not None
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": protocol.log_probs_json(self._log_probs[i] if wanted else None),
-                "finish_reason": self._reasons[i],
-            }
-            for i, text in enumerate(self._texts)
-        ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage()}
-
-    async def events(self, piece: Piece, pieces: asyncio.Queue[Piece]) -> AsyncIterator[bytes]:
-        """Server-sent events, beginning with the piece that has already come."""
-        for i in range(self.request.n):
-            yield self._chunk([choice_delta(i, {"role": "assistant", "content": ""})])
-        while True:
-            if piece.error:
-                yield b"data: " + GENERATION_FAILED.body() + b"\n\n"
-                break
-            self.add(piece)
-            log_probs = protocol.log_probs_json(piece.log_probs) if piece.log_probs else None
-            if piece.text or log_probs:
-                yield self._chunk([choice_delta(piece.choice, {"content": piece.text}, log_probs)])
-            if piece.finish_reason:
-                yield self._chunk([choice_delta(piece.choice, {}, finish_reason=piece.finish_reason)])
-            if not self.open_choices:
-                if self.request.include_usage:
-                    yield self._chunk([], self.usage())
-                break
-            piece = await pieces.get()
-        yield b"data: [DONE]\n\n"
-
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices}
-        if self.request.include_usage:
-            chunk["usage"] = usage
-        return b"data: " + orjson.dumps(chunk) + b"\n\n"
-
-
-def choice_delta(
-    index: int, delta: dict[str, Any], log_probs: dict[str, Any] | None = None, finish_reason: str | None = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": finish_reason}
 
 
 class AnswerStream(StreamingResponse):

@@ -90,6 +90,31 @@ class FakeEngine:
         await stream.write(b"data: [DONE]\n\n")
         return stream
 
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """A text completion: `count` and `echo` as in a chat."""
+        body = json.loads(await request.text())
+        words = body["prompt"].split()
+        tokens = [f"{n} " for n in range(int(words[1]))] if words[0] == "count" else [json.dumps({"body": body})]
+        head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": self.name}
+        usage = {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)}
+        if not body.get("stream"):
+            choice = {"index": 0, "text": "".join(tokens), "logprobs": None, "finish_reason": "length"}
+            return web.json_response({**head, "choices": [choice], "usage": usage})
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        for at, token in enumerate(tokens):
+            finish = "length" if at == len(tokens) - 1 else None
+            choice = {"index": 0, "text": token, "logprobs": None, "finish_reason": finish}
+            await stream.write(b"data: " + json.dumps({**head, "choices": [choice]}).encode() + b"\n\n")
+        await stream.write(b"data: " + json.dumps({**head, "choices": [], "usage": usage}).encode() + b"\n\n")
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    async def encode(self, request: web.Request) -> web.Response:
+        """LMDeploy's."""
+        ids = [ord(letter) for letter in json.loads(await request.text())["input"]]
+        return web.json_response({"input_ids": ids, "length": len(ids)})
+
     async def _call_tool(self, request: web.Request, body: dict, name: str) -> web.StreamResponse:
         """Streams cut the arguments in two, as engines do."""
         call = {"id": "call_7", "type": "function", "function": {"name": name, "arguments": '{"city": "Oslo"}'}}
@@ -213,6 +238,8 @@ def main() -> None:
             web.get("/health", engine.health),
             web.get("/stats", engine.show_stats),
             web.post("/v1/chat/completions", engine.chat),
+            web.post("/v1/completions", engine.complete),
+            web.post("/v1/encode", engine.encode),
         ]
     )
     # `handler_cancellation` ends a handler when its client goes, which is what the stats count.

@@ -1,0 +1,74 @@
+"""POST /tokenize: how many tokens a prompt has, images among them, in the shape of vLLM's route of that name.
+
+The gateway has no tokenizer. It asks the engine, and one without a route for it for a single token, whose usage tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from gateway import completions
+from gateway.engines import NOWHERE, EngineSpec
+from gateway.errors import ApiError, bad_request
+from gateway.relay import read_completion, read_json
+from gateway.schema import ChatRequest, Object, check_fields, check_messages, refuse
+from gateway.stops import Stops
+
+
+def check_tokenize(body: Object, spec: EngineSpec) -> ChatRequest:
+    """`messages`, as in a chat completion, or `prompt`, as in a text completion. Raises ApiError 400."""
+    model = check_fields(body, {})
+    prompt, messages = body.get("prompt"), body.get("messages")
+    if (prompt is None) == (messages is None):
+        raise bad_request("Give either 'prompt' or 'messages'.", "prompt", "missing_required_parameter")
+    refuse(body, NOWHERE)
+    if messages is not None:
+        images = check_messages(messages, spec)
+        asked: Object = {"model": model, "messages": messages}
+        if spec.tokenize_path:
+            return ChatRequest(asked, model, False, False, 1, images, None, spec.tokenize_path, read_tokens)
+        asked["max_tokens"] = 1
+        return ChatRequest(asked, model, False, False, 1, images, None, read=read_usage)
+    text = completions.check_prompt(prompt)
+    asked = {"model": model, "prompt": text}
+    if spec.tokenize_path:
+        return ChatRequest(asked, model, False, False, 1, [], None, spec.tokenize_path, read_tokens)
+    if spec.encode_path:
+        asked = {"model": model, "input": text}
+        return ChatRequest(asked, model, False, False, 1, [], None, spec.encode_path, read_encoded)
+    asked["max_tokens"] = 1
+    return ChatRequest(asked, model, False, False, 1, [], None, completions.PATH, read_usage)
+
+
+def read_tokens(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
+    """vLLM's shape, which is our own engine's too."""
+    payload = read_json(answer)
+    if not isinstance(payload, dict) or not isinstance(payload.get("count"), int):
+        raise _odd()
+    return _answer(payload["count"], payload.get("tokens"), payload.get("max_model_len"))
+
+
+def read_encoded(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
+    """LMDeploy's /v1/encode."""
+    payload = read_json(answer)
+    if not isinstance(payload, dict) or not isinstance(payload.get("input_ids"), list):
+        raise _odd()
+    return _answer(len(payload["input_ids"]), payload["input_ids"])
+
+
+def read_usage(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
+    """The prompt's length in a completion's usage."""
+    _, usage = read_completion(answer)
+    if not isinstance(usage.get("prompt_tokens"), int):
+        raise _odd()
+    return _answer(usage["prompt_tokens"])[0], usage
+
+
+def _answer(count: int, tokens: Any = None, context: Any = None) -> tuple[bytes, Object]:
+    return orjson.dumps({"count": count, "max_model_len": context, "tokens": tokens}), {}
+
+
+def _odd() -> ApiError:
+    return ApiError(502, "The engine does not say how many tokens there are.", code="engine_error")
