@@ -14,12 +14,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from gateway.asgi import RequestIds, error_body
+from gateway.asgi import Direct, RequestIds, error_body
 from gateway.auth import Authenticate
 from gateway.chat import ChatCompletions, Check, Gateway, Translate
 from gateway.completions import check_completion
-from gateway.errors import ApiError
+from gateway.errors import ApiError, crashed
 from gateway.keys import KeyRing, Tenant
 from gateway.metrics import Metrics
 from gateway.models import Models
@@ -40,20 +41,22 @@ ROUTES: dict[str, tuple[Translate | None, Check]] = {
 }
 
 
-def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRing | None = None) -> FastAPI:
+def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRing | None = None) -> ASGIApp:
     """The application in front of `models`, whose engines it starts and stops with itself.
 
     `ring`: the keys that clients need; None lets everybody in.
     """
     created = int(time.time())
+    endpoints: dict[str, ASGIApp] = {}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with new_session(settings.engine_timeout) as session:
             gateway = Gateway(models, settings, metrics, session)
-            # First, because routes are tried in turn. ASGI endpoints: they watch for a client's disconnect themselves.
-            for at, (path, (translate, check)) in enumerate(ROUTES.items()):
-                app.router.routes.insert(at, Route(path, ChatCompletions(gateway, translate, check), methods=["POST"]))
+            # ASGI endpoints: they watch for a client's disconnect themselves.
+            for path, (translate, check) in ROUTES.items():
+                endpoints[path] = ChatCompletions(gateway, translate, check)
+                app.router.routes.append(Route(path, endpoints[path], methods=["POST"]))  # 405 for other methods
             await models.start(metrics)
             lag = asyncio.create_task(metrics.watch_loop())
             try:
@@ -64,9 +67,6 @@ def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRi
                 await models.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)
-    if ring is not None:
-        app.add_middleware(Authenticate, ring=ring, metrics=metrics)
-    app.add_middleware(RequestIds)  # the last one added is the first to see a request
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Exception, _crash)
@@ -113,7 +113,10 @@ def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRi
     async def prometheus() -> Response:
         return Response(metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    return app
+    served: ASGIApp = Direct(app, endpoints)
+    if ring is not None:
+        served = Authenticate(served, ring, metrics)
+    return RequestIds(served)
 
 
 def _envelope(request: Request, error: ApiError) -> Response:
@@ -140,4 +143,4 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _crash(request: Request, error: Exception) -> Response:
     """A defect of ours. Starlette raises it again after this answer, so that it is logged with its traceback."""
-    return _envelope(request, ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
+    return _envelope(request, crashed())

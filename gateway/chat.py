@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
 from gateway.call import Call
 from gateway.engines import EngineSpec
-from gateway.errors import ApiError
+from gateway.errors import ApiError, crashed
 from gateway.event_stream import KeepAlive, start_stream
 from gateway.fetch import ImageFetcher
 from gateway.image_pool import ImagePool, settle_images
@@ -89,9 +89,11 @@ class ChatCompletions:
         except asyncio.CancelledError:  # the time to drain is over
             call.status, call.reason = 503, "shutdown"
             raise
-        except BaseException:
+        except Exception:
             call.status, call.reason = 500, "internal_error"
-            raise
+            if not call.answering:
+                await respond_error(scope, send, crashed())
+            raise  # to the log, with its traceback
         finally:
             self._gateway.bytes.give(call.bytes_held)
             if call.tenant is not None and entered:

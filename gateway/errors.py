@@ -58,6 +58,11 @@ def error_type(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
+def crashed() -> ApiError:
+    """A defect of ours, whose traceback goes to the log."""
+    return ApiError(500, "The gateway failed; its log says why.", code="internal_error")
+
+
 def bad_request(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
     return ApiError(400, message, code=code, param=param)
 

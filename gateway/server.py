@@ -13,6 +13,7 @@ from types import FrameType
 import click
 import uvicorn
 
+from gateway import memory
 from gateway.app import create_app
 from gateway.connection import connection_class, drop_stalled
 from gateway.keys import KeyRing
@@ -72,6 +73,7 @@ def run(
         signal.signal(number, _leave)
     host, port = bound.getsockname()[:2]
     click.echo(f"lensmith: Listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1", err=True)
+    memory.tune()
     server.run(sockets=[bound])
     if models.failure is not None:
         raise click.ClickException(models.failure)
