@@ -277,6 +277,7 @@ def version(package: str) -> str:
 WRITE_MODEL = """
 import sys
 from pathlib import Path
+from benchmarks.finetune_gpu import write_model
 write_model(Path(sys.argv[1]), "2B")
 """
 
