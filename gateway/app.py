@@ -26,6 +26,7 @@ from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.ollama.requests import translate_chat, translate_generate
 from gateway.ollama.routes import ollama_routes
+from gateway.responses.requests import translate_response
 from gateway.schema import check_chat
 from gateway.settings import Settings
 from gateway.tokenize import check_tokenize
@@ -35,6 +36,7 @@ from gateway.upstream import new_session
 ROUTES: dict[str, tuple[Translate | None, Check]] = {
     "/v1/chat/completions": (None, check_chat),
     "/v1/completions": (None, check_completion),
+    "/v1/responses": (translate_response, check_chat),
     "/tokenize": (None, check_tokenize),
     "/api/chat": (translate_chat, check_chat),
     "/api/generate": (translate_generate, check_chat),

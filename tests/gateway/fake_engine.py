@@ -1,8 +1,8 @@
 """A tiny engine that speaks OpenAI's HTTP and misbehaves on request. Same command line as `python -m gateway.embedded`.
 
 The last message's text decides: `count 5` answers five tokens, `echo` answers with what the engine was sent, `tools`
-calls the first tool, and `fault NAME` fails in that way. GET /stats tells what happened here; `--start-fault` fails
-before anything is served.
+calls the first tool, `cut` ends at the limit, and `fault NAME` fails in that way. GET /stats tells
+what happened here; `--start-fault` fails before anything is served.
 """
 
 from __future__ import annotations
@@ -77,14 +77,17 @@ class FakeEngine:
         if words[:1] == ["tools"]:
             return await self._call_tool(request, body, body["tools"][0]["function"]["name"])
         pause = float(words[2]) if words[:1] == ["count"] and len(words) > 2 else 0.0
+        finish = "length" if words[:1] == ["cut"] else "stop"
         if not body.get("stream"):
-            return web.json_response(self._whole("".join(tokens), len(tokens)))
+            whole = self._whole("".join(tokens), len(tokens))
+            whole["choices"][0]["finish_reason"] = finish
+            return web.json_response(whole)
         stream = await self._open(request)
         for token in tokens:
             await stream.write(self._chunk({"content": token}))
             if pause:
                 await asyncio.sleep(pause)
-        await stream.write(self._chunk({}, "stop"))
+        await stream.write(self._chunk({}, finish))
         if (body.get("stream_options") or {}).get("include_usage"):
             await stream.write(self._usage(len(tokens)))
         await stream.write(b"data: [DONE]\n\n")
