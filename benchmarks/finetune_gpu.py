@@ -18,72 +18,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.models import SHAPES, write_model
 
 ANSWER = "a red circle and a blue triangle near the top left of the table"
 QUESTION = "Describe each picture. What is on the table, and where is the chair?"
 ROWS, IMAGES, SIZE = 96, 8, (640, 480)
-# Dimensions of Qwen3-VL-2B-Instruct and Qwen3-VL-8B-Instruct.
-SHAPES: dict[str, dict[str, dict[str, Any]]] = {
-    "2B": {
-        "text": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-        "vision": {
-            "depth": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_heads": 16,
-            "out_hidden_size": 2048,
-        },
-        "other": {"deepstack": [5, 11, 17], "tied": True},
-    },
-    "8B": {
-        "text": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-        "vision": {
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_heads": 16,
-            "out_hidden_size": 4096,
-        },
-        "other": {"deepstack": [8, 16, 24], "tied": False},
-    },
-    "tiny": {"text": {}, "vision": {}, "other": {"deepstack": [0, 1, 2], "tied": True}},
-}
-
-
-def write_model(folder: Path, shape: str) -> None:
-    """A model folder of the shape with random bfloat16 weights."""
-    import torch
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    from examples import make_shapes_vl
-
-    tokenizer = make_shapes_vl.build_tokenizer()
-    config = make_shapes_vl.model_config(tokenizer)
-    dims = SHAPES[shape]
-    if shape != "tiny":
-        rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
-        config["text_config"] |= {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936, "rope_scaling": rope}
-        config["vision_config"] |= {"num_position_embeddings": 2304}
-    config["text_config"] |= dims["text"] | {"tie_word_embeddings": dims["other"]["tied"]}
-    config["vision_config"] |= dims["vision"] | {"deepstack_visual_indexes": dims["other"]["deepstack"]}
-    config["tie_word_embeddings"] = dims["other"]["tied"]
-    make_shapes_vl.write_folder(folder, tokenizer, config)
-    pixels = json.loads((folder / "preprocessor_config.json").read_text())
-    pixels["size"] = {"longest_edge": 16777216, "shortest_edge": 65536}
-    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config))
-    torch.set_default_dtype(torch.float32)
-    state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
-    if dims["other"]["tied"]:
-        state.pop("lm_head.weight", None)
-    from safetensors.torch import save_file
-
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_rows(folder: Path, rows: int) -> None:

@@ -1,0 +1,44 @@
+"""What needs a GPU: LMDeploy behind the gateway, with a model folder of one's choice.
+
+    LENSMITH_GPU_MODEL=runs/demo/merged pytest tests/gpu
+
+Without the variable the model is examples/shapes-vl. LENSMITH_GPU_ENGINE=transformers rehearses the tests on a CPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import openai
+import pytest
+from gpu_server import ENGINE, MODEL, wait_ready
+from processes import Process, lensmith_serve
+
+from gateway.cli import has_gpu
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = ""
+    if ENGINE == "lmdeploy" and not has_gpu():
+        reason = "needs an NVIDIA GPU"
+    elif ENGINE == "lmdeploy" and importlib.util.find_spec("lmdeploy") is None:
+        reason = "needs LMDeploy: pip install 'lensmith[lmdeploy]'"
+    for item in items:
+        if item.path.parent.name == "gpu":
+            item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Process]:
+    with lensmith_serve(str(MODEL), "--engine", ENGINE, "--model-name", "model") as gateway:
+        wait_ready(gateway)
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def client(served: Process) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client

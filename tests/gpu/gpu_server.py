@@ -1,0 +1,27 @@
+"""The server under test: which model and engine, and how long it may take to be ready."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "gateway"))
+
+from processes import Process  # noqa: E402
+
+MODEL = Path(os.environ.get("LENSMITH_GPU_MODEL", ROOT / "examples" / "shapes-vl"))
+ENGINE = os.environ.get("LENSMITH_GPU_ENGINE", "lmdeploy")
+READY_SECONDS = 280.0
+
+
+def wait_ready(gateway: Process) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
+        answer = gateway.get("/ready")
+        if answer is not None and answer.status_code == 200:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"the engine did not become ready: {gateway.log()[-3000:]}")

@@ -1,0 +1,164 @@
+"""The official client, the gateway and the real engine: what OpenAI's API promises holds, whatever the weights say."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from gpu_server import wait_ready
+from PIL import Image
+from processes import Process, until
+
+
+def picture(size: tuple[int, int] = (224, 224), mode: str = "RGB", format: str = "PNG", kind: int = 0) -> str:
+    image = Image.linear_gradient("L").rotate(90 * kind).resize(size).convert("RGB")
+    if mode == "I;16":
+        image = Image.new("I;16", size)
+    elif mode != "RGB":
+        image = image.convert(mode)
+    file = io.BytesIO()
+    image.save(file, format)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def question(*images: str, text: str = "Describe the picture.") -> Any:
+    parts = [{"type": "image_url", "image_url": {"url": uri}} for uri in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def ask(client: openai.OpenAI, messages: Any, **fields: Any) -> Any:
+    return client.chat.completions.create(
+        **{"model": "model", "messages": messages, "temperature": 0, "max_tokens": 12, **fields}
+    )
+
+
+def test_plain_and_streamed_answers_are_alike(client: openai.OpenAI) -> None:
+    plain = ask(client, question(picture()))
+    assert plain.choices[0].message.content
+    chunks = list(ask(client, question(picture()), stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == plain.choices[0].message.content
+    assert chunks[-1].usage == plain.usage
+    finish = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert finish[-1] == plain.choices[0].finish_reason
+
+
+def test_an_image_costs_tokens_and_a_larger_one_more(client: openai.OpenAI) -> None:
+    none, small, two = (
+        ask(client, question(*images), max_tokens=1).usage.prompt_tokens
+        for images in ([], [picture((128, 128))], [picture((128, 128)), picture((256, 256))])
+    )
+    assert none < small
+    assert two - small >= small - none
+
+
+def test_two_pictures_have_an_order(client: openai.OpenAI) -> None:
+    red, blue = (picture(kind=kind) for kind in (0, 1))
+    first, second = (
+        ask(client, question(*images), max_tokens=1, logprobs=True, top_logprobs=5).choices[0].logprobs.content[0]
+        for images in ([red, blue], [blue, red])
+    )
+    assert [entry.logprob for entry in first.top_logprobs] != [entry.logprob for entry in second.top_logprobs]
+
+
+def test_the_length_limit_is_kept(client: openai.OpenAI) -> None:
+    answer = ask(client, question(picture()), max_tokens=3)
+    assert answer.usage.completion_tokens <= 3
+    if answer.usage.completion_tokens == 3:
+        assert answer.choices[0].finish_reason in ("length", "stop")
+
+
+def test_log_probabilities_are_of_the_answers_tokens(client: openai.OpenAI) -> None:
+    answer = ask(client, question(picture()), logprobs=True, top_logprobs=2)
+    entries = answer.choices[0].logprobs.content
+    assert entries
+    assert all(entry.logprob <= 1e-3 and len(entry.top_logprobs) == 2 for entry in entries)
+    assert all(entry.logprob >= entry.top_logprobs[1].logprob - 1e-3 for entry in entries), "greedy takes the likeliest"
+
+
+def test_a_stop_string_of_several_tokens_ends_the_answer_before_it(client: openai.OpenAI) -> None:
+    text = ask(client, question(picture())).choices[0].message.content
+    stop = text[len(text) // 2 :][:6]
+    for stream in (False, True):
+        answer = ask(client, question(picture()), stop=[stop], stream=stream)
+        seen = (
+            "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+            if stream
+            else answer.choices[0].message.content
+        )
+        assert seen == text[: text.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "format"),
+    [
+        ((1, 1), "RGB", "PNG"),
+        ((1, 150), "RGB", "JPEG"),
+        ((3000, 2000), "RGB", "JPEG"),
+        ((60, 60), "RGBA", "WEBP"),
+        ((60, 60), "P", "GIF"),
+        ((60, 60), "I;16", "PNG"),
+        ((60, 60), "CMYK", "JPEG"),
+    ],
+)
+def test_odd_images_are_answered(client: openai.OpenAI, size: tuple[int, int], mode: str, format: str) -> None:
+    assert ask(client, question(picture(size, mode, format)), max_tokens=2).usage.completion_tokens >= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"messages": question("data:image/png;base64,AAAA")}, 400),
+        ({"messages": question(text="red circle " * 20_000)}, 400),
+        ({"messages": []}, 400),
+        ({"model": "other"}, 404),
+        ({"max_tokens": 0}, 400),
+        ({"temperature": 9}, 400),
+        ({"messages": question("file:///etc/passwd")}, 400),
+    ],
+)
+def test_a_bad_request_is_refused_and_nothing_else_happens(
+    client: openai.OpenAI, fields: dict[str, Any], status: int
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, **{"messages": question(), **fields})
+    assert caught.value.status_code == status
+    assert "passwd" not in str(caught.value.body)
+    assert ask(client, question(picture()), max_tokens=1).choices
+
+
+def test_many_at_once_are_all_answered(client: openai.OpenAI) -> None:
+    pictures = [picture((64 + 8 * number, 96), kind=number) for number in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda uri: ask(client, question(uri)), pictures))
+    assert all(answer.usage.completion_tokens >= 1 for answer in answers)
+
+
+def test_clients_that_leave_free_their_places(served: Process, client: openai.OpenAI) -> None:
+    for _ in range(8):
+        with ask(client, question(picture()), stream=True, max_tokens=400) as stream:
+            next(iter(stream))
+    until("nothing runs", lambda: served.metric("lensmith_requests_running") == 0)
+    assert ask(client, question(picture()), max_tokens=1).choices
+
+
+def test_the_engine_killed_comes_back(served: Process, client: openai.OpenAI) -> None:
+    psutil = pytest.importorskip("psutil")
+    engine = next(
+        process
+        for process in psutil.Process(served.process.pid).children()
+        if {"api_server", "gateway.embedded"} & set(process.cmdline())
+    )
+    os.kill(engine.pid, signal.SIGKILL)
+    served.wait_until("/ready", 503)
+    with pytest.raises(openai.InternalServerError) as caught:
+        ask(client, question(picture()))
+    assert caught.value.status_code == 503
+    wait_ready(served)
+    assert ask(client, question(picture()), max_tokens=1).choices
