@@ -6,6 +6,7 @@ Chat completions go through it as they are; requests of other APIs become chat c
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,7 +46,8 @@ class Gateway:
 
     def __init__(self, models: Models, settings: Settings, metrics: Metrics, session: aiohttp.ClientSession) -> None:
         self.models = models
-        self.pool = ImagePool(settings.image_workers, settings.max_image_pixels, settings.image_seconds)
+        workers = settings.image_workers or max(2, len(os.sched_getaffinity(0)) // 2)
+        self.pool = ImagePool(workers, settings.max_image_pixels, settings.image_seconds)
         self.settings = settings
         self.metrics = metrics
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
