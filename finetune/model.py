@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from finetune import attention
 from finetune.batches import Batch
 from finetune.errors import FinetuneError
 from finetune.recipe import Recipe
@@ -52,6 +53,12 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.bfloat16, f"bfloat16: {name}"
 
 
+def pick_attention(device: torch.device) -> str:
+    """PyTorch's attention, by a detour where it has no flash kernel."""
+    no_flash = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return attention.register() if no_flash else "sdpa"
+
+
 def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Any:
     """The base with frozen weights; its language model's linears in NF4 if the recipe asks for 4 bits."""
     # bitsandbytes looks for an optional kernel from the hub when it is imported and warns if there is none.
@@ -62,7 +69,7 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
     transformers_logging.disable_progress_bar()
     settings: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": "eager" if recipe.flash_attn == "disabled" else "sdpa",
+        "attn_implementation": "eager" if recipe.flash_attn == "disabled" else pick_attention(device),
         "local_files_only": True,
     }
     if recipe.quantization_bit == 4:

@@ -1,0 +1,61 @@
+"""The memory estimate: what can be counted is counted exactly; what grows with the recipe grows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from shapes_data import BASE
+
+from finetune.memory import CARDS, Load, estimate
+from finetune.model import load_base, open_base
+from finetune.recipe import make_recipe
+from finetune.weights import add_adapters
+
+LOAD = Load(rows=2, tokens=1000, labels=40, image_tokens=600, patches=2400)
+
+
+def recipe(**keys: Any) -> Any:
+    return make_recipe({"model_name_or_path": str(BASE), **keys})
+
+
+@pytest.mark.parametrize("target", ["all", "q_proj,down_proj"])
+def test_trained_parameters_are_those_of_the_adapters(target: str) -> None:
+    ours = recipe(lora_target=target, lora_rank=4)
+    base = load_base(open_base(ours), ours, torch.device("cpu"), torch.float32)
+    trained = sum(p.numel() for p in add_adapters(base, ours).parameters() if p.requires_grad)
+    standing = estimate(open_base(ours), ours, LOAD, "t4").standing
+    assert standing["trained parameters"] == 4 * trained
+    assert standing["optimiser"] == 8 * trained
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_four_bit_weights_are_what_bitsandbytes_stores(double: bool) -> None:
+    ours = recipe(quantization_bit=4, double_quantization=double)
+    base = load_base(open_base(ours), ours, torch.device("cpu"), torch.float16)
+    stored = 0
+    for module in base.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            scales = state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
+            stored += module.weight.nbytes + scales
+    estimated = estimate(open_base(ours), ours, LOAD, "t4").standing
+    assert estimated["weights in 4 bits"] == pytest.approx(stored, rel=0.01)
+    others = [p for p in base.parameters() if p.dtype != torch.uint8]
+    assert estimated["weights in 16 bits"] == sum(2 * p.numel() for p in others)
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        ({"quantization_bit": 4}, {}),
+        ({}, {"lora_rank": 64}),
+        ({}, {"disable_gradient_checkpointing": True}),
+        ({"lora_target": "q_proj"}, {}),
+    ],
+)
+def test_what_costs_memory_is_estimated_to(smaller: dict[str, Any], larger: dict[str, Any]) -> None:
+    little, much = (estimate(open_base(recipe()), recipe(**keys), LOAD, "t4") for keys in (smaller, larger))
+    assert little.reserved < much.reserved
+    assert CARDS["t4"].gib == 14.6
