@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from glob import glob
 from pathlib import Path
 
 from yarl import URL
 
 from gateway.config import Config, ConfigError, ModelConfig, ReplicaConfig
 from gateway.engine import Engine, RemoteEngine, base_url
-from gateway.engines import HARMLESS, LAUNCHED, EngineSpec
+from gateway.engines import HARMLESS
 from gateway.image_pool import PixelBudget
+from gateway.launch import launch
 from gateway.metrics import Metrics
 from gateway.models import Model, Models, Replica
 from gateway.settings import Settings
-from gateway.supervisor import LocalEngine
 from modelfiles.folder import ModelFolder, ModelFolderError
 
 
@@ -39,11 +37,8 @@ def _model(
         engine: Engine
         if replica.folder is not None:
             folder = open_folder(replica.folder, (*where, "folder"))
-            budgets.append(pixel_budget(folder, settings))
-            spec = choose(replica.engine, (*where, "engine"))
-            engine = LocalEngine(
-                spec, folder.path, name, name=f"{name}/{spec.name}-{at}", environment=_environment(replica)
-            )
+            engine, pixels = launch(folder, name, replica, name, where)
+            budgets.append(pixel_budget(folder, settings, pixels))
         else:
             assert replica.url is not None
             try:
@@ -69,10 +64,6 @@ def _model(
     return model
 
 
-def _environment(replica: ReplicaConfig) -> dict[str, str]:
-    return {} if replica.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))}
-
-
 def engine_key(replica: ReplicaConfig, where: tuple[str | int, ...]) -> str | None:
     """The key for a remote engine. Raises ConfigError if its environment variable isn't set."""
     if replica.api_key_env is None:
@@ -91,34 +82,8 @@ def open_folder(path: Path, where: tuple[str | int, ...] = ()) -> ModelFolder:
         raise ConfigError(str(error), where) from None
 
 
-def pixel_budget(folder: ModelFolder, settings: Settings) -> PixelBudget:
-    """What the folder's image processor makes of an image, and no more pixels than the settings allow."""
+def pixel_budget(folder: ModelFolder, settings: Settings, pixels: int = 0) -> PixelBudget:
+    """What the folder's image processor makes of an image, and no more pixels than settings and engine allow."""
     least, most = folder.image_pixel_limits
-    limits = [limit for limit in (most, settings.image_pixels) if limit]
+    limits = [limit for limit in (most, settings.image_pixels, pixels) if limit]
     return PixelBudget(folder.patch_size * folder.merge_size or 1, least, min(limits, default=0))
-
-
-def choose(engine: str | None, where: tuple[str | int, ...] = ()) -> EngineSpec:
-    """The engine to start. Raises ConfigError if it isn't installed or has no GPU."""
-    if engine is None:
-        engine = "lmdeploy" if has_gpu() and installed("lmdeploy") else "transformers"
-    spec = LAUNCHED[engine]
-    missing = [module for module in spec.modules if not installed(module)]
-    if missing:
-        raise ConfigError(
-            f"The {spec.name} engine needs {' and '.join(missing)}: pip install 'lensmith[{spec.extra}]'", where
-        )
-    if spec.name == "lmdeploy" and not has_gpu():
-        raise ConfigError("The lmdeploy engine needs an NVIDIA GPU; use the engine transformers here.", where)
-    return spec
-
-
-def installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def has_gpu() -> bool:
-    """Whether the NVIDIA driver shows a GPU; `/dev/dxg` is where WSL has it."""
-    return bool(glob("/proc/driver/nvidia/gpus/*") or glob("/dev/nvidia[0-9]*")) or (
-        Path("/dev/dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
-    )

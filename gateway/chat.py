@@ -160,6 +160,10 @@ class ChatCompletions:
                         watch.stop()
                         slot.release(served=True)
                         await respond(send, 200, answer, [JSON_TYPE])
+            except ApiError as error:
+                if replica is not None and error.status == 502 and (why := await replica.engine.last_words()):
+                    error.message += f" {why}"
+                raise
             finally:
                 if replica is not None:
                     model.leave(replica, request.answers)

@@ -13,6 +13,7 @@ import aiohttp
 import click
 
 from gateway.build import build
+from gateway.cli_options import ENGINE_ARG
 from gateway.config import Config, ConfigError, plain
 from gateway.engine import EngineUnreachable, base_url, fetch_models
 from gateway.engines import LAUNCHED
@@ -71,6 +72,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="File of API keys that clients need; see `lensmith keys`.",
 )
+@ENGINE_ARG
 @settings_options
 def serve(
     model_dir: Path | None,
@@ -79,6 +81,7 @@ def serve(
     port: int,
     model_name: str | None,
     key_file: Path | None,
+    engine_args: dict[str, str],
     **limits: Any,
 ) -> None:
     """Serve a model folder, or an engine's URL, behind an OpenAI-compatible API.
@@ -94,13 +97,15 @@ def serve(
         if engine is not None and engine.startswith(("http://", "https://")):
             if model_dir is not None:
                 raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
+            if engine_args:
+                raise click.UsageError("--engine-arg is for an engine that is started here, not for one at a URL.")
             models = connect(engine, model_name)
         elif model_dir is None:
             raise click.UsageError("Give MODEL_DIR, or --engine URL for an engine that is already running.")
         else:
             if engine not in (None, *LAUNCHED):
                 raise click.UsageError(f"--engine must be {', '.join(sorted(LAUNCHED))} or a URL, not '{engine}'.")
-            replica = {"folder": str(model_dir), "engine": engine}
+            replica = {"folder": str(model_dir), "engine": engine, "engine_args": engine_args}
             models = {model_name or model_dir.expanduser().resolve().name: {"replicas": [replica]}}
         config = Config.model_validate(
             {"host": host, "port": port, "keys": key_file, "settings": plain(settings), "models": models}

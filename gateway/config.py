@@ -54,6 +54,9 @@ class ReplicaConfig(Part):
         None, description="What runs the folder. Unset: lmdeploy if it is installed and there is an NVIDIA GPU."
     )
     gpus: list[int] | None = Field(None, description="The GPUs that the engine of this folder may see. Unset: all.")
+    engine_args: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Options of the engine of this folder, in place of the plan's."
+    )
     url: str | None = Field(None, description="Address of a running OpenAI-compatible server.")
     api_key_env: str | None = Field(None, description="Environment variable with the key that this server wants.")
     model: str | None = Field(None, description="Name by which this server knows the model. Unset: the model's own.")
@@ -68,8 +71,9 @@ class ReplicaConfig(Part):
     def _one_kind(self) -> ReplicaConfig:
         if (self.folder is None) == (self.url is None):
             raise ValueError("give either 'folder' or 'url'")
-        for key, belongs in (("engine", "folder"), ("gpus", "folder"), ("api_key_env", "url"), ("model", "url")):
-            if getattr(self, key) is not None and getattr(self, belongs) is None:
+        folders, urls = ("engine", "gpus", "engine_args"), ("api_key_env", "model")
+        for key, belongs in (*((key, "folder") for key in folders), *((key, "url") for key in urls)):
+            if getattr(self, key) not in (None, {}) and getattr(self, belongs) is None:
                 raise ValueError(f"'{key}' is for a replica with a '{belongs}'")
         return self
 

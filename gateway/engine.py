@@ -53,6 +53,10 @@ class Engine:
             self._metrics.engine_up.remove(self.name)
             self._metrics = None
 
+    async def last_words(self) -> str:
+        """Why it broke off an answer, in sentences, if it has died of it; else ""."""
+        return ""
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every change of `ready`, `served` or `failure`."""
         self._listeners.append(listener)

@@ -22,6 +22,7 @@ class EngineSpec:
     extra: str = ""
     health_path: str = "/health"
     start_seconds: float = 600.0
+    planned: bool = False  # its flags come from gateway/plan.py, and it answers a test picture before it is ready
     slots: int = 128  # answers to hand to it at once
     refused: Mapping[str, str] = field(default_factory=dict)
     developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
@@ -92,18 +93,17 @@ TRANSFORMERS = EngineSpec(
 
 LMDEPLOY = EngineSpec(
     name="lmdeploy",
-    # LMDeploy 0.18. `--backend pytorch` is explicit because it would otherwise choose TurboMind for some models, and
-    # without `--logprobs-mode` it refuses `logprobs`.
+    # LMDeploy 0.18; what depends on the model and the card is in the plan. Without `--logprobs-mode` it refuses
+    # `logprobs`. At INFO it tells how far it has come, and no prompts.
     command=(
         *("{python}", "-m", "lmdeploy", "serve", "api_server", "{folder}"),
         *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}", "--api-keys", "{key}"),
-        *("--backend", "pytorch", "--dtype", "auto", "--logprobs-mode", "raw_logprobs"),
-        *("--disable-fastapi-docs", "--log-level", "WARNING"),
+        *("--logprobs-mode", "raw_logprobs", "--disable-fastapi-docs", "--log-level", "INFO"),
     ),
-    # Its image processor otherwise takes every core from the loop that feeds the GPU: measured 2x to 3x the requests/s
-    # with 4 threads (768x768 and 224x224 images, 16 cores). Its access log would hold a line for every health probe.
-    environment={"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4", "UVICORN_LOG_LEVEL": "warning"},
-    slots=128,  # its default batch on a T4; beyond its batch it queues without bound and holds every image
+    # Its access log would hold a line for every health probe.
+    environment={"UVICORN_LOG_LEVEL": "warning"},
+    planned=True,
+    slots=128,  # the plan's batch replaces it: beyond its batch LMDeploy queues without bound and holds every image
     modules=("lmdeploy",),
     extra="lmdeploy",
     refused={

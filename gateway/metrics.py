@@ -74,6 +74,12 @@ class Metrics:
             "lensmith_generation_tokens_total", "Generated tokens, as the engine counts.", "model"
         )
         self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.", "engine")
+        self.engine_failures = counter(
+            "lensmith_engine_failures_total",
+            "Times an engine failed, by reason: exit, hang, out_of_memory or start.",
+            "engine",
+            "reason",
+        )
         self.engine_restarts = counter("lensmith_engine_restarts_total", "Times an engine was started again.", "engine")
         self.loop_lag = histogram(
             "lensmith_event_loop_lag_seconds", "How late the event loop runs a task that is due.", LAG_SECONDS

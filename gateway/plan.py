@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gateway.engine_args import as_text, command_line
 from gateway.gpu import CARDS, GIB, MIB, Gpu
 from gateway.lmdeploy_memory import KvCache, ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
-from modelfiles.budget import TEXT_TOKENS, context_needed
+from modelfiles.budget import TEXT_TOKENS
 from modelfiles.families import find_family
 from modelfiles.folder import ModelFolder, positive_int
 from modelfiles.smart_resize import smart_resize
@@ -32,6 +33,7 @@ MARGIN = 0.03  # of the card, for the allocator's gaps and for what this estimat
 PREFILL_BUDGETS = (8192, 4096, 2048)  # tokens; larger ones gave no more answers a second, measured on an H200
 PREFILL_SHARE = 0.1  # of the memory left by the weights, that the logits of a prefill step may reserve
 MOST_BATCH = 64  # batches above it gave no more answers a second with images, measured on an H200
+LONG_SESSION = 32768  # tokens; one session that is longer would push out too many others
 SHORT_TEXT = 512  # tokens of a session that one image leaves for the question and the answer
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MOST_FRACTION = 0.95
@@ -91,13 +93,7 @@ class Plan:
 
     def arguments(self) -> list[str]:
         """The choices as command-line arguments of `lmdeploy serve api_server`."""
-        arguments = []
-        for choice in self.choices:
-            if choice.value is True:
-                arguments.append(f"--{choice.option}")
-            elif choice.value is not False:
-                arguments += [f"--{choice.option}", str(choice.value)]
-        return arguments
+        return command_line({choice.option: as_text(choice.value) for choice in self.choices})
 
 
 class PlanError(ValueError):
@@ -168,7 +164,7 @@ def make_plan(
         problems=problems,
     )
     if cache is not None:
-        session = _integer(given, "session-len", _session_len(folder, workload, cache, batch, request))
+        session = _integer(given, "session-len", _session_len(folder, workload, cache, request))
         plan.image_pixels = _image_pixels(folder, min(prefill, session - SHORT_TEXT))
         problems += _shortages(plan, cache, batch, session)
         plan.choices = _choices(folder, plan, cache, share, batch, prefill, session, eager, given)
@@ -220,11 +216,12 @@ def _prefill(model: ModelMemory, free: int, tokens: int) -> int:
     return budget
 
 
-def _session_len(folder: ModelFolder, workload: Workload, cache: KvCache, batch: int, request: int) -> int:
+def _session_len(folder: ModelFolder, workload: Workload, cache: KvCache, request: int) -> int:
+    """As long as the cache and the model allow: memory is taken by the tokens that are there, not by this limit."""
     if workload.session_len is not None:
         return workload.session_len
-    share = max(cache.tokens // batch // 1024 * 1024, context_needed(request - TEXT_TOKENS, 1))
-    return min(share, cache.longest_session, folder.max_position_embeddings or share)
+    longest = min(cache.longest_session, max(LONG_SESSION, request))
+    return min(longest, folder.max_position_embeddings or longest)
 
 
 def _image_pixels(folder: ModelFolder, most_tokens: int) -> int:
@@ -310,7 +307,7 @@ def _choices(
         _dtype(folder, gpu),
         Choice("tp", plan.tp, f"{plan.weights / GIB:.2f} GiB of weights on each GPU"),
         Choice("eager-mode", eager, graphs),
-        Choice("session-len", session, f"{cache.tokens // session} such sessions fit into {cache.tokens:,} tokens"),
+        Choice("session-len", session, f"most tokens of one prompt and answer; the cache holds {cache.tokens:,}"),
         Choice("max-batch-size", batch, f"requests of {plan.request_tokens:,} tokens; {plan.sessions} fit at once"),
         Choice(
             "max-prefill-token-num",

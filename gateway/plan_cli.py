@@ -13,32 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.cli_options import ENGINE_ARG
 from gateway.gpu import CARDS, GIB, Gpu, NoGpu, parse_gpu, query_gpus
 from gateway.plan import Plan, Workload, make_plan
 from modelfiles.cli_options import SIZE
 from modelfiles.folder import ModelFolder
-
-
-def _engine_args(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """KEY=VALUE, the name of an engine's option without its dashes."""
-    arguments = {}
-    for value in values:
-        key, sign, text = value.partition("=")
-        key = key.strip().lstrip("-").replace("_", "-")
-        if not sign or not key or not all(part.isalnum() for part in key.split("-")):
-            raise click.BadParameter(f"{value!r} is not KEY=VALUE, such as max-batch-size=8")
-        arguments[key] = text.strip()
-    return arguments
-
-
-ENGINE_ARG = click.option(
-    "--engine-arg",
-    "engine_args",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_engine_args,
-    help="Replace a flag of the engine, such as max-batch-size=8; may be given more than once.",
-)
 
 
 @click.group()

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,18 @@ from yarl import URL
 from gateway.engine import Engine
 from gateway.engines import EngineSpec
 from gateway.metrics import Metrics
+from gateway.smoke import Unsound, ask, check, request
+from gateway.startup import MEMORY, Cause, Startup, explain, is_dead, is_noise
 
 LOG_LINES = 200
 LINE_LIMIT = 2000
 # Failed starts in a row after which an engine that never worked is given up: the cause won't go away by itself.
 FIRST_STARTS = 3
+
+DYING_SECONDS = 0.3  # from a connection that broke to the end of the process, if that was why
+LAST_WORDS_SECONDS = 0.5  # for a traceback to come
+DIED = "stopped working and was ended"
+WRONG_ANSWER = "`lensmith verify` compares it with transformers; --engine-arg dtype=bfloat16 has float32's range."
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _libc = ctypes.CDLL(None)
@@ -66,7 +73,8 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
 class LocalEngine(Engine):
     """An engine in a child process with a process group, a key and a loopback port of its own.
 
-    `model` is the name it serves the folder under, `name` its own, `environment` what its process gets besides ours.
+    `model` is the name it serves the folder under, `name` its own, `arguments` and `environment` what its process gets
+    besides the spec's and ours. `vision` says whether it is tried with a picture.
     """
 
     def __init__(
@@ -76,7 +84,9 @@ class LocalEngine(Engine):
         model: str,
         *,
         name: str,
+        arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        vision: bool = True,
         timing: Timing | None = None,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
@@ -87,13 +97,19 @@ class LocalEngine(Engine):
         self.url = URL("http://127.0.0.1")
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self._folder = folder
+        self._arguments = list(arguments)
         self._environment = dict(environment or {})
+        self._vision = vision
         self._timing = timing or Timing()
         self._say = say
         self._reason = "The engine has not been started."
         self._next_start = 0.0
         self._ready_since: float | None = None
         self._ended_because = ""
+        self._cause: Cause | None = None
+        self._told: asyncio.Future[str] | None = None  # this process's obituary
+        self._started = 0.0
+        self._startup = Startup()
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -126,19 +142,36 @@ class LocalEngine(Engine):
         self._changed(False)
         await super().stop()
 
+    async def last_words(self) -> str:
+        process, obituary = self._process, self._told
+        if process is None or obituary is None:
+            return ""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), DYING_SECONDS)
+        if process.returncode is not None:
+            await asyncio.wait([obituary], timeout=2.0)
+        return obituary.result() if obituary.done() else ""
+
     async def _run(self, metrics: Metrics) -> None:
         delay, failed_starts, ever_ready = self._timing.first_delay, 0, False
         while True:
             code = await self._run_once()
+            self._cause = self._cause or explain(self.log)
             self._reason = self._obituary(code)
+            if self._told is not None:
+                self._told.set_result(self._reason)
+            metrics.engine_failures.labels(self.name, self._failure_reason()).inc()
             if self._ready_since is not None:
                 ever_ready = True
                 if time.monotonic() - self._ready_since >= self._timing.stable:
                     delay = self._timing.first_delay
             elif not ever_ready:
                 failed_starts += 1
-            if failed_starts >= FIRST_STARTS:
-                self.failure = f"{self._reason} It was started {FIRST_STARTS} times and never became ready."
+            lasting = self._cause is not None and self._cause.lasting and not ever_ready
+            if lasting or failed_starts >= FIRST_STARTS:
+                self.failure = self._reason
+                if not lasting:
+                    self.failure += f" It was started {FIRST_STARTS} times and never became ready."
                 self._say(f"lensmith: {self.failure}")
                 self._changed(False)
                 return
@@ -149,9 +182,23 @@ class LocalEngine(Engine):
             metrics.engine_restarts.labels(self.name).inc()
 
     def _obituary(self, code: int) -> str:
-        last_line = f" Its last log line: {self.log[-1]}" if self.log else ""
         how = f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-        return f"The {self.spec.name} engine {self._ended_because or how}.{last_line}"
+        if self._ready_since is None and self.spec.planned:
+            how += f" while {self._startup.phase}"
+        what = f"The {self.spec.name} engine {self._ended_because or how}."
+        if self._cause is not None:
+            return f"{what} {self._cause}"
+        if code == -signal.SIGKILL and not self._ended_because:
+            return f"{what} The kernel does that when the machine's memory is full."
+        return what + (f" Its last log line: {self.log[-1]}" if self.log else "")
+
+    def _failure_reason(self) -> str:
+        """The label of `lensmith_engine_failures_total`."""
+        if self._cause is not None and self._cause.what.startswith(MEMORY):
+            return "out_of_memory"
+        if self._ready_since is None:
+            return "start"
+        return "hang" if "health checks" in self._ended_because else "exit"
 
     async def _run_once(self) -> int:
         """Start the child, watch it, and give its exit code once it has ended."""
@@ -160,8 +207,11 @@ class LocalEngine(Engine):
         self.url = URL.build(scheme="http", host="127.0.0.1", port=port)
         self.log.clear()
         self._next_start, self._reason = 0.0, f"The {self.spec.name} engine is starting."
-        self._ready_since, self._ended_because = None, ""
+        self._ready_since, self._ended_because, self._cause = None, "", None
+        self._started, self._startup = time.monotonic(), Startup()
+        self._told = asyncio.get_running_loop().create_future()
         argv = self.spec.argv(python=sys.executable, folder=self._folder, name=self.served[0], port=port, key=key)
+        argv += self._arguments
         self._process = process = await asyncio.create_subprocess_exec(
             *argv,
             env={
@@ -177,7 +227,7 @@ class LocalEngine(Engine):
             preexec_fn=_die_with_parent(os.getpid()),
         )
         logs = asyncio.create_task(self._read_log(process))
-        health = asyncio.create_task(self._watch_health(process))
+        health = asyncio.create_task(self._watch_health())
         try:
             code = await process.wait()
             # Its own children may hold the pipe, the port or the GPU.
@@ -201,11 +251,27 @@ class LocalEngine(Engine):
 
     def _log_line(self, raw: bytes) -> None:
         line = raw[:LINE_LIMIT].decode("utf-8", "replace").strip()
-        if line:
+        if self._ready_since is None and self._startup.feed(line, time.monotonic() - self._started):
+            self._enter_phase()
+        if line and not is_noise(line):
             self.log.append(line)
             self._say(f"{self.spec.name}: {line}")
+        if is_dead(line):
+            # What killed it is in the lines after this one.
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._put_down, DIED, self._process)
 
-    async def _watch_health(self, process: asyncio.subprocess.Process) -> None:
+    def _enter_phase(self) -> None:
+        passed = time.monotonic() - self._started
+        self._reason = f"The {self.spec.name} engine is starting: {self._startup.phase}, after {passed:.0f} s."
+        self._say(f"lensmith: {self._reason}")
+
+    def _put_down(self, because: str, process: asyncio.subprocess.Process | None = None) -> None:
+        process = process or self._process
+        if process is not None and process.returncode is None:
+            self._ended_because = self._ended_because or because
+            _signal_group(process.pid, signal.SIGKILL)
+
+    async def _watch_health(self) -> None:
         """Ask for the child's health until it ends; end it when it hangs."""
         timing, started, failures = self._timing, time.monotonic(), 0
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timing.probe_timeout)) as session:
@@ -214,14 +280,14 @@ class LocalEngine(Engine):
                     failures = 0
                     if not self.ready:
                         if self._ready_since is None:
+                            if not await self._sound(session):
+                                return
                             self._ready_since = time.monotonic()
-                            took = self._ready_since - started
-                            self._say(f"lensmith: The {self.spec.name} engine is ready after {took:.1f} s.")
+                            self._tell_ready(self._ready_since - started)
                         self._changed(True)
                 elif self._ready_since is None:
                     if time.monotonic() - started > self.spec.start_seconds:
-                        self._ended_because = f"was not ready after {self.spec.start_seconds:g} s and was ended"
-                        _signal_group(process.pid, signal.SIGKILL)
+                        self._put_down(f"was not ready after {self.spec.start_seconds:g} s and was ended")
                         return
                 else:
                     failures += 1
@@ -229,10 +295,28 @@ class LocalEngine(Engine):
                         self._reason = f"The {self.spec.name} engine does not answer."
                         self._changed(False)
                     if failures >= timing.failures:
-                        self._ended_because = f"did not answer {failures} health checks and was ended"
-                        _signal_group(process.pid, signal.SIGKILL)
+                        self._put_down(f"did not answer {failures} health checks and was ended")
                         return
                 await asyncio.sleep(timing.starting if self._ready_since is None else timing.probe)
+
+    async def _sound(self, session: aiohttp.ClientSession) -> bool:
+        """Whether it answers a test picture as a working model does; ends it if it doesn't."""
+        if not self.spec.planned:
+            return True
+        self._startup.enter("answering a test picture", time.monotonic() - self._started)
+        self._enter_phase()
+        try:
+            body = request(self.served[0], self._vision)
+            check(await ask(session, self.url, self.key, body, self.spec.start_seconds))
+        except Unsound as error:
+            self._cause = explain(self.log) or Cause(f"Its answer to a test picture {error}.", WRONG_ANSWER)
+            self._put_down("was ended before it served")
+            return False
+        return True
+
+    def _tell_ready(self, took: float) -> None:
+        phases = f": {self._startup.summary(took)}" if self.spec.planned else ""
+        self._say(f"lensmith: The {self.spec.name} engine is ready after {took:.1f} s{phases}.")
 
     async def _healthy(self, session: aiohttp.ClientSession) -> bool:
         headers = {"authorization": f"Bearer {self.key}"}

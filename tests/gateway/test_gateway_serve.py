@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from processes import ROOT, Process, free_port
 
-from gateway import build, cli
+from gateway import cli, launch
 
 SHAPES = ROOT / "examples" / "shapes-vl"
 
@@ -93,8 +93,8 @@ def test_a_wrong_command_line(arguments: list[str | Path], says: str) -> None:
 def test_an_engine_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, engine: str, missing: set[str], says: str
 ) -> None:
-    monkeypatch.setattr(build, "installed", lambda module: module not in missing)
-    monkeypatch.setattr(build, "has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "installed", lambda module: module not in missing)
+    monkeypatch.setattr(launch, "has_gpu", lambda: False)
     assert says in sentence(serve(SHAPES, "--engine", engine, "--port", "0"))
 
 
@@ -103,9 +103,9 @@ def test_an_engine_that_is_not_installed(
     [(True, True, "lmdeploy"), (True, False, "transformers"), (False, True, "transformers")],
 )
 def test_the_default_engine(monkeypatch: pytest.MonkeyPatch, gpu: bool, lmdeploy: bool, chosen: str) -> None:
-    monkeypatch.setattr(build, "installed", lambda module: lmdeploy or module != "lmdeploy")
-    monkeypatch.setattr(build, "has_gpu", lambda: gpu)
-    assert build.choose(None).name == chosen
+    monkeypatch.setattr(launch, "installed", lambda module: lmdeploy or module != "lmdeploy")
+    monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    assert launch.choose(None).name == chosen
 
 
 def test_help_shows_every_limit_with_its_default() -> None:

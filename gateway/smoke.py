@@ -1,0 +1,93 @@
+"""The first request an engine gets: a picture, and an answer that shows whether its numbers are sound.
+
+A model whose numbers overflow in 16 bit still answers: with the token of id 0 for ever, "!" in Qwen's tokenizer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import struct
+import zlib
+from typing import Any
+
+import aiohttp
+import orjson
+from yarl import URL
+
+SIDE = 64  # pixels
+TOKENS = 16
+
+
+def test_picture() -> str:
+    """A `data:` URI of a PNG: a red and a blue half."""
+    row = b"\0" + b"\xe0\x20\x20" * (SIDE // 2) + b"\x20\x20\xe0" * (SIDE // 2)
+    parts = b"\x89PNG\r\n\x1a\n"
+    for name, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row * SIDE)),
+        (b"IEND", b""),
+    ):
+        parts += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return "data:image/png;base64," + base64.b64encode(parts).decode()
+
+
+def request(model: str, picture: bool) -> dict[str, Any]:
+    """A greedy chat completion about the picture, with the probabilities of its tokens."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": "Which colours are there?"}]
+    if picture:
+        content.insert(0, {"type": "image_url", "image_url": {"url": test_picture()}})
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 1,
+    }
+
+
+class Unsound(Exception):
+    """The engine's answer shows that it does not work; the message says what was wrong with it, after 'its answer'."""
+
+
+async def ask(session: aiohttp.ClientSession, url: URL, key: str | None, body: dict[str, Any], seconds: float) -> Any:
+    """The engine's answer as JSON. Raises Unsound, also for what is no answer."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    try:
+        async with session.post(
+            url / "v1/chat/completions",
+            data=orjson.dumps(body),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=seconds),
+        ) as response:
+            answer = await response.read()
+    except asyncio.TimeoutError:
+        raise Unsound(f"took longer than {seconds:g} s") from None
+    except (aiohttp.ClientError, OSError):
+        raise Unsound("never came: it broke off the connection") from None
+    if response.status != 200:
+        raise Unsound(f"was HTTP {response.status}: {answer[:300].decode('utf-8', 'replace')}")
+    try:
+        return orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        raise Unsound("was not valid JSON") from None
+
+
+def check(answer: Any) -> tuple[str, list[float]]:
+    """The answer's text and its tokens' log-probabilities. Raises Unsound."""
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] or choice["message"].get("reasoning_content") or ""
+        entries = (choice.get("logprobs") or {}).get("content") or []
+        numbers = [entry["logprob"] for entry in entries]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Unsound("was not a chat completion") from None
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        raise Unsound("had probabilities that are not numbers")
+    if not text.strip():
+        raise Unsound("was empty")
+    if len(text.strip()) > 3 and set(text.strip()) == {"!"}:
+        raise Unsound(f"was {text.strip()!r}, as of a model whose numbers overflow")
+    return text, [float(number) for number in numbers]

@@ -1,0 +1,217 @@
+"""`lensmith serve DIR --engine lmdeploy`, with a package of that name that logs and fails as the real one does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from model_shapes import make_qwen3_vl
+from processes import HERE, ROOT, Process, lensmith_serve, until
+from test_gateway_bad_input import CHAT, envelope
+
+T4 = "Tesla T4, 15360, 14910, 7.5, 580.95.05"
+POST = "import httpx, sys; httpx.post(sys.argv[1], content=sys.argv[2], timeout=60)"
+H200 = "NVIDIA H200, 143771, 143156, 9.0, 580.95.05"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_qwen3_vl(tmp_path_factory.mktemp("models") / "vl-2b", "2B")
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def serve(model: Path, tmp_path: Path) -> Serve:
+    """Starts the gateway on a machine with these GPUs, and an LMDeploy with this fault."""
+
+    @contextmanager
+    def start(*options: str, fault: str = "", gpu: str = T4, pause: float = 0.0, **more: str) -> Iterator[Process]:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\nprintf '{gpu}\\n'\n")
+        program.chmod(0o755)
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{HERE / 'fake_lmdeploy'}:{ROOT}",
+            "FAKE_LMDEPLOY": fault,
+            "FAKE_LMDEPLOY_PAUSE": str(pause),
+            **more,
+        }
+        with lensmith_serve(str(model), "--engine", "lmdeploy", *options, **environment) as gateway:
+            yield gateway
+
+    return start
+
+
+def arguments(gateway: Process) -> list[str]:
+    lines = [line for line in gateway.log().splitlines() if "lmdeploy: arguments: " in line]
+    found: list[str] = json.loads(lines[-1].split("arguments: ")[1])
+    return found
+
+
+def option(words: list[str], name: str) -> str:
+    """The value that argparse takes: the last one."""
+    at = len(words) - 1 - words[::-1].index(f"--{name}")
+    return words[at + 1]
+
+
+def ask(gateway: Process, text: str) -> httpx.Response:
+    body = {"model": "vl-2b", "messages": [{"role": "user", "content": text}]}
+    return httpx.post(gateway.url + CHAT, json=body, timeout=60)
+
+
+def test_the_plan_starts_the_engine_and_the_log_tells_each_phase(serve: Serve) -> None:
+    with serve(pause=0.3, OMP_NUM_THREADS="") as gateway:
+        told = gateway.wait_until("/ready", 503).text
+        gateway.wait_until("/ready", 200)
+        assert "starting" in told
+        words = arguments(gateway)
+        assert words[:2] == ["serve", "api_server"]
+        assert option(words, "backend") == "pytorch"
+        assert option(words, "dtype") == "float16"
+        assert "--eager-mode" in words
+        assert "--enable-prefix-caching" in words
+        assert 0.5 < float(option(words, "cache-max-entry-count")) < 1
+        log = gateway.log()
+        for phase in ("loading the weights", "sizing the cache", "allocating the cache", "answering a test picture"):
+            assert f"lensmith: The lmdeploy engine is starting: {phase}, after" in log
+        ready = next(line for line in log.splitlines() if "is ready after" in line)
+        assert "importing its libraries" in ready
+        assert ready.endswith("the cache holds 84,608 tokens.")
+        assert " - INFO - " not in log
+        assert ask(gateway, "hi").json()["choices"][0]["message"]["content"] == "Hello wörld 🙂"
+
+
+def test_as_many_answers_at_once_as_the_engine_was_planned_for(serve: Serve) -> None:
+    with serve("--engine-arg", "max-batch-size=2", "--engine-arg", "eager_mode=false") as gateway:
+        gateway.wait_until("/ready", 200)
+        words = arguments(gateway)
+        assert option(words, "max-batch-size") == "2"
+        assert "--eager-mode" not in words
+        body = {"model": "vl-2b", "stream": True, "messages": [{"role": "user", "content": "count 400 0.05"}]}
+        with httpx.Client(timeout=60) as client, contextlib.ExitStack() as streams:
+            for _ in range(2):
+                streams.enter_context(client.stream("POST", gateway.url + CHAT, json=body))
+            third = subprocess.Popen([sys.executable, "-c", POST, gateway.url + CHAT, json.dumps(body)])
+            until("one waiting", lambda: gateway.metric("lensmith_requests_waiting") == 1)
+            assert gateway.metric("lensmith_requests_running") == 2
+            third.kill()
+            third.wait()
+
+
+def test_threads_come_from_the_cores_unless_the_user_set_them(serve: Serve) -> None:
+    with serve(OMP_NUM_THREADS="7") as gateway:
+        gateway.wait_until("/ready", 200)
+        expected = max(1, min(4, len(os.sched_getaffinity(0)) // 4))
+        mkl = os.environ.get("MKL_NUM_THREADS", str(expected))
+        assert f"lmdeploy: threads: 7 {mkl}" in gateway.log()
+
+
+def test_a_newer_card_gets_cuda_graphs(serve: Serve) -> None:
+    with serve(gpu=H200) as gateway:
+        gateway.wait_until("/ready", 200)
+        words = arguments(gateway)
+        assert option(words, "dtype") == "bfloat16"
+        assert "--eager-mode" not in words
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("no-bos", "config.json's text_config has no bos_token_id, without which LMDeploy does not load a model. Copy"),
+        ("no-memory", "free memory does not hold the weights and a key and value cache. `lensmith plan serve` says"),
+        ("bf16", "This GPU has no bfloat16. Start it with --engine-arg dtype=float16."),
+        ("shared-memory", "needs 81920 bytes of shared memory and this GPU has 65536."),
+        (
+            "transformers",
+            "transformers has no Qwen3VLForConditionalGeneration: its version does not fit.",
+        ),
+        ("arguments", "It does not take its arguments: unrecognized arguments: --frobnicate."),
+        ("wrong !!!!!!!!", "Its answer to a test picture was '!!!!!!!!', as of a model whose numbers overflow."),
+        ("wrong", "Its answer to a test picture was empty."),
+        ("not-finite", "Its answer to a test picture had probabilities that are not numbers."),
+        ("wrong-status no kernel image", "was HTTP 500: "),
+    ],
+)
+def test_a_start_that_can_never_succeed_ends_at_once_with_one_sentence(serve: Serve, fault: str, told: str) -> None:
+    with serve(fault=fault) as gateway:
+        assert gateway.process.wait(60) == 1
+        log = gateway.log()
+        last = log.strip().splitlines()[-1]
+        assert last.startswith("Error: The lmdeploy engine ")
+        assert told in last
+        assert log.count("lmdeploy: arguments: ") == 1
+        assert "Traceback" not in last
+
+
+def test_an_unknown_failure_is_tried_three_times_and_told_in_the_engines_words(serve: Serve) -> None:
+    with serve(fault="strange") as gateway:
+        assert gateway.process.wait(60) == 1
+        log = gateway.log()
+        assert log.count("lmdeploy: arguments: ") == 3
+        last = log.strip().splitlines()[-1]
+        assert "ValueError: the moon is in the wrong house." in last
+        assert last.endswith("It was started 3 times and never became ready.")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_starts(serve: Serve) -> None:
+    with serve(gpu="Tesla T4, 15360, 3000, 7.5, 580.95.05") as gateway:
+        assert gateway.process.wait(60) == 1
+        last = gateway.log().strip().splitlines()[-1]
+        assert last.startswith("Error: The weights alone need more than the 2.93 GiB that are free on the Tesla T4")
+        assert "arguments" not in gateway.log()
+
+
+def test_out_of_memory_in_service_is_told_counted_and_followed_by_a_new_start(serve: Serve) -> None:
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        answer = ask(gateway, "fault out-of-memory")
+        error = envelope(answer, 502)
+        assert "It ran out of GPU memory." in error["message"]
+        gateway.wait_until("/ready", 200)
+        assert gateway.metric("lensmith_engine_failures_total", reason="out_of_memory") == 1
+        assert gateway.metric("lensmith_engine_restarts_total") == 1
+        assert ask(gateway, "hi").status_code == 200
+
+
+def test_a_stall_that_lmdeploy_reports_is_a_hang(serve: Serve) -> None:
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        assert envelope(ask(gateway, "fault stall"), 502)["code"] == "engine_error"
+        gateway.wait_until("/ready", 200)
+        assert gateway.metric("lensmith_engine_failures_total", reason="hang") == 1
+
+
+def test_an_engine_killed_for_memory_says_so(serve: Serve) -> None:
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        child = psutil.Process(gateway.process.pid).children()[0]
+        child.send_signal(signal.SIGKILL)
+        assert "The kernel does that when the machine's memory is full." in gateway.wait_until("/ready", 503).text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--engine-arg", "server-port=1"), "server-port is the gateway's own part"),
+        (("--engine-arg", "cache-max-entry-count=2"), "cache-max-entry-count must be between 0 and 1"),
+        (("--engine-arg", "nonsense"), "KEY=VALUE"),
+    ],
+)
+def test_engine_arguments_that_cannot_be_given(serve: Serve, options: tuple[str, ...], told: str) -> None:
+    with serve(*options) as gateway:
+        assert gateway.process.wait(60) != 0
+        assert told in gateway.log()
+        assert "Traceback" not in gateway.log()
