@@ -39,9 +39,7 @@ from benchmarks.servers import (
     Endpoint,
     Server,
     Usage,
-    command_line,
-    descendants,
-    environment,
+    engines_behind,
     free_port,
     get,
     load,
@@ -136,18 +134,6 @@ class Run:
         return Server(argv, port, "/ready", self.work / f"lensmith-{port}.log", **variables)
 
 
-def engine_behind(gateway: Server) -> tuple[Endpoint, list[str]]:
-    """The engine that a running `lensmith serve` started, to be asked past the gateway, and its command."""
-    for pid in descendants(gateway.pid):
-        argv = command_line(pid)
-        if "api_server" in argv or "gateway.embedded" in argv:
-            port = argv[argv.index("--server-port" if "api_server" in argv else "--port") + 1]
-            keys = [argv[at + 1] for at, part in enumerate(argv) if part == "--api-keys"]
-            key = keys[0] if keys else environment(pid).get("LENSMITH_ENGINE_KEY")
-            return Endpoint(f"http://127.0.0.1:{port}", key), ["…" if part in keys else part for part in argv]
-    raise RuntimeError("the gateway has no engine among its processes")
-
-
 def phase_default(run: Run) -> None:
     with run.start_default() as server:
         run.note("default", "ready_seconds", round(server.wait_ready(), 1))
@@ -158,7 +144,7 @@ def phase_default(run: Run) -> None:
 
 
 def phase_lensmith(run: Run, gateway: Server) -> None:
-    engine = engine_behind(gateway)[0]
+    engine = engines_behind(gateway)[0].endpoint
     for size, requests in SIZES.items():
         with Usage(gateway.pid) as usage:
             run.note("lensmith", size, {**run.load(gateway.endpoint, size, requests), "usage": usage.fields()})
@@ -171,7 +157,7 @@ def phase_lensmith(run: Run, gateway: Server) -> None:
 
 
 def phase_few(run: Run, gateway: Server) -> None:
-    engine = engine_behind(gateway)[0]
+    engine = engines_behind(gateway)[0].endpoint
     for turn in range(2):
         for name, endpoint in (("gateway", gateway.endpoint), ("engine", engine)):
             for at_once, requests in ((1, 16), (4, 48)):
@@ -185,7 +171,7 @@ def phase_profile(run: Run) -> None:
     path = os.pathsep.join([str(ROOT / "benchmarks" / "stack_sampler"), os.environ.get("PYTHONPATH", "")])
     with run.start_lensmith(STACKS=str(stacks / "stacks"), PYTHONPATH=path) as gateway:
         gateway.wait_ready()
-        engine = engine_behind(gateway)[0]
+        engine = engines_behind(gateway)[0].endpoint
         run.load(engine, "768x768", SIZES["768x768"] // 2)
         time.sleep(2.5)  # the sampler writes every two seconds
         earlier = {file.name: read_stacks(file) for file in stacks.iterdir()}
@@ -325,18 +311,16 @@ def compare(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="JSON; stacks and test logs are written beside it")
-    parser.add_argument("--phases", default="default,lensmith,few,profile,variants,contract")
-    parser.add_argument("--variants", default="gpu-processor,two-engines,threads-8", help=", ".join(VARIANTS))
+    parser.add_argument("--out", type=Path, required=True, help="JSON; logs are written beside it")
     parser.add_argument("--engine", default="lmdeploy", choices=("lmdeploy", "transformers"))
     parser.add_argument("--shape", choices=SHAPES, default="2B")
-    parser.add_argument("--serve-options", default="", help="more options of `lensmith serve`")
-    parser.add_argument("--demo-model", type=Path, help="a model folder whose answers mean something")
     parser.add_argument("--quick", action="store_true", help="few requests and small pictures")
-    given = parser.parse_args()
+
+
+def prepare(given: argparse.Namespace) -> Run:
+    """Folders and the model."""
     given.work.mkdir(parents=True, exist_ok=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for name in THREADS:  # the default is what is measured against
@@ -347,15 +331,25 @@ def main() -> None:
         code = f"from benchmarks.models import *; write_model(Path({str(run.model)!r}), {given.shape!r}, {MAX_PIXELS})"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
         run.note("model", "pixels", MAX_PIXELS)
-    phases = given.phases.split(",")
-    for phase, work in phases_of(run, phases):
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common_options(parser)
+    parser.add_argument("--phases", default="default,lensmith,few,profile,variants,contract")
+    parser.add_argument("--variants", default="gpu-processor,two-engines,threads-8", help=", ".join(VARIANTS))
+    parser.add_argument("--serve-options", default="", help="more options of `lensmith serve`")
+    parser.add_argument("--demo-model", type=Path, help="a model folder whose answers mean something")
+    run = prepare(parser.parse_args())
+    for phase, work in phases_of(run, run.given.phases.split(",")):
         try:
             work()
         except (RuntimeError, KeyError, OSError) as error:
             run.note(phase, "failed", repr(error)[:2000])
     print("\n".join(compare(run.result)), flush=True)
-    for log in given.work.glob("*.log"):
-        shutil.copy(log, given.out.parent)
+    for log in run.work.glob("*.log"):
+        shutil.copy(log, run.given.out.parent)
 
 
 def phases_of(run: Run, wanted: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -375,7 +369,7 @@ def phases_of(run: Run, wanted: list[str]) -> Iterator[tuple[str, Callable[[], N
 def through_gateway(run: Run, wanted: list[str]) -> None:
     with run.start_lensmith() as gateway:
         run.note("lensmith", "ready_seconds", round(gateway.wait_ready(), 1))
-        run.note("lensmith", "engine_command", " ".join(engine_behind(gateway)[1]))
+        run.note("lensmith", "engine_command", " ".join(engines_behind(gateway)[0].command))
         if "lensmith" in wanted:
             phase_lensmith(run, gateway)
         if "few" in wanted:

@@ -128,6 +128,30 @@ def environment(pid: int) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if line)
 
 
+class Engine(NamedTuple):
+    """An engine that a running `lensmith serve` started, to be asked past the gateway. `command` is without its key."""
+
+    pid: int
+    endpoint: Endpoint
+    command: list[str]
+
+
+def engines_behind(gateway: Server) -> list[Engine]:
+    """The engines of a gateway in the order of their pids. Raises RuntimeError if it has none."""
+    found = {}
+    for pid in sorted(descendants(gateway.pid)):
+        argv = command_line(pid)
+        if "api_server" in argv or "gateway.embedded" in argv:
+            port = argv[argv.index("--server-port" if "api_server" in argv else "--port") + 1]
+            keys = [argv[at + 1] for at, part in enumerate(argv) if part == "--api-keys"]
+            key = keys[0] if keys else environment(pid).get("LENSMITH_ENGINE_KEY")
+            command = ["…" if part in keys else part for part in argv]
+            found.setdefault(port, Engine(pid, Endpoint(f"http://127.0.0.1:{port}", key), command))
+    if not found:
+        raise RuntimeError("the gateway has no engine among its processes")
+    return list(found.values())
+
+
 class Usage:
     """CPU per thread of a process tree and, where nvidia-smi is, the GPU's use, over a `with` block.
 

@@ -17,8 +17,8 @@ class Record(NamedTuple):
     """Times in seconds by the machine's monotonic clock.
 
     outcome: OK, an HTTP status, or what went wrong; start: when the request was due; first: when the first text came,
-    None if none did or the answer was not streamed; gaps: between one piece of text and the next; tokens: of the
-    answer, as the server's usage says, else its pieces.
+    also of an answer that failed later, None if none did or it was not streamed; gaps: between one piece of text and
+    the next; tokens: of the answer, as the server's usage says, else its pieces.
     """
 
     outcome: str
@@ -32,30 +32,36 @@ class Record(NamedTuple):
 
 async def ask(session: aiohttp.ClientSession, url: str, body: bytes, due: float) -> Record:
     """Send `body` and read the whole answer. Never raises for what a server does wrong."""
+    times: list[float] = []  # when each piece of text came
+    usage: dict[str, Any] = {}
     try:
         async with session.post(url, data=body) as answer:
             if answer.status != 200:
                 await answer.read()
-                return failed(str(answer.status), due)
-            if answer.content_type == "text/event-stream":
-                return await read_stream(answer, due)
-            fields = orjson.loads(await answer.read())
-            fields["choices"][0]["message"]
-            return Record(OK, due, time.monotonic(), None, (), *counts(fields.get("usage") or {}))
+                outcome = str(answer.status)
+            elif answer.content_type == "text/event-stream":
+                outcome, usage = await read_stream(answer, times)
+            else:
+                fields = orjson.loads(await answer.read())
+                fields["choices"][0]["message"]
+                outcome, usage = OK, fields.get("usage") or {}
     except asyncio.TimeoutError:
-        return failed("timeout", due)
+        outcome = "timeout"
     except aiohttp.ClientConnectorError:
-        return failed("no connection", due)
+        outcome = "no connection"
     except (aiohttp.ClientError, OSError):
-        return failed("broken connection", due)
+        outcome = "broken connection"
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, IndexError):
-        return failed("not OpenAI's format", due)
+        outcome = "not OpenAI's format"
+    gaps = tuple(after - before for before, after in pairwise(times))
+    tokens, prompt_tokens = (int(usage.get(name) or 0) for name in ("completion_tokens", "prompt_tokens"))
+    first = times[0] if times else None
+    return Record(outcome, due, time.monotonic(), first, gaps, tokens or len(times), prompt_tokens)
 
 
-async def read_stream(answer: aiohttp.ClientResponse, due: float) -> Record:
-    """The record of a stream of server-sent events."""
+async def read_stream(answer: aiohttp.ClientResponse, times: list[float]) -> tuple[str, dict[str, Any]]:
+    """Read server-sent events to their end: the outcome and the usage. Notes in `times` when each text came."""
     rest, done = b"", False
-    times: list[float] = []
     usage: dict[str, Any] = {}
     async for chunk in answer.content.iter_any():
         now = time.monotonic()
@@ -69,25 +75,12 @@ async def read_stream(answer: aiohttp.ClientResponse, due: float) -> Record:
                 continue
             event = orjson.loads(data)
             if "error" in event:
-                return failed("error in the stream", due)
+                return "error in the stream", usage
             usage = event.get("usage") or usage
             if any(has_text(choice["delta"]) for choice in event["choices"]):
                 times.append(now)
-    if not done:
-        return failed("stream cut short", due)
-    tokens, prompt_tokens = counts(usage)
-    gaps = tuple(after - before for before, after in pairwise(times))
-    first = times[0] if times else None
-    return Record(OK, due, time.monotonic(), first, gaps, tokens or len(times), prompt_tokens)
+    return OK if done else "stream cut short", usage
 
 
 def has_text(delta: dict[str, Any]) -> bool:
     return any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls"))
-
-
-def counts(usage: dict[str, Any]) -> tuple[int, int]:
-    return int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
-
-
-def failed(outcome: str, due: float) -> Record:
-    return Record(outcome, due, time.monotonic())

@@ -52,6 +52,7 @@ def figures(level: Level, outcome: Outcome, targets: Mapping[str, float]) -> dic
         "distinct_bodies": outcome.distinct,
         "ok": len(good),
         "errors": dict(Counter(record.outcome for record in records if record.outcome != OK)),
+        "failed_before_text": sum(record.outcome != OK and record.first is None for record in records),
         "seconds": round(seconds, 3),
         "requests_per_second": round(len(good) / seconds, 3),
         "tokens_per_second": round(sum(record.tokens for record in good) / seconds, 2),

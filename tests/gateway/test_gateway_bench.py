@@ -82,24 +82,28 @@ def test_an_open_loop_does_not_wait_for_answers(engine: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "stream", "outcome"),
+    ("prompt", "stream", "outcome", "text_began"),
     [
-        ("fault status 429", True, "429"),
-        ("fault html 502", True, "502"),
-        ("fault reset", True, "broken connection"),
-        ("fault flat200", False, "not OpenAI's format"),
-        ("fault hang", True, "timeout"),
-        ("fault first-event", True, "error in the stream"),
+        ("fault status 429", True, "429", False),
+        ("fault html 502", True, "502", False),
+        ("fault reset", True, "broken connection", False),
+        ("fault mid-reset", True, "broken connection", True),
+        ("fault mid-end", True, "stream cut short", True),
+        ("fault mid-event", True, "error in the stream", True),
+        ("fault first-event", True, "error in the stream", False),
+        ("fault flat200", False, "not OpenAI's format", False),
+        ("fault hang", True, "timeout", False),
     ],
 )
-def test_failures_are_told_apart(engine: Process, prompt: str, stream: bool, outcome: str) -> None:
+def test_failures_are_told_apart(engine: Process, prompt: str, stream: bool, outcome: str, text_began: bool) -> None:
     async def once() -> Record:
         timeout = aiohttp.ClientTimeout(total=0.5 if outcome == "timeout" else 30)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             body = Workload(model="fake", prompt=prompt, max_tokens=1, stream=stream).body(0)
             return await ask(session, engine.url + "/v1/chat/completions", body, time.monotonic())
 
-    assert asyncio.run(once()).outcome == outcome
+    record = asyncio.run(once())
+    assert (record.outcome, record.first is not None) == (outcome, text_began)
 
 
 def test_a_run_without_any_answer_fails_and_says_why(engine: Process) -> None:
@@ -178,7 +182,7 @@ def test_rates_and_goodput_of_known_records() -> None:
     assert (row["seconds"], row["requests_per_second"], row["tokens_per_second"]) == (4, 0.75, 2.25)
     assert row["goodput_per_second"] == 0.5
     assert (row["ttft_ms"]["p50"], row["ttft_ms"]["p99"], row["itl_ms"]["mean"]) == (200, 300, 30)
-    assert row["errors"] == {"503": 1}
+    assert (row["errors"], row["failed_before_text"]) == ({"503": 1}, 1)
 
 
 def test_the_shares_of_a_level_are_the_whole_and_arrivals_keep_the_rate() -> None:
