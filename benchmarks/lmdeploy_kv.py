@@ -195,7 +195,11 @@ def child(name: str, work: Path) -> None:
         folder = model_folder(setting, work)
         result: dict[str, Any] = {
             "setting": name,
+            "model": setting.get("model", "2B"),
             "card": plan.gpu.name,
+            "memory": plan.gpu.memory,
+            "free": plan.gpu.free,
+            "capability": plan.gpu.capability,
             "flags": {choice.option: choice.value for choice in plan.choices},
             "planned_tokens": plan.cache.tokens,
             "planned_free": plan.free,

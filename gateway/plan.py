@@ -26,10 +26,14 @@ ARCHITECTURES = {
     *("DeepseekVLV2ForCausalLM", "Llama4ForConditionalGeneration", "Phi3VForCausalLM", "MiniCPMV"),
 }
 
-# What a process holds on the card besides tensors: CUDA's context and the kernels loaded before the cache is sized.
-CONTEXT = 512 * MIB
-GRAPHS = 512 * MIB  # CUDA graphs and their buffers
-MARGIN = 0.03  # of the card, for the allocator's gaps and for what this estimate does not know
+# What a process holds on the card besides tensors once it sizes the cache: CUDA's context and kernels. Measured on an
+# H200 with PyTorch 2.11; it grows with the card's multiprocessors, so smaller cards have some more memory than planned.
+CONTEXT = 722_337_792
+# What PyTorch's allocator holds beyond the weights: parts of its 20 MiB segments. Measured with Qwen3-VL-2B.
+SLACK, SLACK_SHARE = 96 * MIB, 0.03
+LATE_KERNELS = 256 * MIB  # loaded, and workspaces allocated, when the first requests come; measured
+GRAPHS = 256 * MIB  # CUDA graphs and their buffers for up to 256 answers; measured
+MARGIN = 0.03  # of the card, for what this estimate does not know
 PREFILL_BUDGETS = (8192, 4096, 2048)  # tokens; larger ones gave no more answers a second, measured on an H200
 PREFILL_SHARE = 0.1  # of the memory left by the weights, that the logits of a prefill step may reserve
 MOST_BATCH = 64  # batches above it gave no more answers a second with images, measured on an H200
@@ -115,7 +119,7 @@ def make_plan(
         raise PlanError(f"{folder.name} cannot be planned: {error}.") from None
     tokens = image_tokens(folder, workload.image_size)
     request = workload.images * tokens + TEXT_TOKENS
-    free = gpu.free - CONTEXT - model.weights
+    free = _left(gpu, model)
     prefill = _integer(given, "max-prefill-token-num", _prefill(model, free, tokens))
     eager = _boolean(given, "eager-mode", not gpu.bf16)
     graphs = 0 if eager else GRAPHS
@@ -184,7 +188,7 @@ def image_tokens(folder: ModelFolder, size: tuple[int, int]) -> int:
 def activations(folder: ModelFolder, prefill_tokens: int, batch: int, vocabulary: int) -> int:
     """Bytes that a step may need at once: a prefill step full of images, and the logits of a whole batch.
 
-    An estimate: the widest layer's inputs and outputs in 16 bit, and a quarter more for the allocator.
+    The widest layer's inputs and outputs in 16 bit, times what Qwen3-VL-2B took on an H200 beyond them: 170 KB a token.
     """
     text, vision = folder.text_config, folder.vision_config
     hidden, inner = positive_int(text.get("hidden_size")), positive_int(text.get("intermediate_size"))
@@ -198,7 +202,11 @@ def activations(folder: ModelFolder, prefill_tokens: int, batch: int, vocabulary
     kept = hidden * (2 + (len(deepstack) if isinstance(deepstack, list) else 0))
     step = prefill_tokens * (max(text_width, vision_width) + kept) * 2
     logits = batch * vocabulary * 16  # 16 bit, float32, and what sorts them
-    return int((step + logits) * 1.25)
+    return int(step * 1.7 + logits) + LATE_KERNELS
+
+
+def _left(gpu: Gpu, model: ModelMemory) -> int:
+    return gpu.free - CONTEXT - model.weights - min(SLACK, int(SLACK_SHARE * model.weights))
 
 
 def _safe_fraction(free: int, reserve: int, needed: int) -> float:

@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 
 # What a line means: the phase that begins with it.
 PHASES: tuple[tuple[str, str], ...] = (
-    ("input backend=", "building the model"),
+    ("input backend=", "starting the engine's process"),
     ("Building Model.", "loading the weights"),
     ("Updating configs.", "sizing the cache"),
     ("Building CacheEngine with config", "allocating the cache"),
     ("Warming up model.", "warming up"),
-    ("Warming up decoding", "capturing CUDA graphs"),
+    ("use_graph=True", "capturing CUDA graphs"),
     ("Engine warmup completed", "opening its port"),
 )
 FIRST_PHASE = "importing its libraries"
 _BLOCKS = re.compile(r"\bCacheConfig\(.*?\bblock_size=(\d+).*?\bnum_gpu_blocks=(\d+)")
-# Told while it starts, and noise once it serves: a few lines for every request.
-_INFO = re.compile(r" - lmdeploy - INFO - ")
+_NOISE = re.compile(r" - lmdeploy[\w.]* - INFO - |^CacheConfig\(|^HINT: |\d+%\|.*\| \d+/\d+ \[")
 
 
 @dataclass
@@ -59,8 +58,8 @@ class Startup:
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line is not worth passing on."""
-    return _INFO.search(line) is not None or line.startswith("CacheConfig(")
+    """Whether a line is not worth passing on: told for every request, or a progress bar."""
+    return _NOISE.search(line) is not None
 
 
 @dataclass(frozen=True)

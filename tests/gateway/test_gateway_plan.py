@@ -10,10 +10,14 @@ import pytest
 from click.testing import CliRunner, Result
 from model_shapes import make_qwen3_vl
 
-from gateway.gpu import CARDS, GIB, parse_gpu
+from gateway.gpu import CARDS, GIB, Gpu, parse_gpu
 from gateway.lmdeploy_memory import ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
+from gateway.plan import Workload, make_plan
 from lensmith import main
 from modelfiles.folder import ModelFolder
+
+ROOT = Path(__file__).parents[2]
+MEASURED = json.loads((ROOT / "benchmarks" / "results" / "lmdeploy_kv.json").read_text())["settings"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,20 @@ def test_a_newer_card_gets_bfloat16_and_cuda_graphs(models: dict[str, Path]) -> 
     assert made["flags"]["max-prefill-token-num"] == 8192
 
 
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda measured: measured["setting"])
+def test_planned_tokens_are_those_lmdeploy_allocated(models: dict[str, Path], measured: dict[str, Any]) -> None:
+    """On one H200, whole and as a T4 and an L4 in memory: benchmarks/lmdeploy_kv.py."""
+    model = models.get(measured["model"], ROOT / "examples" / measured["model"])
+    gpu = Gpu(measured["card"], measured["memory"], measured["free"], tuple(measured["capability"]))
+    flags = {name: str(value).lower() for name, value in measured["flags"].items()}
+    made = make_plan(ModelFolder.open(model), gpu, Workload(), 1, flags)
+    assert made.cache is not None
+    assert made.cache.tokens == pytest.approx(measured["engine_tokens"], rel=0.02)
+    if "free_when_ready" in measured:
+        used = measured["free_at_sizing"] - made.cache.tokens * made.token_bytes - measured["free_after_answers"]
+        assert used < made.activations, "steps took more memory than planned"
+
+
 def test_the_published_t4_recipe_in_lmdeploys_own_arithmetic(models: dict[str, Path]) -> None:
     """0.6 of what 8192 prefill tokens' logits leave: 4.66 GiB of blocks of 7 MiB."""
     recipe = ("--engine-arg", "cache-max-entry-count=0.6", "--engine-arg", "max_prefill_token_num=8192")
@@ -99,7 +117,7 @@ def test_a_model_that_is_too_large_names_a_card_and_a_number_of_them(models: dic
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--concurrency", 64, "--images", 8), "--concurrency 8,"),
+        (("--concurrency", 64, "--images", 8), "--concurrency 7,"),
         (("--session-len", 4096, "--images", 8), "--session-len 10240, fewer images"),
         (("--session-len", 200_000), "at most --session-len"),
         (("--engine-arg", "cache-max-entry-count=0.99"), "a smaller cache-max-entry-count"),
