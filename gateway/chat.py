@@ -30,6 +30,7 @@ from gateway.schema import ChatRequest, check_chat, parse_json
 from gateway.settings import Settings
 from gateway.slots import ByteBudget, Slot
 from gateway.sse import EventTooLong, error_event
+from gateway.token_text import RawLogProbs
 from gateway.translation import Object, Translation, rename, write_answer, write_events
 from gateway.upstream import post, read_all
 
@@ -150,11 +151,14 @@ class ChatCompletions:
                     raise model.unavailable()
                 engine, body = replica.engine, payload.named(replica.model)
                 url = engine.url / request.path
+                log_probs = None
+                if request.top_log_probs is not None and engine.spec.raw_tokens:
+                    log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
                 async with post(gateway.session, url, body, engine.key, call.request_id) as response:
                     if request.stream:
-                        await self._stream(call, request, response, watch, slot, send)
+                        await self._stream(call, request, log_probs, response, watch, slot, send)
                     else:
-                        answer, call.usage = request.read(await read_all(response), request.stops)
+                        answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
                         if call.translation is not None:
                             answer = write_answer(call.translation.writer, answer)
                         watch.stop()
@@ -222,6 +226,7 @@ class ChatCompletions:
         self,
         call: Call,
         request: ChatRequest,
+        log_probs: RawLogProbs | None,
         response: aiohttp.ClientResponse,
         watch: UntilDisconnect,
         slot: Slot,
@@ -231,7 +236,7 @@ class ChatCompletions:
             read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
         writer = call.translation.writer if call.translation is not None else None
-        relay = Relay(request.include_usage or writer is not None, request.stops)
+        relay = Relay(request.include_usage or writer is not None, request.stops, log_probs)
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
         last = 0.0
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:

@@ -35,7 +35,7 @@ def check_completion(body: Object, spec: EngineSpec) -> ChatRequest:
         body["max_tokens"] = DEFAULT_MAX_TOKENS
     answers = body.get("n") or 1
     stream, include_usage = stream_fields(body)
-    return ChatRequest(body, model, stream, include_usage, answers, [], settle_stop(body, answers, spec), PATH)
+    return ChatRequest(body, model, stream, include_usage, answers, [], settle_stop(body, answers, spec), path=PATH)
 
 
 def check_prompt(prompt: object) -> str:

@@ -27,6 +27,8 @@ class EngineSpec:
     refused: Mapping[str, str] = field(default_factory=dict)
     developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
     drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
+    raw_tokens: bool = False  # its log-probabilities spell tokens as its vocabulary: the gateway makes text of them
+    byte_level: bool = True  # and that vocabulary is byte-level BPE's, else SentencePiece's
     refused_in_text: Mapping[str, str] = field(default_factory=dict)  # the same for /v1/completions, beside `refused`
     tokenize_path: str = ""  # its route that tokenises chats and texts alike, if there is one
     encode_path: str = ""  # its route that tokenises texts only
@@ -109,10 +111,11 @@ LMDEPLOY = EngineSpec(
     refused={
         "presence_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
         "frequency_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
-        "tools": "the LMDeploy engine was started without a tool-call parser",
+        "tools": "the LMDeploy engine was started without --tool-call-parser",
     },
     developer_role=False,
     drops_stop=True,
+    raw_tokens=True,
     refused_in_text={
         "n": "the LMDeploy engine gives one answer to a text completion",
         "logprobs": "the LMDeploy engine drops it in text completions",

@@ -42,6 +42,11 @@ def launch(folder: ModelFolder, model: str, replica: ReplicaConfig, name: str, w
         else:
             arguments, pixels = made.arguments(), made.image_pixels
             spec = dataclasses.replace(spec, slots=int(made.value("max-batch-size")))
+    if spec.raw_tokens:
+        spec = dataclasses.replace(spec, byte_level=folder.byte_level)
+    if "tool-call-parser" in given:
+        refused = {field: why for field, why in spec.refused.items() if field != "tools"}
+        spec = dataclasses.replace(spec, refused=refused)
     engine = LocalEngine(
         spec,
         folder.path,

@@ -121,6 +121,9 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             refused={**spec.refused, **first.refused},
             developer_role=first.developer_role and spec.developer_role,
             drops_stop=first.drops_stop or spec.drops_stop,
+            refused_in_text={**spec.refused_in_text, **first.refused_in_text},
+            tokenize_path=first.tokenize_path if first.tokenize_path == spec.tokenize_path else "",
+            encode_path=first.encode_path if first.encode_path == spec.encode_path else "",
         )
     return first
 

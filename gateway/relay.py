@@ -9,6 +9,7 @@ import orjson
 from gateway.errors import ApiError, engine_error
 from gateway.sse import DONE, EventBuffer, event, event_data, split_events
 from gateway.stops import Stops
+from gateway.token_text import RawLogProbs
 
 
 class Relay:
@@ -17,22 +18,25 @@ class Relay:
     The gateway asks every engine for a usage event, to count tokens. `include_usage` says whether the client asked for
     it too; otherwise it is taken out again. `done` is set by `data: [DONE]`, `error` by an error event of the engine;
     neither the error nor anything after either is passed on. With `stops`, every event is cut at the stop strings; once
-    all answers have met one, the stream is done, unless the usage at its end is still wanted.
+    all answers have met one, the stream is done, unless the usage at its end is still wanted. `log_probs` settles those
+    of engines that have their own form of them.
     """
 
-    def __init__(self, include_usage: bool, stops: Stops | None = None) -> None:
+    def __init__(self, include_usage: bool, stops: Stops | None = None, log_probs: RawLogProbs | None = None) -> None:
         self.done = False
         self.error: ApiError | None = None
         self.usage: dict[str, Any] = {}
         self._include_usage = include_usage
         self._stops = stops
+        self._log_probs = log_probs
+        self._every = stops is not None or log_probs is not None
         self._buffer = EventBuffer()
 
     def feed(self, data: bytes) -> bytes:
         """What to send on for these bytes from the engine. Raises EventTooLong."""
         events = self._buffer.feed(data)
         # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
-        if self._stops is not None or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
+        if self._every or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
             return self._look(events)
         return events
 
@@ -43,7 +47,7 @@ class Relay:
                 self.done = True
                 passed.append(single)
                 break
-            if self._stops is not None or b'"usage"' in single or b'"error"' in single:
+            if self._every or b'"usage"' in single or b'"error"' in single:
                 payload = event_data(single)
                 self.error = engine_error(payload)
                 if self.error is not None:
@@ -66,18 +70,26 @@ class Relay:
                     return b""
                 del payload["usage"]
                 single = event(payload)
+        if self._log_probs is not None:
+            self._log_probs.settle(payload)
+            single = event(payload)
         if self._stops is not None:
             return event(payload) if self._stops.cut_chunk(payload) else b""
         return single
 
 
-def read_completion(answer: bytes, stops: Stops | None = None) -> tuple[bytes, dict[str, Any]]:
-    """A whole answer, cut at the stop strings, and its usage. Raises ApiError 502 for anything but a completion."""
+def read_completion(
+    answer: bytes, stops: Stops | None = None, log_probs: RawLogProbs | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """A whole answer, cut and settled as a stream's, and its usage. Raises ApiError 502 if it is no completion."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
         raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
     if stops is not None:
         stops.cut_answer(payload)
+    if log_probs is not None:
+        log_probs.settle(payload)
+    if stops is not None or log_probs is not None:
         answer = orjson.dumps(payload)
     usage = payload.get("usage")
     return answer, usage if isinstance(usage, dict) else {}

@@ -17,6 +17,7 @@ from gateway.errors import ApiError, bad_request
 from gateway.images import ImagePart
 from gateway.relay import read_completion
 from gateway.stops import Stops
+from gateway.token_text import RawLogProbs
 
 Object = dict[str, Any]
 
@@ -27,8 +28,8 @@ MAX_TOOLS = 128
 
 
 CHAT_PATH = "v1/chat/completions"
-# A whole answer and the request's stop strings -> what the client gets, and the usage. Raises ApiError 502.
-Reader = Callable[[bytes, Stops | None], tuple[bytes, Object]]
+# A whole answer -> what the client gets, and the usage; as `read_completion`. Raises ApiError 502.
+Reader = Callable[[bytes, Stops | None, RawLogProbs | None], tuple[bytes, Object]]
 
 
 @dataclass
@@ -42,6 +43,7 @@ class ChatRequest:
     answers: int  # n
     images: list[ImagePart]
     stops: Stops | None  # what the gateway cuts, because the engine doesn't
+    top_log_probs: int | None = None  # alternatives to each token; None without log-probabilities
     path: str = CHAT_PATH  # at the engine
     read: Reader = read_completion  # what makes the client's answer of the engine's
 
@@ -70,7 +72,9 @@ def check_chat(body: Object, spec: EngineSpec) -> ChatRequest:
     images = check_messages(body.get("messages"), spec)
     stream, include_usage = stream_fields(body)
     answers = body.get("n") or 1
-    return ChatRequest(body, model, stream, include_usage, answers, images, settle_stop(body, answers, spec))
+    stops = settle_stop(body, answers, spec)
+    top = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
+    return ChatRequest(body, model, stream, include_usage, answers, images, stops, top)
 
 
 def check_fields(body: Object, fields: Mapping[str, Check]) -> str:
@@ -88,11 +92,11 @@ def check_fields(body: Object, fields: Mapping[str, Check]) -> str:
 
 
 def refuse(body: Object, table: Mapping[str, str]) -> None:
-    """Refuse the table's fields, unless their value asks for nothing."""
-    for field, why in table.items():
-        value = body.get(field)
+    """Refuse the table's fields; those whose value asks for nothing are taken out, for engines that don't know them."""
+    for field in table.keys() & body.keys():
+        value = body.pop(field)
         if value is not None and value not in HARMLESS.get(field, ()):
-            raise bad_request(f"'{field}' cannot be honoured: {why}.", field, "unsupported_parameter")
+            raise bad_request(f"'{field}' cannot be honoured: {table[field]}.", field, "unsupported_parameter")
 
 
 def stream_fields(body: Object) -> tuple[bool, bool]:

@@ -12,9 +12,11 @@ import orjson
 from gateway import completions
 from gateway.engines import NOWHERE, EngineSpec
 from gateway.errors import ApiError, bad_request
+from gateway.images import ImagePart
 from gateway.relay import read_completion, read_json
-from gateway.schema import ChatRequest, Object, check_fields, check_messages, refuse
+from gateway.schema import CHAT_PATH, ChatRequest, Object, Reader, check_fields, check_messages, refuse
 from gateway.stops import Stops
+from gateway.token_text import RawLogProbs
 
 
 def check_tokenize(body: Object, spec: EngineSpec) -> ChatRequest:
@@ -28,21 +30,31 @@ def check_tokenize(body: Object, spec: EngineSpec) -> ChatRequest:
         images = check_messages(messages, spec)
         asked: Object = {"model": model, "messages": messages}
         if spec.tokenize_path:
-            return ChatRequest(asked, model, False, False, 1, images, None, spec.tokenize_path, read_tokens)
-        asked["max_tokens"] = 1
-        return ChatRequest(asked, model, False, False, 1, images, None, read=read_usage)
-    text = completions.check_prompt(prompt)
-    asked = {"model": model, "prompt": text}
+            return _request(asked, images, spec.tokenize_path, read_tokens)
+        return _request({**asked, "max_tokens": 1}, images, CHAT_PATH, read_usage)
+    asked = {"model": model, "prompt": completions.check_prompt(prompt)}
     if spec.tokenize_path:
-        return ChatRequest(asked, model, False, False, 1, [], None, spec.tokenize_path, read_tokens)
+        return _request(asked, [], spec.tokenize_path, read_tokens)
     if spec.encode_path:
-        asked = {"model": model, "input": text}
-        return ChatRequest(asked, model, False, False, 1, [], None, spec.encode_path, read_encoded)
-    asked["max_tokens"] = 1
-    return ChatRequest(asked, model, False, False, 1, [], None, completions.PATH, read_usage)
+        return _request({"model": model, "input": asked["prompt"]}, [], spec.encode_path, read_encoded)
+    return _request({**asked, "max_tokens": 1}, [], completions.PATH, read_usage)
 
 
-def read_tokens(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
+def _request(body: Object, images: list[ImagePart], path: str, read: Reader) -> ChatRequest:
+    return ChatRequest(
+        body,
+        body["model"],
+        stream=False,
+        include_usage=False,
+        answers=1,
+        images=images,
+        stops=None,
+        path=path,
+        read=read,
+    )
+
+
+def read_tokens(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | None) -> tuple[bytes, Object]:
     """vLLM's shape, which is our own engine's too."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("count"), int):
@@ -50,7 +62,7 @@ def read_tokens(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
     return _answer(payload["count"], payload.get("tokens"), payload.get("max_model_len"))
 
 
-def read_encoded(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
+def read_encoded(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | None) -> tuple[bytes, Object]:
     """LMDeploy's /v1/encode."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("input_ids"), list):
@@ -58,7 +70,7 @@ def read_encoded(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
     return _answer(len(payload["input_ids"]), payload["input_ids"])
 
 
-def read_usage(answer: bytes, stops: Stops | None) -> tuple[bytes, Object]:
+def read_usage(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | None) -> tuple[bytes, Object]:
     """The prompt's length in a completion's usage."""
     _, usage = read_completion(answer)
     if not isinstance(usage.get("prompt_tokens"), int):

@@ -156,6 +156,11 @@ class ModelFolder:
         }
 
     @property
+    def byte_level(self) -> bool:
+        """Whether the vocabulary is byte-level BPE's, as tokenizer.json's decoder says; SentencePiece's otherwise."""
+        return "ByteLevel" in json.dumps(self._optional_json("tokenizer.json").get("decoder"))
+
+    @property
     def eos_token_ids(self) -> list[int]:
         """The ids that end an answer: generation_config.json's, else config.json's."""
         for holder in (self.generation_config, self.config, self.text_config):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
+from gateway.token_text import token_bytes
+
 
 class TokenBytes:
     """The bytes that a token stands for, in byte-level BPE (Qwen, ...) and SentencePiece (Gemma, ...) tokenizers.
@@ -16,7 +18,7 @@ class TokenBytes:
         self._tokenizer = tokenizer
         self._added = {i: str(token.content).encode() for i, token in tokenizer.added_tokens_decoder.items()}
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._alphabet = byte_alphabet() if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder) else None
+        self._byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
         self._cache: dict[int, bytes] = {}
         sample = "Wörld 日本 🙂\n"
         if b"".join(map(self.raw, tokenizer.encode(sample, add_special_tokens=False))).decode().lstrip() != sample:
@@ -33,21 +35,8 @@ class TokenBytes:
         return b"" if token in self._special else self.raw(token)
 
     def _convert(self, token: int) -> bytes:
-        piece = (
-            self._tokenizer.convert_ids_to_tokens(token) or ""
-        )  # models may have more rows than the tokenizer tokens
-        if self._alphabet is not None:
-            return bytes(self._alphabet[character] for character in piece)
-        if len(piece) == 6 and piece.startswith("<0x"):
-            return bytes([int(piece[3:5], 16)])
-        return str(piece).replace("\u2581", " ").encode()
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's characters and their bytes (GPT-2's `bytes_to_unicode`): those not printable begin at U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+        # Models may have more rows than the tokenizer has tokens.
+        return token_bytes(str(self._tokenizer.convert_ids_to_tokens(token) or ""), self._byte_level)
 
 
 class AnswerText:

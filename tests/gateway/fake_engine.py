@@ -22,6 +22,12 @@ FLAT = {"object": "error", "message": "prompt exceeds the context length", "type
 HTML = "<html><body>Bad gateway at /srv/secret/path</body></html>"
 
 
+def raw_log_prob(token: str) -> dict:
+    """In LMDeploy's form: the token as its vocabulary spells it, and missing among its alternatives."""
+    others = [{"token": "Ġcenter", "logprob": -0.5, "bytes": []}, {"token": "Ã©", "logprob": -3.0, "bytes": []}]
+    return {"token": token.replace(" ", "Ġ"), "logprob": -1.0, "bytes": [], "top_logprobs": others}
+
+
 class FakeEngine:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,10 +87,13 @@ class FakeEngine:
         if not body.get("stream"):
             whole = self._whole("".join(tokens), len(tokens))
             whole["choices"][0]["finish_reason"] = finish
+            if body.get("logprobs"):
+                whole["choices"][0]["logprobs"] = {"content": [raw_log_prob(token) for token in tokens]}
             return web.json_response(whole)
         stream = await self._open(request)
         for token in tokens:
-            await stream.write(self._chunk({"content": token}))
+            log_prob = raw_log_prob(token) if body.get("logprobs") else None
+            await stream.write(self._chunk({"content": token}, log_prob=log_prob))
             if pause:
                 await asyncio.sleep(pause)
         await stream.write(self._chunk({}, finish))
@@ -152,8 +161,10 @@ class FakeEngine:
             "usage": {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens},
         }
 
-    def _chunk(self, delta: dict, finish: str | None = None) -> bytes:
+    def _chunk(self, delta: dict, finish: str | None = None, log_prob: dict | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        if log_prob is not None:
+            choice["logprobs"] = {"content": [log_prob]}
         return self._event({"choices": [choice]})
 
     def _usage(self, tokens: int) -> bytes:

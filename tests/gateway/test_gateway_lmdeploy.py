@@ -215,3 +215,12 @@ def test_engine_arguments_that_cannot_be_given(serve: Serve, options: tuple[str,
         assert gateway.process.wait(60) != 0
         assert told in gateway.log()
         assert "Traceback" not in gateway.log()
+
+
+def test_tools_are_served_with_a_parser_for_them(serve: Serve) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"model": "vl-2b", "messages": [{"role": "user", "content": "hi"}], "tools": tools}
+    for options, status in ((["--engine-arg", "tool-call-parser=qwen3"], 200), ([], 400)):
+        with serve(*options) as gateway:
+            gateway.wait_until("/ready", 200)
+            assert httpx.post(gateway.url + CHAT, json=body, timeout=60).status_code == status

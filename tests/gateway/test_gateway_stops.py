@@ -112,6 +112,33 @@ def test_what_the_engine_would_drop_in_silence_is_refused(served: Process, field
     assert (error["param"], error["code"]) == (param, "unsupported_parameter")
 
 
+def test_log_probabilities_are_of_text_and_have_the_token_among_its_alternatives(client: openai.OpenAI) -> None:
+    for top, expected in ((0, []), (2, [" center", "0 "]), (3, [" center", "0 ", "é"])):
+        fields: dict[str, Any] = {"model": "fake", "messages": ask("count 2"), "logprobs": True, "top_logprobs": top}
+        whole = client.chat.completions.create(**fields).choices[0].logprobs
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**fields, stream=True)]
+        streamed = [entry for choice in chunks if choice.logprobs for entry in choice.logprobs.content or []]
+        assert whole is not None
+        assert whole.content == streamed
+        first, second = streamed
+        assert (first.token, second.token, first.bytes) == ("0 ", "1 ", list(b"0 "))
+        assert [other.token for other in first.top_logprobs] == expected
+        assert [other.bytes for other in first.top_logprobs] == [list(token.encode()) for token in expected]
+
+
+def test_guided_answers_are_passed_on(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
+    for wanted in (form, {"type": "json_object"}, {"type": "text"}):
+        answer = client.chat.completions.create(model="fake", messages=ask("echo"), response_format=wanted)
+        assert json.loads(answer.choices[0].message.content)["body"]["response_format"] == wanted
+
+
+def test_values_that_ask_for_nothing_are_left_out_for_an_engine_that_does_not_know_them(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"presence_penalty": 0, "tools": [], "store": False, "service_tier": "auto"}
+    answer = client.chat.completions.create(model="fake", messages=ask("echo"), **asked)
+    assert not asked.keys() & json.loads(answer.choices[0].message.content)["body"].keys()
+
+
 def test_lmdeploys_command_line() -> None:
     from pathlib import Path
 

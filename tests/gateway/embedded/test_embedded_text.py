@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gateway.embedded.text import AnswerText, TokenBytes, byte_alphabet
+from gateway.embedded.text import AnswerText, TokenBytes
+from gateway.token_text import byte_alphabet
 
 TOKENIZER = AutoTokenizer.from_pretrained(SHAPES_VL)
 TOKEN_BYTES = TokenBytes(TOKENIZER)
