@@ -9,6 +9,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from gpu_server import wait_ready
@@ -80,6 +81,46 @@ def test_log_probabilities_are_of_the_answers_tokens(client: openai.OpenAI) -> N
     assert entries
     assert all(entry.logprob <= 1e-3 and len(entry.top_logprobs) == 2 for entry in entries)
     assert all(entry.logprob >= entry.top_logprobs[1].logprob - 1e-3 for entry in entries), "greedy takes the likeliest"
+    assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in entries)
+    assert (
+        b"".join(bytes(entry.bytes) for entry in entries)
+        .decode("utf-8", "replace")
+        .startswith(answer.choices[0].message.content.rstrip("\ufffd"))
+    )
+
+
+def test_a_text_completion_is_answered(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "model", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
+    whole = client.completions.create(**fields)
+    assert whole.usage.completion_tokens <= 8
+    chunks = list(client.completions.create(**fields, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+
+def test_tokens_are_counted(served: Process, client: openai.OpenAI) -> None:
+    counts = []
+    for fields in ({"prompt": "Once upon a time"}, {"messages": question(picture())}):
+        answer = httpx.post(served.url + "/tokenize", json={"model": "model", **fields}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        counts.append(answer.json()["count"])
+    text, chat = counts
+    usage = client.completions.create(model="model", prompt="Once upon a time", max_tokens=1).usage
+    assert text == usage.prompt_tokens
+    assert chat == ask(client, question(picture()), max_tokens=1).usage.prompt_tokens
+
+
+def test_responses_and_ollamas_chat_give_the_same_answer(served: Process, client: openai.OpenAI) -> None:
+    text = ask(client, question(picture())).choices[0].message.content
+    part = {"type": "input_image", "image_url": picture(), "detail": "auto"}
+    content = [part, {"type": "input_text", "text": "Describe the picture."}]
+    response = client.responses.create(
+        model="model", input=[{"role": "user", "content": content}], temperature=0, max_output_tokens=12
+    )
+    assert response.output_text == text
+    message = {"role": "user", "content": "Describe the picture.", "images": [picture().split(",")[1]]}
+    options = {"temperature": 0, "num_predict": 12}
+    body = {"model": "model", "messages": [message], "options": options, "stream": False}
+    assert httpx.post(served.url + "/api/chat", json=body, timeout=60).json()["message"]["content"] == text
 
 
 def test_a_stop_string_of_several_tokens_ends_the_answer_before_it(client: openai.OpenAI) -> None:
