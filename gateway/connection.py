@@ -29,7 +29,6 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = False
         self._in_body = False
-        self._deaf = False
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None  # runs while nothing is being served
 
@@ -51,15 +50,12 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self.parser.should_upgrade():  # its line came in pieces: what follows must not be read as a request
             self.cycle.keep_alive = False
-            self._deaf = True
 
     def on_message_complete(self) -> None:
         self._in_body = False
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
         was_in_head = self._in_head
         if not was_in_head and not self._in_body:
             end = data.find(b"\r\n\r\n")
