@@ -200,8 +200,10 @@ def test_the_body_of_an_offer_in_pieces_is_never_read_as_a_request(raw: socket.s
     raw.sendall(offered[:60])
     time.sleep(0.1)
     raw.sendall(offered[60:])
-    raw.sendall(REQUEST)
-    assert rest(raw).count(b"HTTP/1.1 ") == 1
+    assert answer(raw)[0] == 400
+    with contextlib.suppress(OSError):
+        raw.sendall(REQUEST)
+    assert rest(raw) == b""
 
 
 def test_a_client_that_does_not_read_gives_its_place_back(impatient: Process, engine: Process) -> None:
