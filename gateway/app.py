@@ -21,7 +21,8 @@ from gateway.auth import Authenticate
 from gateway.chat import ChatCompletions, Check, Gateway, Translate
 from gateway.completions import check_completion
 from gateway.errors import ApiError, crashed
-from gateway.keys import KeyRing, Tenant
+from gateway.keys import KeyRing
+from gateway.limits import Tenant
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.ollama.requests import translate_chat, translate_generate
@@ -67,6 +68,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRi
                 lag.cancel()
                 await gateway.close()
                 await models.stop()
+                if ring is not None:
+                    await ring.close()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)

@@ -11,6 +11,7 @@ from gateway.config import Config, ConfigError, ModelConfig, ReplicaConfig
 from gateway.engine import Engine, RemoteEngine, base_url
 from gateway.engines import HARMLESS
 from gateway.image_pool import PixelBudget
+from gateway.keys import KeyRing
 from gateway.launch import launch
 from gateway.metrics import Metrics
 from gateway.models import Model, Models, Replica
@@ -22,6 +23,23 @@ def build(config: Config, metrics: Metrics) -> Models:
     """The models of a configuration, not started yet. Raises ConfigError."""
     remote: dict[tuple[URL, str | None], Engine] = {}
     return Models(_model(name, model, config.limits, metrics, remote) for name, model in config.models.items())
+
+
+def key_ring(config: Config, metrics: Metrics) -> KeyRing | None:
+    """The keys that clients need; None lets everybody in. Raises KeyFileError or ConfigError."""
+    if config.keys is None:
+        return None
+    if config.redis is None:
+        return KeyRing(config.keys)
+    try:
+        from gateway.shared_limits import SharedLimits  # here, because few have the package
+    except ModuleNotFoundError:
+        raise ConfigError("redis needs the package of that name: pip install 'lensmith[redis]'", ("redis",)) from None
+    try:
+        return KeyRing(config.keys, SharedLimits(config.redis, metrics))
+    except ValueError:
+        message = "redis must be the URL of a Redis, such as redis://127.0.0.1:6379."
+        raise ConfigError(message, ("redis",)) from None
 
 
 def _model(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.images import ImageHeader
-from gateway.keys import Tenant
+from gateway.limits import Tenant
 from gateway.translation import Translation
 
 

@@ -71,11 +71,10 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["request_id"], scope.get("tenant"))
-        entered = False
+        leave = None
         try:
             if call.tenant is not None:
-                call.tenant.enter()
-                entered = True
+                leave = await call.tenant.enter()
             await self._serve(call, scope, receive, send)
         except ApiError as error:
             call.status, call.reason = error.status, error.reason
@@ -99,8 +98,8 @@ class ChatCompletions:
             raise  # to the log, with its traceback
         finally:
             self._gateway.bytes.give(call.bytes_held)
-            if call.tenant is not None and entered:
-                call.tenant.leave(call.prompt_tokens + call.generation_tokens)
+            if leave is not None:
+                leave(call.prompt_tokens + call.generation_tokens)
             self._account(call)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:

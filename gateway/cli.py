@@ -12,18 +12,19 @@ from typing import Any
 import aiohttp
 import click
 
-from gateway.build import build
+from gateway.build import build, key_ring
 from gateway.cli_options import ENGINE_ARG
 from gateway.config import Config, ConfigError, plain
 from gateway.engine import EngineUnreachable, base_url, fetch_models
 from gateway.engines import LAUNCHED
-from gateway.keys import KeyFileError, KeyRing
+from gateway.keys import KeyFileError
 from gateway.metrics import Metrics
 from gateway.server import bind, run
 from gateway.settings import Settings
 
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
+REDIS = "LENSMITH_REDIS"
 
 
 def comma_separated(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -73,6 +74,14 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="File of API keys that clients need; see `lensmith keys`.",
 )
 @ENGINE_ARG
+@click.option(
+    "--redis",
+    "redis_url",
+    envvar=REDIS,
+    metavar="URL",
+    help="A Redis that keeps the keys' limits, so that several gateways share them: redis://HOST:6379. If it has a "
+    f"password, better in the environment, as {REDIS}.",
+)
 @settings_options
 def serve(
     model_dir: Path | None,
@@ -82,6 +91,7 @@ def serve(
     model_name: str | None,
     key_file: Path | None,
     engine_args: dict[str, str],
+    redis_url: str | None,
     **limits: Any,
 ) -> None:
     """Serve a model folder, or an engine's URL, behind an OpenAI-compatible API.
@@ -93,7 +103,6 @@ def serve(
     except ValueError as error:
         raise click.UsageError("--" + str(error).replace("_", "-")) from None
     try:
-        ring = KeyRing(key_file) if key_file is not None else None
         if engine is not None and engine.startswith(("http://", "https://")):
             if model_dir is not None:
                 raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
@@ -108,9 +117,13 @@ def serve(
             replica = {"folder": str(model_dir), "engine": engine, "engine_args": engine_args}
             models = {model_name or model_dir.expanduser().resolve().name: {"replicas": [replica]}}
         config = Config.model_validate(
-            {"host": host, "port": port, "keys": key_file, "settings": plain(settings), "models": models}
+            {
+                **{"host": host, "port": port, "keys": key_file, "redis": redis_url},
+                **{"settings": plain(settings), "models": models},
+            }
         )
         metrics = Metrics()
+        ring = key_ring(config, metrics)
         built = build(config, metrics)
     except (ConfigError, KeyFileError) as error:
         raise click.ClickException(str(error)) from None

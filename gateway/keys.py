@@ -1,4 +1,4 @@
-"""API keys: a file of hashes and limits, and the accounts that are kept against them.
+"""API keys: a file of hashes and limits, and the tenants who hold them.
 
 A key is 256 random bits, so that its plain SHA-256 is a safe thing to store: there is nothing to guess.
 """
@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import math
 import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gateway.errors import ApiError
+from gateway.limits import Key, Tenant
+
+if TYPE_CHECKING:
+    from gateway.shared_limits import SharedLimits
 
 PREFIX = "sk-lensmith-"
 # How often the file is looked at again, in seconds: so long does a revoked key live.
@@ -26,19 +29,6 @@ LOOK_AGAIN = 1.0
 
 class KeyFileError(Exception):
     """The file can't be used; the message is one sentence for the operator."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One line of the file. A limit of 0 is none; no models means all of them."""
-
-    name: str
-    sha256: str
-    created: str
-    models: list[str] = field(default_factory=list)
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    concurrency: int = 0
 
 
 def new_secret() -> str:
@@ -72,83 +62,15 @@ def write_keys(path: Path, keys: list[Key]) -> None:
     os.replace(temporary, path)
 
 
-class Bucket:
-    """A token bucket: `per_minute` may be used at once, and come back evenly over a minute. 0 is no limit."""
-
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        self.per_minute = per_minute
-        self._clock = clock
-        self._level = float(per_minute)
-        self._at = clock()
-
-    @property
-    def level(self) -> float:
-        now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
-        self._at = now
-        return self._level
-
-    def wait(self, amount: float) -> float:
-        """Seconds until `amount` can be used; 0 for now."""
-        return max(0.0, (amount - self.level) * 60 / self.per_minute) if self.per_minute else 0.0
-
-    def use(self, amount: float) -> None:
-        """May go below 0: what an answer costs is known only afterwards."""
-        if self.per_minute:
-            self._level = self.level - amount
-
-
-class Tenant:
-    """Whoever holds one key: its limits and what it used of them. In memory, so of this process only."""
-
-    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
-        self.key = key
-        self.name = key.name
-        self._requests = Bucket(key.requests_per_minute, clock)
-        self._tokens = Bucket(key.tokens_per_minute, clock)
-        self._running = 0
-
-    def may_use(self, model: str) -> bool:
-        return not self.key.models or model in self.key.models
-
-    def enter(self) -> None:
-        """Count one request. Raises ApiError 429."""
-        limits = (("requests", self._requests), ("tokens", self._tokens))
-        for what, bucket in limits:
-            # For tokens a little is enough: what the answer will cost is not known yet.
-            wait = bucket.wait(1)
-            if wait > 0:
-                message = f"Rate limit of {bucket.per_minute} {what} a minute reached for the key '{self.name}'."
-                raise ApiError(
-                    429, message, code="rate_limit_exceeded", retry_after=math.ceil(wait), headers=self.headers()
-                )
-        if self.key.concurrency and self._running >= self.key.concurrency:
-            message = f"The key '{self.name}' may have {self.key.concurrency} requests at a time."
-            raise ApiError(429, message, code="concurrency_limit", retry_after=1, headers=self.headers())
-        self._requests.use(1)
-        self._running += 1
-
-    def leave(self, tokens: int) -> None:
-        self._running -= 1
-        self._tokens.use(tokens)
-
-    def headers(self) -> dict[str, str]:
-        """OpenAI's `x-ratelimit-*` headers for the limits that there are."""
-        found: dict[str, str] = {}
-        for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
-            if bucket.per_minute:
-                found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
-                found[f"x-ratelimit-remaining-{what}"] = str(max(0, math.floor(bucket.level)))
-                found[f"x-ratelimit-reset-{what}"] = f"{bucket.wait(bucket.per_minute):.3f}s"
-        return found
-
-
 class KeyRing:
     """The tenants of a key file. It is read again when it changes; accounts of unchanged keys go on."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises KeyFileError."""
+    def __init__(
+        self, path: Path, shared: SharedLimits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises KeyFileError. `shared`: where several gateways keep one account of each key."""
         self._path = path
+        self._shared = shared
         self._clock = clock
         self._tenants: dict[str, Tenant] = {}
         self._stamp = 0
@@ -160,11 +82,16 @@ class KeyRing:
         stamp = self._path.stat().st_mtime_ns if self._path.exists() else 0
         if stamp == self._stamp != 0:
             return
-        old, self._tenants = self._tenants, {key.sha256: Tenant(key, self._clock) for key in read_keys(self._path)}
+        found = {key.sha256: Tenant(key, self._clock, self._shared) for key in read_keys(self._path)}
+        old, self._tenants = self._tenants, found
         for sha256, known in old.items():
             if sha256 in self._tenants and self._tenants[sha256].key == known.key:
                 self._tenants[sha256] = known
         self._stamp = stamp
+
+    async def close(self) -> None:
+        if self._shared is not None:
+            await self._shared.close()
 
     def find(self, secret: str) -> Tenant | None:
         """The tenant whose key this is. A file that became unreadable keeps the keys it last had."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from gateway.keys import Key, KeyFileError, digest, new_secret, read_keys, write_keys
+from gateway.keys import KeyFileError, digest, new_secret, read_keys, write_keys
+from gateway.limits import Key
 
 file_option = click.option(
     "--file",

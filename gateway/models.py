@@ -12,7 +12,7 @@ from gateway.engine import Engine
 from gateway.engines import EngineSpec
 from gateway.errors import ApiError, bad_request
 from gateway.image_pool import PixelBudget
-from gateway.keys import Tenant
+from gateway.limits import Tenant
 from gateway.metrics import Metrics
 from gateway.routing import Router, Target
 from gateway.slots import Slots
