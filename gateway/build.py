@@ -25,18 +25,18 @@ def build(config: Config, metrics: Metrics) -> Models:
     return Models(_model(name, model, config.limits, metrics, remote) for name, model in config.models.items())
 
 
-def key_ring(config: Config, metrics: Metrics) -> KeyRing | None:
+def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing | None:
     """The keys that clients need; None lets everybody in. Raises KeyFileError or ConfigError."""
-    if config.keys is None:
+    if keys is None:
         return None
-    if config.redis is None:
-        return KeyRing(config.keys)
+    if redis is None:
+        return KeyRing(keys)
     try:
         from gateway.shared_limits import SharedLimits  # here, because few have the package
     except ModuleNotFoundError:
         raise ConfigError("redis needs the package of that name: pip install 'lensmith[redis]'", ("redis",)) from None
     try:
-        return KeyRing(config.keys, SharedLimits(config.redis, metrics))
+        return KeyRing(keys, SharedLimits(redis, metrics))
     except ValueError:
         message = "redis must be the URL of a Redis, such as redis://127.0.0.1:6379."
         raise ConfigError(message, ("redis",)) from None

@@ -103,6 +103,8 @@ def serve(
     except ValueError as error:
         raise click.UsageError("--" + str(error).replace("_", "-")) from None
     try:
+        metrics = Metrics()
+        ring = key_ring(key_file, redis_url, metrics)
         if engine is not None and engine.startswith(("http://", "https://")):
             if model_dir is not None:
                 raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
@@ -122,8 +124,6 @@ def serve(
                 **{"settings": plain(settings), "models": models},
             }
         )
-        metrics = Metrics()
-        ring = key_ring(config, metrics)
         built = build(config, metrics)
     except (ConfigError, KeyFileError) as error:
         raise click.ClickException(str(error)) from None
