@@ -28,6 +28,7 @@ from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from benchmarks.finetune_gpu import QUESTION, cap_memory, write_model
+from finetune.cards import CARDS
 from finetune.dataset import load_training_data
 from finetune.errors import FinetuneError
 from finetune.memory import estimate, heaviest_load
@@ -214,7 +215,7 @@ def run(case: Case, work: Path, model: Path, tiny: bool) -> dict[str, Any]:
     with like_a_t4(case.name.startswith("t4-")):
         loaded = load_training_data(recipe, quiet)
         load = heaviest_load(loaded.rows, recipe, loaded.bank)
-        card = "t4" if case.name.startswith("t4-") else "h200"
+        card = CARDS["t4" if case.name.startswith("t4-") else "h200"]
         figures: dict[str, Any] = {
             "load": asdict(load),
             "estimate": asdict(estimate(loaded.folder, recipe, load, card)),

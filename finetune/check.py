@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,26 +14,71 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.cards import Card
+from finetune.cutoff import cut
 from finetune.dataset import PROVEN_ROWS, split_by_image
 from finetune.errors import FinetuneError
 from finetune.formats import Row
 from finetune.images import ImageBank, pixel_limits
-from finetune.model import open_base, pick_device, pick_dtype
+from finetune.memory import GIB, changes_that_fit, estimate, heaviest_load
+from finetune.model import dtype_on, open_base, pick_device, pick_dtype
 from finetune.processor import load_processor
 from finetune.recipe import Recipe
 from finetune.rows import read_rows
 from finetune.schedule import total_steps
+from finetune.servers import servers
 from finetune.template import ChatEncoder, Encoded, prove
+from modelfiles.folder import ModelFolder
 
 SHOWN_PROBLEMS = 20
 SHOWN_ROWS = 3
 BARS = 10
+ANY_CARD = Card("a GPU", math.inf, (8, 0))  # when none is named and there is none
 
 
-def check(recipe: Recipe, console: Console | None = None) -> bool:
-    """Prints what training would do; whether it would start. Raises FinetuneError if that cannot be found out."""
+@dataclass(frozen=True)
+class Checked:
+    """What a run would train on; problems: whether anything would keep it from starting."""
+
+    folder: ModelFolder
+    bank: ImageBank
+    rows: list[Encoded]
+    problems: bool
+
+
+def check(
+    recipe: Recipe, console: Console | None = None, card: Card | None = None, measured: bool = False,
+    price: float | None = None,
+) -> bool:  # fmt: skip
+    """Prints what training would do; whether it would start. Raises FinetuneError if that cannot be found out.
+
+    card: the GPU it is for; measured: a few steps are trained to estimate the time; price: of an hour.
+    """
     console = console or Console(soft_wrap=True)
     recipe.require("dataset", "output_dir")
+    checked = _check_data(recipe, console)
+    if not checked.rows:
+        console.print("No row can be trained on.")
+        return False
+    try:
+        _, reason = dtype_on(recipe, card.capability, card.name) if card else pick_dtype(recipe, pick_device())
+        console.print(f"Compute dtype {reason}", highlight=False)
+        sound = not checked.problems
+    except FinetuneError as error:
+        console.print(f"[red]Error:[/] {escape(error.message)}", highlight=False)
+        sound = False
+    fits = _check_memory(recipe, checked, card or ANY_CARD, console)
+    for name, loads, how in servers(checked.folder):
+        console.print(
+            f"{name} {'loads' if loads else '[yellow]does not load[/]'} the merged model: {how}", highlight=False
+        )
+    if sound and fits and measured:
+        _estimate_time(recipe, len(checked.rows), price, console)
+    return sound and fits
+
+
+def _check_data(recipe: Recipe, console: Console) -> Checked:
+    """Reads every row and prints what is in them and what is wrong with them."""
     folder = open_base(recipe)
     limits = pixel_limits(folder, recipe)
     processor = load_processor(folder, limits)
@@ -45,26 +92,30 @@ def check(recipe: Recipe, console: Console | None = None) -> bool:
     if len(problems) > SHOWN_PROBLEMS:
         console.print(f"[red]Error:[/] ... and {len(problems) - SHOWN_PROBLEMS} more broken rows.", highlight=False)
     if not rows:
-        console.print("No row can be trained on.")
-        return False
+        return Checked(folder, bank, [], True)
 
     encoded = encoder.encode(rows)
     prove(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
-    kept = [row for row in encoded if len(row) <= recipe.cutoff_len]
     for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
         console.print(f"{source}: {count:,} rows", highlight=False)
     console.print(f"{len(bank.paths):,} images, {limits.least:,} to {limits.most:,} pixels each", highlight=False)
-    console.print(_histogram([len(row) for row in encoded], recipe.cutoff_len))
-    if len(kept) < len(encoded):
+    empty = [row.source for row in rows if any(m["role"] == "assistant" and not _says(m) for m in row.messages)]
+    if empty:
         console.print(
-            f"[yellow]Warning:[/] {len(encoded) - len(kept):,} rows are longer than cutoff_len {recipe.cutoff_len} and "
-            "would be left out; rows and images are never cut.",
+            f"[yellow]Warning:[/] {len(empty):,} rows have an empty answer, which teaches to say nothing: {empty[0]}.",
             highlight=False,
         )
-    if not kept:
-        return False
-    if recipe.val_size:
-        kept, validation = split_by_image(kept, recipe.val_size, recipe.seed)
+    console.print(_histogram([len(row) for row in encoded], recipe.cutoff_len))
+    try:
+        fitting = cut(rows, encoded, recipe, encoder)
+    except FinetuneError as error:
+        console.print(f"[red]Error:[/] {escape(error.message)}", highlight=False)
+        return Checked(folder, bank, encoded, True)
+    if fitting.warning(recipe):
+        console.print(f"[yellow]Warning:[/] {fitting.warning(recipe)}", highlight=False)
+    kept = fitting.kept
+    if kept and recipe.val_size:
+        kept, validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
         console.print(f"{len(validation):,} rows are held out, no image of theirs is trained on", highlight=False)
     console.print("What is learnt is [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
@@ -77,9 +128,52 @@ def check(recipe: Recipe, console: Console | None = None) -> bool:
         f"{recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps} rows",
         highlight=False,
     )
-    _, reason = pick_dtype(recipe, pick_device())
-    console.print(f"Compute dtype {reason}", highlight=False)
-    return not problems
+    return Checked(folder, bank, kept, bool(problems))
+
+
+def _says(message: dict[str, Any]) -> bool:
+    return "tool_calls" in message or any(part.get("text", "").strip() for part in message["content"])
+
+
+def _check_memory(recipe: Recipe, checked: Checked, card: Card, console: Console) -> bool:
+    """Prints the estimate of the GPU's memory; whether it fits."""
+    load = heaviest_load(checked.rows, recipe, checked.bank)
+    needed = estimate(checked.folder, recipe, load, card)
+    parts = {name: size for name, size in needed.standing.items() if size}
+    moment = max(needed.moments, key=lambda name: needed.moments[name])
+    parts[f"activations ({moment})"] = needed.moments[moment]
+    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    of = f" of {card.gib:.1f}" if math.isfinite(card.gib) else ""
+    console.print(f"Memory on {card.name}: about {needed.reserved / GIB:.1f}{of} GiB ({listed})", highlight=False)
+    if needed.reserved <= card.gib * GIB:
+        return True
+    changes = changes_that_fit(checked.folder, recipe, checked.rows, checked.bank, card)
+    advice = " ".join(f"{key}={str(value).lower()}" for key, value in (changes or {}).items())
+    console.print(
+        f"[red]Error:[/] that does not fit; {f'with {advice} it would' if advice else 'take a larger card'}.",
+        highlight=False,
+    )
+    return False
+
+
+def _estimate_time(recipe: Recipe, rows: int, price: float | None, console: Console) -> None:
+    """Prints how long training takes and what it costs, from a few steps."""
+    from finetune.measure import measure
+
+    result = measure(recipe)
+    steps = total_steps(recipe, math.ceil(rows / recipe.per_device_train_batch_size))
+    samples = min(
+        steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
+        math.ceil(rows * recipe.num_train_epochs) if recipe.max_steps < 0 else math.inf,
+    )
+    hours = (result.first_step_seconds + samples / result.samples_per_second) / 3600
+    memory = f", {result.peak_memory_gib:.1f} GiB at most" if result.peak_memory_gib is not None else ""
+    cost = f", {hours * price:.2f} at {price:g} an hour" if price is not None else ""
+    time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"
+    console.print(
+        f"Measured {result.samples_per_second:.2f} samples/s{memory}: about {time} without validation{cost}",
+        highlight=False,
+    )
 
 
 def _sound_rows(names: str, recipe: Recipe, encoder: ChatEncoder) -> tuple[list[Row], list[FinetuneError]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from finetune.cutoff import cut
 from finetune.errors import FinetuneError
 from finetune.images import ImageBank, pixel_limits
 from finetune.model import open_base
@@ -44,32 +46,31 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
     encoder = ChatEncoder(folder, processor, bank)
     encoded = encoder.encode(data.rows)
     prove(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
-    digest, validation = data.digest, []
+    fitting = cut(data.rows, encoded, recipe, encoder)
+    kept, dropped, warnings = fitting.kept, fitting.dropped, [fitting.warning(recipe)]
+    digest, kept_validation = data.digest, []
     if recipe.eval_dataset and recipe.eval_strategy != "no":
         held_out = load_rows(recipe.eval_dataset, recipe)
-        validation = encoder.encode(held_out.rows)
+        fitting = cut(held_out.rows, encoder.encode(held_out.rows), recipe, encoder)
+        kept_validation, dropped = fitting.kept, dropped + fitting.dropped
         digest += held_out.digest
-    kept, kept_validation = ([row for row in rows if len(row) <= recipe.cutoff_len] for rows in (encoded, validation))
-    dropped = len(encoded) + len(validation) - len(kept) - len(kept_validation)
-    if dropped:
-        longest = max(len(row) for row in [*encoded, *validation])
-        console.print(
-            f"[yellow]Warning:[/] {dropped} of {len(encoded) + len(validation)} rows are longer than cutoff_len "
-            f"{recipe.cutoff_len} (the longest has {longest} tokens) and are left out.",
-            highlight=False,
-        )
-    if recipe.val_size:
-        kept, kept_validation = split_by_image(kept, recipe.val_size, recipe.seed)
+        warnings.append(fitting.warning(recipe))
+    for warning in filter(None, warnings):
+        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
     if not kept:
         raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}: raise it, or shrink the images.")
+    if recipe.val_size:
+        kept, kept_validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
     return TrainingData(folder, processor, bank, kept, kept_validation, dropped, digest)
 
 
-def split_by_image(rows: Sequence[Encoded], size: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+def split_by_image(
+    rows: Sequence[Encoded], files: Sequence[Path | str], size: float, seed: int
+) -> tuple[list[Encoded], list[Encoded]]:
     """(training, validation) rows such that no image is on both sides.
 
-    size: a share below 1, or a number of rows; reached as closely from above as the groups of rows that share images
-    allow. Raises FinetuneError if nothing would be left to train on.
+    files: the ImageBank's paths; size: a share below 1, or a number of rows; reached as closely from above as the
+    groups of rows that share images allow. Raises FinetuneError if nothing would be left to train on.
     """
     wanted = round(size * len(rows)) if size < 1 else int(size)
     leader = list(range(len(rows)))
@@ -80,10 +81,10 @@ def split_by_image(rows: Sequence[Encoded], size: float, seed: int) -> tuple[lis
             row = leader[row]
         return row
 
-    first_with: dict[int, int] = {}
+    first_with: dict[Path | str, int] = {}
     for index, row in enumerate(rows):
         for image in row.images:
-            leader[find(index)] = find(first_with.setdefault(image, index))
+            leader[find(index)] = find(first_with.setdefault(files[image], index))
     groups: dict[int, list[int]] = {}
     for index in range(len(rows)):
         groups.setdefault(find(index), []).append(index)

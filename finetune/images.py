@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +85,36 @@ def image_size(path: Path | str) -> tuple[int, int]:
 class ImageBank:
     """The images of a dataset, each path once.
 
-    paths: [I], paths or data URIs; grids: [I] patch grids, known before any decoding.
+    paths: [I], paths or data URIs; sizes: [I] (width, height) in pixels; grids: [I] patch grids; both are known before
+    any decoding. An image that is asked for smaller than the limits say is another one.
     """
 
     def __init__(self, limits: PixelLimits) -> None:
         self.limits = limits
         self.paths: list[Path | str] = []
+        self.sizes: list[tuple[int, int]] = []
         self.grids: list[tuple[int, int, int]] = []
-        self._index: dict[Path | str, int] = {}
+        self._shrunk: set[int] = set()
+        self._index: dict[tuple[Path | str, int | None], int] = {}
 
-    def add(self, path: Path | str, source: str) -> int:
-        """The image's index; reads its header the first time. Raises FinetuneError naming the row."""
-        index = self._index.get(path)
+    def add(self, path: Path | str, source: str, most: int | None = None) -> int:
+        """The image's index; reads its header the first time. most: pixels it may have, fewer than the limits' most.
+
+        Raises FinetuneError naming the row.
+        """
+        index = self._index.get((path, most))
         if index is None:
+            limits = self.limits if most is None else replace(self.limits, most=most)
             try:
-                grid = self.limits.grid(*image_size(path))
+                size = image_size(path)
+                grid = limits.grid(*size)
             except ValueError as error:
                 raise FinetuneError(f"{source}: the image {_name(path)}: {error}.") from None
-            index = self._index[path] = len(self.paths)
+            index = self._index[path, most] = len(self.paths)
+            if grid != self.limits.grid(*size):
+                self._shrunk.add(index)
             self.paths.append(path)
+            self.sizes.append(size)
             self.grids.append(grid)
         return index
 
@@ -112,13 +123,21 @@ class ImageBank:
 
     def pixels(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
         """Decodes images: pixel_values [patches, patch dimension] and grids [images, 3]. Raises FinetuneError."""
-        images = list(pool.map(decode, [self.paths[index] for index in indices]))
+        images = list(pool.map(self._decode, indices))
         made = processor(images=images, return_tensors="pt")
         grids = made["image_grid_thw"]
         for index, grid in zip(indices, grids.tolist(), strict=True):
             if tuple(grid) != self.grids[index]:
                 raise FinetuneError(f"{_name(self.paths[index])} is not of the size that its header said.")
         return made["pixel_values"], grids
+
+    def _decode(self, index: int) -> Image.Image:
+        image = decode(self.paths[index])
+        if index not in self._shrunk:
+            return image
+        _, rows, columns = self.grids[index]
+        patch = self.limits.patch
+        return image.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
 
 
 def decode(path: Path | str) -> Image.Image:

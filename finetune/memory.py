@@ -9,10 +9,12 @@ autograd keeps in transformers' decoder layers with PEFT's adapters, and checked
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
+from finetune.cards import Card
 from finetune.images import ImageBank
 from finetune.recipe import Recipe
 from finetune.template import Encoded
@@ -22,25 +24,6 @@ GIB = 2**30
 LINEAR = re.compile(r"^(?!.*visual).*layers\.\d+\..*_proj\.weight$")
 # What PyTorch's allocator holds beyond the tensors that live at the peak: cuBLAS's workspace and split blocks.
 WORKSPACE, FRAGMENTATION = 96 * 2**20, 0.06
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU: GiB that PyTorch can reserve (after the CUDA context) and compute capability."""
-
-    gib: float
-    capability: tuple[int, int]
-
-
-CARDS = {
-    "t4": Card(14.6, (7, 5)),
-    "l4": Card(21.8, (8, 9)),
-    "a10": Card(21.8, (8, 6)),
-    "a100-40": Card(39.0, (8, 0)),
-    "a100": Card(78.8, (8, 0)),
-    "h100": Card(78.8, (9, 0)),
-    "h200": Card(139.3, (9, 0)),
-}
 
 
 @dataclass(frozen=True)
@@ -63,22 +46,60 @@ class Estimate:
     reserved: int
 
 
-def heaviest_load(rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank) -> Load:
-    """The micro-batch with the most tokens that the recipe can make of the rows."""
+def heaviest_load(rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most: int | None = None) -> Load:
+    """The micro-batch with the most tokens that the recipe can make of the rows; `most`: pixels an image may have."""
+    limits = bank.limits if most is None else replace(bank.limits, most=most)
+    grids = bank.grids if most is None else [limits.grid(*size) for size in bank.sizes]
+    saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
+    lengths = [len(row) - sum(saved[index] for index in row.images) for row in rows]
     size = min(recipe.per_device_train_batch_size, len(rows))
-    heaviest = sorted(rows, key=len, reverse=True)[:size]
-    images = [image for row in heaviest for image in row.images]
+    heaviest = sorted(range(len(rows)), key=lambda number: -lengths[number])[:size]
+    images = [image for number in heaviest for image in rows[number].images]
     return Load(
         rows=size,
-        tokens=size * len(heaviest[0]),
+        tokens=size * lengths[heaviest[0]],
         labels=sum(sorted((int(row.learnt.sum()) for row in rows), reverse=True)[:size]),
-        image_tokens=sum(bank.tokens(image) for image in images),
-        patches=sum(bank.grids[image][1] * bank.grids[image][2] for image in set(images)),
+        image_tokens=sum(limits.tokens(grids[image]) for image in images),
+        patches=sum(grids[image][1] * grids[image][2] for image in set(images)),
     )
 
 
-def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: str) -> Estimate:
-    """Peak memory of training with the heaviest micro-batch `load` on a card of CARDS."""
+def changes_that_fit(
+    folder: ModelFolder, recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank, card: Card
+) -> dict[str, Any] | None:
+    """The keys to change so that training fits the card, what harms least first; {} if it fits, None if none help."""
+    changes: dict[str, Any] = {}
+
+    def fits() -> bool:
+        changed = recipe.model_copy(update=changes)
+        load = heaviest_load(rows, changed, bank, changes.get("image_max_pixels"))
+        return estimate(folder, changed, load, card).reserved <= card.gib * GIB
+
+    for change in _changes(recipe, bank):
+        if fits():
+            return changes
+        changes |= change
+    return changes if fits() else None
+
+
+def _changes(recipe: Recipe, bank: ImageBank) -> Iterator[dict[str, Any]]:
+    if recipe.disable_gradient_checkpointing:
+        yield {"disable_gradient_checkpointing": False}
+    rows = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    size = recipe.per_device_train_batch_size
+    while size > 1:
+        size //= 2
+        yield {"per_device_train_batch_size": size, "gradient_accumulation_steps": -(-rows // size)}
+    if recipe.quantization_bit is None:
+        yield {"quantization_bit": 4}
+    pixels = max((rows * columns for _, rows, columns in bank.grids), default=0) * bank.limits.patch**2
+    while pixels // 2 >= max(bank.limits.least, 64 * 64):
+        pixels //= 2
+        yield {"image_max_pixels": pixels}
+
+
+def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Estimate:
+    """Peak memory of training on the card with the heaviest micro-batch `load`."""
     text, vision = folder.text_config, folder.vision_config
     hidden, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     head = text.get("head_dim") or hidden // text["num_attention_heads"]
@@ -101,7 +122,7 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: str) -> Esti
 
     # Bytes a token that autograd keeps of one decoder layer: 16-bit tensors are 2, float32 ones 4, a dropout mask 1.
     norms = 4 * 2 * hidden + (4 * (query + key) if folder.model_type == "qwen3_vl" else 0)
-    flash = CARDS[card].capability >= (8, 0)
+    flash = card.capability >= (8, 0)
     attention = 2 * query + 2 * 2 * (key if flash else query) + 2 * query  # queries, keys and values, output
     gated = 3 * 2 * inner  # gate, its SiLU, up
     if recipe.lora_dropout:

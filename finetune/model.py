@@ -42,8 +42,12 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> tuple[torch.dtype, str]:
     """
     if device.type == "cpu":
         return torch.float32, "float32: there is no GPU"
-    capability = torch.cuda.get_device_capability(device)
-    name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
+    return dtype_on(recipe, torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
+
+
+def dtype_on(recipe: Recipe, capability: tuple[int, int], name: str) -> tuple[torch.dtype, str]:
+    """The same for a card of which only this is known. Raises FinetuneError if the recipe asks for what it lacks."""
+    name = f"{name}, compute capability {capability[0]}.{capability[1]}"
     if capability < (8, 0):
         if recipe.bf16:
             raise FinetuneError(f"bf16 is set but {name} has no bfloat16 units; set fp16: true or neither.")

@@ -62,7 +62,10 @@ class Recipe(BaseModel):
     dataset_dir: str = Field("data", description="Folder of dataset_info.json and its files.")
     media_dir: str | None = Field(None, description="Folder that image paths are relative to. Unset: dataset_dir.")
     max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
-    cutoff_len: int = Field(2048, ge=1, description="Rows of more tokens are dropped and counted; nothing is cut.")
+    cutoff_len: int = Field(2048, ge=1, description="Most tokens of a row, images included; nothing is ever cut.")
+    cutoff_policy: Literal["drop", "error", "shrink"] = Field(
+        "drop", description="Longer rows: left out and counted, an error, or their images shrunk until they fit."
+    )
     image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: the model's.")
     image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's.")
 

@@ -60,14 +60,14 @@ class ChatEncoder:
         self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
         self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
 
-    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Encodes whole chats. Raises FinetuneError naming the row."""
+    def encode(self, rows: Sequence[Row], most: int | None = None) -> list[Encoded]:
+        """Encodes whole chats, their images of at most `most` pixels. Raises FinetuneError naming the row."""
         keys = [json.dumps([row.messages, row.tools], ensure_ascii=False) for row in rows]
         fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._texts}
         items = list(fresh.items())
         for start in range(0, len(items), BATCH):
             self._encode_texts(items[start : start + BATCH])
-        return [self._place(key, row) for key, row in zip(keys, rows, strict=True)]
+        return [self._place(key, row, most) for key, row in zip(keys, rows, strict=True)]
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encodes chats without their last answer, ready for the model to give it."""
@@ -130,9 +130,9 @@ class ChatEncoder:
             learnt[first : later[0] + 1] = True
         return learnt
 
-    def _place(self, key: str, row: Row) -> Encoded:
+    def _place(self, key: str, row: Row, most: int | None = None) -> Encoded:
         """Gives each image its tokens and every token its position."""
-        images = tuple(self.bank.add(path, row.source) for path in row.images)
+        images = tuple(self.bank.add(path, row.source, most) for path in row.images)
         grids = tuple(self.bank.grids[index] for index in images)
         done = self._done.get((key, grids))
         if done is None:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
-from shapes_data import ask, write_dataset
+from shapes_data import BASE, ask, write_dataset
 
+from finetune.cards import find_card
 from finetune.check import check
 from finetune.cli import check as command
 from finetune.errors import FinetuneError
@@ -18,9 +24,9 @@ from finetune.recipe import Recipe, save_recipe
 MakeRecipe = Callable[..., Recipe]
 
 
-def output(recipe: Recipe) -> tuple[bool, str]:
-    console = Console(record=True, width=200, file=io.StringIO())
-    return check(recipe, console), console.export_text()
+def output(recipe: Recipe, gpu: str | None = None, **options: Any) -> tuple[bool, str]:
+    console = Console(record=True, width=400, file=io.StringIO())
+    return check(recipe, console, find_card(gpu) if gpu else None, **options), console.export_text()
 
 
 def test_a_sound_recipe_would_start(recipe: MakeRecipe) -> None:
@@ -65,7 +71,7 @@ def test_long_rows_are_counted_not_fatal(recipe: MakeRecipe, dataset: Path) -> N
     write_dataset(dataset, [ask("shape " * (100 if n % 4 else 1), "red", 0) for n in range(8)])
     sound, text = output(recipe(cutoff_len=64))
     assert sound
-    assert "6 rows are longer than cutoff_len 64 and would be left out" in text
+    assert "6 of 8 rows are longer than cutoff_len 64 (the longest has" in text
     assert not output(recipe(cutoff_len=5))[0]
 
 
@@ -96,3 +102,68 @@ def test_the_exit_code_says_whether_training_would_start(recipe: MakeRecipe, dat
     assert CliRunner().invoke(command, [str(tmp_path / "recipe.yaml")]).exit_code == 0
     write_dataset(dataset, [ask("gone?", "no", 9)])
     assert CliRunner().invoke(command, [str(tmp_path / "recipe.yaml")]).exit_code == 1
+
+
+def test_the_dtype_is_the_cards(recipe: MakeRecipe) -> None:
+    assert "float16 with loss scaling: NVIDIA T4, compute capability 7.5" in output(recipe(), "t4")[1]
+    assert "bfloat16: NVIDIA L4, compute capability 8.9" in output(recipe(), "L4")[1]
+    sound, text = output(recipe(bf16=True), "t4")
+    assert not sound
+    assert "bf16 is set but NVIDIA T4" in text
+
+
+def test_memory_is_estimated_and_a_change_that_fits_is_named(recipe: MakeRecipe, dataset: Path) -> None:
+    sound, text = output(recipe(), "t4")
+    assert sound
+    assert "of 14.6 GiB (weights in 16 bits" in text
+    Image.effect_noise((2000, 2000), 90).save(dataset / "images/large.png")
+    turns = [{"from": "human", "value": "<image>" * 9 + "which?"}, {"from": "gpt", "value": "none"}]
+    write_dataset(dataset, [{"conversations": turns, "images": ["images/large.png"] * 9}] * 64)
+    large = recipe(per_device_train_batch_size=64, disable_gradient_checkpointing=True)
+    sound, text = output(large, "1.6")
+    assert not sound
+    advice = re.search(r"with (.*) it would", text)
+    assert advice
+    changes = dict(change.split("=") for change in advice[1].split())
+    assert changes["disable_gradient_checkpointing"] == "false"
+    assert output(large.model_copy(update={key: yaml.safe_load(v) for key, v in changes.items()}), "1.6")[0]
+
+
+def test_servers_that_load_the_result_are_named(recipe: MakeRecipe, tmp_path: Path) -> None:
+    text = output(recipe())[1]
+    assert "LMDeploy 0.18 loads the merged model: PyTorch engine; TurboMind has it not" in text
+    assert "Ollama loads the merged model: 0.12.7 or later, from the folder" in text
+    base = shutil.copytree(BASE, tmp_path / "model")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = {
+        "rope_theta": config["text_config"].pop("rope_theta"), **config["text_config"].pop("rope_scaling")
+    }  # fmt: skip
+    (base / "config.json").write_text(json.dumps(config))
+    assert "Ollama does not load the merged model: MF205" in output(recipe(model_name_or_path=str(base)))[1]
+
+
+def test_time_and_cost_come_from_steps_of_the_real_loop(recipe: MakeRecipe, tmp_path: Path) -> None:
+    sound, text = output(recipe(max_steps=-1, num_train_epochs=1e6), measured=True, price=2.5)
+    assert sound
+    found = re.search(r"Measured (\S+) samples/s: about (\S+) hours without validation, (\S+) at 2.5 an hour", text)
+    assert found
+    speed, hours, cost = map(float, found.groups())
+    assert hours == pytest.approx(24e6 / speed / 3600, rel=0.1)
+    assert cost == pytest.approx(2.5 * hours, rel=0.1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_answers_are_warned_of(recipe: MakeRecipe, dataset: Path) -> None:
+    write_dataset(dataset, [ask("what?", "red", 0), ask("and this?", " ", 1)])
+    sound, text = output(recipe())
+    assert sound
+    assert "1 rows have an empty answer, which teaches to say nothing: shapes.json, row 2" in text
+    assert "shapes.json, row 1" in text
+
+
+def test_an_unknown_card_gets_a_suggestion(recipe: MakeRecipe, tmp_path: Path) -> None:
+    save_recipe(recipe(), tmp_path / "recipe.yaml")
+    result = CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), "--gpu", "h1000"])
+    assert result.exit_code == 1
+    assert "'h1000' is no card known here; did you mean h100?" in result.output
+    assert CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), "--gpu", "24"]).exit_code == 0

@@ -8,7 +8,8 @@ import pytest
 import torch
 from shapes_data import BASE
 
-from finetune.memory import CARDS, Load, estimate
+from finetune.cards import CARDS
+from finetune.memory import Load, estimate
 from finetune.model import load_base, open_base
 from finetune.recipe import make_recipe
 from finetune.weights import add_adapters
@@ -25,7 +26,7 @@ def test_trained_parameters_are_those_of_the_adapters(target: str) -> None:
     ours = recipe(lora_target=target, lora_rank=4)
     base = load_base(open_base(ours), ours, torch.device("cpu"), torch.float32)
     trained = sum(p.numel() for p in add_adapters(base, ours).parameters() if p.requires_grad)
-    standing = estimate(open_base(ours), ours, LOAD, "t4").standing
+    standing = estimate(open_base(ours), ours, LOAD, CARDS["t4"]).standing
     assert standing["trained parameters"] == 4 * trained
     assert standing["optimiser"] == 8 * trained
 
@@ -40,7 +41,7 @@ def test_four_bit_weights_are_what_bitsandbytes_stores(double: bool) -> None:
         if state is not None:
             scales = state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
             stored += module.weight.nbytes + scales
-    estimated = estimate(open_base(ours), ours, LOAD, "t4").standing
+    estimated = estimate(open_base(ours), ours, LOAD, CARDS["t4"]).standing
     assert estimated["weights in 4 bits"] == pytest.approx(stored, rel=0.01)
     others = [p for p in base.parameters() if p.dtype != torch.uint8]
     assert estimated["weights in 16 bits"] == sum(2 * p.numel() for p in others)
@@ -56,6 +57,5 @@ def test_four_bit_weights_are_what_bitsandbytes_stores(double: bool) -> None:
     ],
 )
 def test_what_costs_memory_is_estimated_to(smaller: dict[str, Any], larger: dict[str, Any]) -> None:
-    little, much = (estimate(open_base(recipe()), recipe(**keys), LOAD, "t4") for keys in (smaller, larger))
+    little, much = (estimate(open_base(recipe()), recipe(**keys), LOAD, CARDS["t4"]) for keys in (smaller, larger))
     assert little.reserved < much.reserved
-    assert CARDS["t4"].gib == 14.6
