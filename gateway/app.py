@@ -21,6 +21,7 @@ from gateway.auth import Authenticate
 from gateway.chat import ChatCompletions, Check, Gateway, Translate
 from gateway.completions import check_completion
 from gateway.errors import ApiError, crashed
+from gateway.exposition import Exposition
 from gateway.keys import KeyRing
 from gateway.limits import Tenant
 from gateway.metrics import Metrics
@@ -31,6 +32,7 @@ from gateway.responses.requests import translate_response
 from gateway.schema import check_chat
 from gateway.settings import Settings
 from gateway.tokenize import check_tokenize
+from gateway.tracing import Tracing
 from gateway.upstream import new_session
 
 # Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
@@ -44,18 +46,21 @@ ROUTES: dict[str, tuple[Translate | None, Check]] = {
 }
 
 
-def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRing | None = None) -> ASGIApp:
+def create_app(
+    models: Models, settings: Settings, metrics: Metrics, tracing: Tracing, ring: KeyRing | None = None
+) -> ASGIApp:
     """The application in front of `models`, whose engines it starts and stops with itself.
 
     `ring`: the keys that clients need; None lets everybody in.
     """
+    exposition = Exposition(models, metrics)
     created = int(time.time())
     endpoints: dict[str, ASGIApp] = {}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with new_session(settings.engine_timeout) as session:
-            gateway = Gateway(models, settings, metrics, session)
+            gateway = Gateway(models, settings, metrics, session, tracing)
             # ASGI endpoints: they watch for a client's disconnect themselves.
             for path, (translate, check) in ROUTES.items():
                 endpoints[path] = ChatCompletions(gateway, translate, check)
@@ -67,6 +72,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRi
             finally:
                 lag.cancel()
                 await gateway.close()
+                await exposition.close()
+                tracing.close()
                 await models.stop()
                 if ring is not None:
                     await ring.close()
@@ -116,7 +123,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics, ring: KeyRi
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        return Response(metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await exposition.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     served: ASGIApp = Direct(app, endpoints)
     if ring is not None:

@@ -28,6 +28,7 @@ class Authenticate:
         kind, _, secret = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
         tenant = self._ring.find(secret.strip()) if kind.lower() == "bearer" and secret else None
         if tenant is None:
+            self._metrics.requests.labels("unknown", "401").inc()
             self._metrics.rejections.labels("invalid_api_key").inc()
             problem = "The API key is not valid." if secret else "An API key is needed: Authorization: Bearer <key>."
             headers = {"www-authenticate": "Bearer"}

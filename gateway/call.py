@@ -1,14 +1,31 @@
-"""The account of one request: what is measured and logged of it."""
+"""The account of one request: what is measured, logged and traced of it."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.errors import ApiError
 from gateway.images import ImageHeader
 from gateway.limits import Tenant
+from gateway.tracing import Trace
 from gateway.translation import Translation
+
+
+@dataclass
+class Attempt:
+    """One call to an engine. Times are in seconds after the request's head."""
+
+    engine: str
+    started: float
+    headers: dict[str, str]  # for the engine: whose request this is
+    answered: float | None = None  # its answer's head was there
+    ended: float = 0.0
+    outcome: str = "ok"  # or a reason, as in `lensmith_rejections_total`
 
 
 @dataclass
@@ -16,7 +33,9 @@ class Call:
     """Filled in step by step while the request is served."""
 
     request_id: str
+    path: str
     tenant: Tenant | None = None
+    trace: Trace = field(default_factory=Trace)
     translation: Translation | None = None  # of a request of another API
     started: float = field(default_factory=time.monotonic)
     model: str = "unknown"
@@ -27,9 +46,9 @@ class Call:
     status: int = 200
     reason: str = ""
     bytes_held: int = 0
-    received: float | None = None  # seconds after `started`, as the next two
-    called: float | None = None
-    first_token: float | None = None
+    steps: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (start, end), as `Attempt.started`
+    attempts: list[Attempt] = field(default_factory=list)
+    first_token: float | None = None  # as `Attempt.started`
 
     @property
     def prompt_tokens(self) -> int:
@@ -39,34 +58,67 @@ class Call:
     def generation_tokens(self) -> int:
         return _count(self.usage.get("completion_tokens"))
 
+    @property
+    def outcome(self) -> str:
+        return self.reason or "ok"
+
     def since(self) -> float:
         """Seconds since the request's head."""
         return time.monotonic() - self.started
 
+    def took(self, step: str, started: float) -> float:
+        """Note that a step is over that began at `started`: the seconds it took."""
+        now = self.since()
+        self.steps[step] = started, now
+        return now - started
+
+    @contextmanager
+    def attempt(self, engine: str) -> Iterator[Attempt]:
+        """Account for what is done in the block, which calls this engine."""
+        headers = {"x-request-id": self.request_id, **self.trace.call_engine(engine)}
+        attempt = Attempt(engine, self.since(), headers)
+        self.attempts.append(attempt)
+        try:
+            yield attempt
+        except ApiError as error:
+            attempt.outcome = error.reason
+            raise
+        except asyncio.CancelledError:
+            attempt.outcome = "aborted"
+            raise
+        except Exception:
+            attempt.outcome = "internal_error"
+            raise
+        finally:
+            attempt.ended = self.since()
+            self.trace.called_engine(attempt.outcome)
+
     def line(self) -> dict[str, Any]:
         """What the log says of this request: one JSON line, never its content."""
+        steps = {f"{name}_seconds": round(end - start, 4) for name, (start, end) in self.steps.items()}
+        if self.attempts:
+            steps["engine_seconds"] = round(sum(attempt.ended - attempt.started for attempt in self.attempts), 4)
         return {
             "time": round(time.time(), 3),
             "request_id": self.request_id,
+            "trace_id": self.trace.trace_id,
+            "path": self.path,
             "key": None if self.tenant is None else self.tenant.name,
             "model": self.model,
+            "engine": self.attempts[-1].engine if self.attempts else None,
+            "attempts": len(self.attempts),
             "status": self.status,
-            "reason": self.reason or None,
+            "outcome": self.outcome,
             "stream": self.stream,
             "images": len(self.images),
             "pixels": sum(image.pixels for image in self.images),
             "prompt_tokens": self.prompt_tokens,
             "generation_tokens": self.generation_tokens,
-            "receive_seconds": _rounded(self.received),
-            "called_seconds": _rounded(self.called),
-            "first_token_seconds": _rounded(self.first_token),
-            "seconds": _rounded(self.since()),
+            **steps,
+            "first_token_seconds": None if self.first_token is None else round(self.first_token, 4),
+            "seconds": round(self.since(), 4),
         }
 
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ import aiohttp
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from gateway.account import account
 from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, header, read_body, respond, respond_error
 from gateway.call import Call
 from gateway.engines import EngineSpec
@@ -31,6 +31,7 @@ from gateway.settings import Settings
 from gateway.slots import ByteBudget, Slot
 from gateway.sse import EventTooLong, error_event
 from gateway.token_text import RawLogProbs
+from gateway.tracing import Tracing
 from gateway.translation import Object, Translation, rename, write_answer, write_events
 from gateway.upstream import post, read_all
 
@@ -45,7 +46,14 @@ MAX_TIMEOUT = 86_400.0
 class Gateway:
     """What the routes share."""
 
-    def __init__(self, models: Models, settings: Settings, metrics: Metrics, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        metrics: Metrics,
+        session: aiohttp.ClientSession,
+        tracing: Tracing,
+    ) -> None:
         self.models = models
         workers = settings.image_workers or max(2, len(os.sched_getaffinity(0)) // 2)
         self.pool = ImagePool(workers, settings.max_image_pixels, settings.image_seconds)
@@ -53,6 +61,7 @@ class Gateway:
         self.metrics = metrics
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
         self.session = session
+        self.tracing = tracing
         self.bytes = ByteBudget(settings.max_bytes_in_flight)
 
     async def close(self) -> None:
@@ -70,7 +79,8 @@ class ChatCompletions:
         self._check_fields = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(scope["request_id"], scope.get("tenant"))
+        trace = self._gateway.tracing.begin(scope)
+        call = Call(scope["request_id"], scope["path"], scope.get("tenant"), trace)
         leave = None
         try:
             if call.tenant is not None:
@@ -100,7 +110,7 @@ class ChatCompletions:
             self._gateway.bytes.give(call.bytes_held)
             if leave is not None:
                 leave(call.prompt_tokens + call.generation_tokens)
-            self._account(call)
+            account(call, self._gateway.metrics)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._gateway.settings
@@ -111,7 +121,7 @@ class ChatCompletions:
 
         seconds = _timeout(scope)
         body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout, hold)
-        call.received = call.since()
+        self._took(call, "receive", 0.0)
         model, request = self._check(call, body)
         del body
         if call.translation is not None and call.translation.ready is not None:
@@ -126,7 +136,7 @@ class ChatCompletions:
         except asyncio.CancelledError:
             if not late.passed:
                 raise
-            if call.called is None:
+            if not call.attempts:
                 raise model.slots.timed_out() from None
             raise ApiError(504, f"The answer was not complete within {seconds:g} s.", code="request_timeout") from None
         finally:
@@ -141,10 +151,13 @@ class ChatCompletions:
             if request.images:
                 await self._settle_images(call, model, request)
             payload = Payload(request)
-            slot = await model.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
+            waits = call.since()
+            try:
+                slot = await model.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
+            finally:
+                call.took("queue", waits)
             replica = None
             try:
-                call.called = call.since()
                 replica = model.enter(request.answers)
                 if replica is None:  # it may have died while the request waited
                     raise model.unavailable()
@@ -153,16 +166,18 @@ class ChatCompletions:
                 log_probs = None
                 if request.top_log_probs is not None and engine.spec.raw_tokens:
                     log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
-                async with post(gateway.session, url, body, engine.key, call.request_id) as response:
-                    if request.stream:
-                        await self._stream(call, request, log_probs, response, watch, slot, send)
-                    else:
-                        answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
-                        if call.translation is not None:
-                            answer = write_answer(call.translation.writer, answer)
-                        watch.stop()
-                        slot.release(served=True)
-                        await respond(send, 200, answer, [JSON_TYPE])
+                with call.attempt(engine.name) as attempt:
+                    async with post(gateway.session, url, body, engine.key, attempt.headers) as response:
+                        attempt.answered = call.since()
+                        if request.stream:
+                            await self._stream(call, request, log_probs, response, watch, slot, send)
+                        else:
+                            answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
+                            if call.translation is not None:
+                                answer = write_answer(call.translation.writer, answer)
+                            watch.stop()
+                            slot.release(served=True)
+                            await respond(send, 200, answer, [JSON_TYPE])
             except ApiError as error:
                 if replica is not None and error.status == 502 and (why := await replica.engine.last_words()):
                     error.message += f" {why}"
@@ -178,10 +193,13 @@ class ChatCompletions:
         if gateway.fetcher is not None and (remote := gateway.fetcher.remote(request.images)):
             await gateway.fetcher.replace(remote, lambda size: self._hold_fetched(call, size))
             self._inspect(call, request.images)
-            gateway.metrics.fetch_seconds.observe(call.since() - started)
+            self._took(call, "fetch", started)
             started = call.since()
         if await settle_images(request.images, call.images, model.budget, gateway.pool):
-            gateway.metrics.image_seconds.observe(call.since() - started)
+            self._took(call, "decode", started)
+
+    def _took(self, call: Call, step: str, started: float) -> None:
+        self._gateway.metrics.steps[step].observe(call.took(step, started))
 
     def _hold_fetched(self, call: Call, size: int) -> None:
         """Count a part of an image that is being fetched. Raises ApiError, as for a body with the image inside."""
@@ -270,21 +288,6 @@ class ChatCompletions:
         # The client has its answer, so whatever happens here is no longer its business.
         with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
-
-    def _account(self, call: Call) -> None:
-        metrics, seconds = self._gateway.metrics, call.since()
-        metrics.requests.labels(call.model, str(call.status)).inc()
-        metrics.request_seconds.labels(call.model).observe(seconds)
-        if call.reason:
-            metrics.rejections.labels(call.reason).inc()
-        if call.received is not None:
-            metrics.receive_seconds.observe(call.received)
-        if call.first_token is not None:
-            metrics.first_token_seconds.labels(call.model).observe(call.first_token)
-        metrics.prompt_tokens.labels(call.model).inc(call.prompt_tokens)
-        metrics.generation_tokens.labels(call.model).inc(call.generation_tokens)
-        # Not through `logging`, which costs more than everything else here.
-        sys.stderr.write(orjson.dumps(call.line()).decode() + "\n")
 
 
 class Payload:

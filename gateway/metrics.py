@@ -6,9 +6,20 @@ Label values come from the configuration and from our own code, so a client cann
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+# A series more for every series, which says when this process started.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # vLLM's buckets, up to 160 s: a small GPU takes 10 s and more for one image.
 SECONDS = (
@@ -27,14 +38,20 @@ LAG_PERIOD = 0.25  # seconds between two looks at the event loop
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time, file descriptors: process_*
+
+        self.described: list[tuple[str, str, tuple[str, ...], str]] = []  # name, kind, labels, help
 
         def counter(name: str, help: str, *labels: str) -> Counter:
+            self.described.append((name, "counter", labels, help))
             return Counter(name, help, labels, registry=self.registry)
 
         def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            self.described.append((name, "histogram", labels, help))
             return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
 
         def gauge(name: str, help: str, *labels: str) -> Gauge:
+            self.described.append((name, "gauge", labels, help))
             return Gauge(name, help, labels, registry=self.registry)
 
         self.requests = counter("lensmith_requests_total", "Requests answered.", "model", "status")
@@ -42,7 +59,7 @@ class Metrics:
         self.request_seconds = histogram(
             "lensmith_request_seconds", "From a request's head to the answer's last byte.", SECONDS, "model"
         )
-        self.receive_seconds = histogram(
+        receive_seconds = histogram(
             "lensmith_request_receive_seconds", "From a request's head to its body's last byte.", SECONDS
         )
         self.queue_seconds = histogram(
@@ -63,16 +80,32 @@ class Metrics:
         )
         self.images = histogram("lensmith_images_per_request", "Images in a request.", IMAGES)
         self.image_pixels = histogram("lensmith_image_pixels", "Pixels of an image as it came.", PIXELS)
-        self.image_seconds = histogram(
+        decode_seconds = histogram(
             "lensmith_image_decode_seconds", "To decode and write anew the images of a request that needed it.", SECONDS
         )
-        self.fetch_seconds = histogram(
+        fetch_seconds = histogram(
             "lensmith_image_fetch_seconds", "To fetch the images of a request that are given by http(s) URL.", SECONDS
         )
+        # By the steps of a request.
+        self.steps = {"receive": receive_seconds, "fetch": fetch_seconds, "decode": decode_seconds}
         self.prompt_tokens = counter("lensmith_prompt_tokens_total", "Prompt tokens, as the engine counts.", "model")
         self.generation_tokens = counter(
             "lensmith_generation_tokens_total", "Generated tokens, as the engine counts.", "model"
         )
+        self.upstream_requests = counter(
+            "lensmith_upstream_requests_total",
+            "Calls to an engine: ok, or why it failed; aborted is a client that went.",
+            *("engine", "outcome"),
+        )
+        self.upstream_seconds = histogram(
+            "lensmith_upstream_seconds", "From a call to an engine to the end of its answer.", SECONDS, "engine"
+        )
+        self.upstream_first_byte = histogram(
+            "lensmith_upstream_first_byte_seconds",
+            "From a call to an engine to the head of its answer.",
+            *(SECONDS, "engine"),
+        )
+        self.upstream_running = gauge("lensmith_upstream_running", "Answers an engine is working on.", "engine")
         self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.", "engine")
         self.engine_failures = counter(
             "lensmith_engine_failures_total",
@@ -81,15 +114,15 @@ class Metrics:
             "reason",
         )
         self.engine_restarts = counter("lensmith_engine_restarts_total", "Times an engine was started again.", "engine")
+        self.engine_metrics_up = gauge(
+            "lensmith_engine_metrics_up", "1 if the engine's own metrics could be had and are below.", "engine"
+        )
         self.loop_lag = histogram(
             "lensmith_event_loop_lag_seconds", "How late the event loop runs a task that is due.", LAG_SECONDS
         )
 
-    def model_label(self, model: str | None, known: Container[str]) -> str:
-        return model if model is not None and model in known else "unknown"
-
     def exposition(self) -> bytes:
-        """The text format of Prometheus, version 0.0.4."""
+        """The gateway's own metrics in the text format of Prometheus, version 0.0.4."""
         return generate_latest(self.registry)
 
     async def watch_loop(self) -> None:
@@ -99,3 +132,15 @@ class Metrics:
             due = loop.time() + LAG_PERIOD
             await asyncio.sleep(LAG_PERIOD)
             self.loop_lag.observe(max(0.0, loop.time() - due))
+
+
+def documentation() -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield "| metric | kind | labels | |"
+    yield "|---|---|---|---|"
+    for name, kind, labels, help in Metrics().described:
+        yield f"| `{name}` | {kind} | {', '.join(labels)} | {help} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(documentation()))

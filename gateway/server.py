@@ -20,6 +20,7 @@ from gateway.keys import KeyRing
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.settings import Settings
+from gateway.tracing import tracing_from_environment
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -48,9 +49,15 @@ def run(
 
     Raises ClickException when no engine ever became ready.
     """
+    try:
+        tracing = tracing_from_environment()
+    except ModuleNotFoundError:
+        raise click.ClickException(
+            "An OTLP endpoint is configured; sending traces to it needs: pip install 'lensmith[otel]'"
+        ) from None
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(models, settings, metrics, ring),
+        create_app(models, settings, metrics, tracing, ring),
         lifespan="on",
         log_config=None,
         access_log=False,

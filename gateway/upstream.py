@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -31,18 +31,18 @@ def new_session(silence: float) -> aiohttp.ClientSession:
 
 @asynccontextmanager
 async def post(
-    session: aiohttp.ClientSession, url: URL, body: bytes, key: str | None, request_id: str
+    session: aiohttp.ClientSession, url: URL, body: bytes, key: str | None, headers: Mapping[str, str]
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Send `body` and give the answer, whose status is 200; leaving early closes the connection, which aborts the work.
 
     Raises ApiError for every other status and for every way a connection can fail, here and inside the `with` block.
     """
-    headers = {"content-type": "application/json", "x-request-id": request_id}
+    sent = {"content-type": "application/json", **headers}
     if key:
-        headers["authorization"] = f"Bearer {key}"
+        sent["authorization"] = f"Bearer {key}"
     response = None
     try:
-        response = await session.post(url, data=body, headers=headers, allow_redirects=False)
+        response = await session.post(url, data=body, headers=sent, allow_redirects=False)
         if response.status != 200:
             raise normalise(response.status, await read_all(response), response.headers.get("retry-after"))
         yield response

@@ -19,6 +19,28 @@ from aiohttp import web
 KEY = os.environ.get("LENSMITH_ENGINE_KEY")
 ENVELOPE = {"error": {"message": "max_tokens is too large", "type": "x", "param": "max_tokens", "code": "too_large"}}
 FLAT = {"object": "error", "message": "prompt exceeds the context length", "type": "x", "param": None, "code": 400}
+# As LMDeploy's: colons, a label `engine` of its own, gauges that are seconds old; and two lines that are no samples.
+METRICS = """# HELP lmdeploy:prompt_tokens_total Number of prefill tokens.
+# TYPE lmdeploy:prompt_tokens_total counter
+lmdeploy:prompt_tokens_total{engine="0",model_name="fake"} 35.0
+# HELP lmdeploy:prompt_tokens_created Number of prefill tokens.
+# TYPE lmdeploy:prompt_tokens_created gauge
+lmdeploy:prompt_tokens_created{engine="0",model_name="fake"} 1.7e+09
+# HELP lmdeploy:num_requests_running Number of requests.
+# TYPE lmdeploy:num_requests_running gauge
+lmdeploy:num_requests_running{engine="0",model_name="fake"} 51.0
+# HELP lmdeploy:e2e_request_latency_seconds Seconds.
+# TYPE lmdeploy:e2e_request_latency_seconds histogram
+lmdeploy:e2e_request_latency_seconds_bucket{engine="0",le="1.0",model_name="fake"} 2.0
+lmdeploy:e2e_request_latency_seconds_bucket{engine="0",le="+Inf",model_name="fake"} 3.0
+lmdeploy:e2e_request_latency_seconds_count{engine="0",model_name="fake"} 3.0
+lmdeploy:e2e_request_latency_seconds_sum{engine="0",model_name="fake"} 4.5
+# HELP lensmith_engine_up Not ours.
+# TYPE lensmith_engine_up gauge
+lensmith_engine_up 7
+broken{le="1} 3
+broken text
+"""
 HTML = "<html><body>Bad gateway at /srv/secret/path</body></html>"
 
 
@@ -42,6 +64,12 @@ class FakeEngine:
         if KEY and request.headers.get("authorization") != f"Bearer {KEY}":
             return web.json_response(FLAT, status=401)
         return web.Response()
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        if KEY and request.headers.get("authorization") != f"Bearer {KEY}":
+            return web.json_response(FLAT, status=401)
+        await asyncio.sleep(float(os.environ.get("FAKE_METRICS_SECONDS", "0")))
+        return web.Response(text=METRICS)
 
     async def show_stats(self, request: web.Request) -> web.Response:
         return web.json_response({**self.stats, "running": self.running})
@@ -251,6 +279,7 @@ def main() -> None:
             web.get("/v1/models", engine.models),
             web.get("/health", engine.health),
             web.get("/stats", engine.show_stats),
+            web.get("/metrics", engine.metrics),
             web.post("/v1/chat/completions", engine.chat),
             web.post("/v1/completions", engine.complete),
             web.post("/v1/encode", engine.encode),

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from processes import ROOT
 
-from gateway.settings import documentation
+from gateway import metrics, settings
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
     """The table is the output of `python -m gateway.settings`."""
-    assert "\n".join(documentation()) in (ROOT / "docs" / "gateway.md").read_text()
+    assert "\n".join(settings.documentation()) in (ROOT / "docs" / "gateway.md").read_text()
+
+
+def test_every_metric_is_documented() -> None:
+    """The table is the output of `python -m gateway.metrics`."""
+    assert "\n".join(metrics.documentation()) in (ROOT / "docs" / "observability.md").read_text()

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from processes import Process, fake_engine, lensmith_serve
 from prometheus_client.parser import text_string_to_metric_families
 from test_gateway_bad_input import CHAT
 from test_gateway_chat import ask, picture
+
+from gateway.exposition import Family, gather, write
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,7 @@ def measured() -> Iterator[Process]:
                 client.post(CHAT, json={"model": model, "messages": ask("hi")})
             client.post(CHAT, json={"model": "fake", "messages": []})
             client.post(CHAT, json={"model": "fake", "messages": ask("fault status 500")})
+        gateway.engine_port = engine.port  # type: ignore[attr-defined]
         yield gateway
 
 
@@ -55,6 +60,14 @@ def measured() -> Iterator[Process]:
         ("lensmith_images_per_request_sum", {}, 2),
         ("lensmith_image_pixels_count", {}, 2),
         ("lensmith_image_pixels_sum", {}, 10_000),
+        ("lensmith_upstream_requests_total", {"outcome": "ok"}, 5),
+        ("lensmith_upstream_requests_total", {"outcome": "engine_error"}, 1),
+        ("lensmith_upstream_seconds_count", {}, 6),
+        ("lensmith_upstream_first_byte_seconds_count", {}, 5),
+        ("lensmith_upstream_running", {}, 0),
+        ("lensmith_engine_metrics_up", {}, 1),
+        ("lensmith_engine_lmdeploy_prompt_tokens_total", {"exported_engine": "0", "model_name": "fake"}, 35),
+        ("lensmith_engine_lmdeploy_e2e_request_latency_seconds_bucket", {"le": "+Inf"}, 3),
         ("lensmith_engine_up", {}, 1),
         ("lensmith_engine_restarts_total", {}, 0),
     ],
@@ -72,16 +85,75 @@ def test_buckets_reach_160_seconds_and_labels_come_from_configuration(measured: 
     text = httpx.get(measured.url + "/metrics").text
     assert 'lensmith_request_seconds_bucket{le="160.0",model="fake"}' in text
     families = list(text_string_to_metric_families(text))
-    assert all(family.name.startswith("lensmith_") for family in families)
+    assert all(family.name.startswith(("lensmith_", "process_")) for family in families)
     models = {sample.labels.get("model") for family in families for sample in family.samples}
     assert models <= {None, "fake", "unknown"}
+
+
+def test_an_engines_figures_are_marked_as_its_own_and_those_that_mislead_are_left_out(measured: Process) -> None:
+    text = httpx.get(measured.url + "/metrics").text
+    assert "_created" not in text
+    assert "num_requests_running" not in text
+    assert "broken" not in text
+    assert text.count("# TYPE lensmith_engine_up gauge") == 1
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    foreign = families["lensmith_engine_lmdeploy_e2e_request_latency_seconds"]
+    assert foreign.type == "histogram"
+    name = f"127.0.0.1:{measured.engine_port}"  # type: ignore[attr-defined]
+    assert {sample.labels["engine"] for sample in foreign.samples} == {name}
+
+
+def test_an_engine_whose_metrics_do_not_come_is_left_out() -> None:
+    with fake_engine(FAKE_METRICS_SECONDS="60") as engine, lensmith_serve("--engine", engine.url) as gateway:
+        gateway.wait_until("/ready", 200)
+        text = httpx.get(gateway.url + "/metrics", timeout=30).text
+        assert f'lensmith_engine_metrics_up{{engine="127.0.0.1:{engine.port}"}} 0.0' in text
+        assert "lmdeploy" not in text
+        assert "lensmith_engine_up" in text
+
+
+PIECES = [
+    "a",
+    "lensmith_engine_up",
+    "lmdeploy:x",
+    '{le="1"',
+    'engine="b"}',
+    "{}",
+    " ",
+    "1",
+    "NaN",
+    "# TYPE ",
+    "# HELP ",
+]
+
+
+@given(lines=st.lists(st.lists(st.sampled_from([*PIECES, "\\", '"', "é", "\r", "_bucket", "histogram"]), max_size=9)))
+def test_whatever_an_engine_says_what_we_write_can_be_read(lines: list[list[str]]) -> None:
+    families: dict[str, Family] = {}
+    for engine in ("one", 'two"\\'):
+        gather(families, "\n".join("".join(line) for line in lines), engine)
+    written = "".join(line for name, family in families.items() for line in write(name, family))
+    for family in text_string_to_metric_families(written):
+        assert family.name.startswith("lensmith_engine_")
+        assert all(sample.labels["engine"] in ("one", 'two"\\') for sample in family.samples)
 
 
 def test_one_json_line_a_request_without_its_content(measured: Process) -> None:
     lines = [json.loads(line) for line in measured.log().splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines] == [200] * 5 + [404, 404, 400, 500]
-    assert lines[4]["images"] == 2
-    assert lines[4]["pixels"] == 10_000
-    assert lines[4]["generation_tokens"] == 2
+    assert [line["outcome"] for line in lines[5:]] == [
+        *("model_not_found", "model_not_found", "missing_required_parameter", "engine_error")
+    ]
+    stream = lines[4]
+    assert stream["images"] == 2
+    assert stream["pixels"] == 10_000
+    assert stream["prompt_tokens"] == 7
+    assert stream["generation_tokens"] == 2
+    assert stream["outcome"] == "ok"
+    assert stream["path"] == CHAT
+    assert stream["attempts"] == 1
+    steps = [stream[f"{step}_seconds"] for step in ("receive", "queue", "engine")]
+    assert 0 < sum(steps) <= stream["seconds"] + 0.001
+    assert stream["receive_seconds"] < stream["first_token_seconds"] <= stream["seconds"]
     assert "count 2" not in measured.log()
     assert "base64" not in measured.log()

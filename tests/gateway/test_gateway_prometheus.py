@@ -57,6 +57,8 @@ def test_prometheus_scrapes_the_gateway_and_loads_the_rules(gateway: Process, pr
     until("the tokens are there", lambda: ask_prometheus(prometheus, query) == expected)
     assert ask_prometheus(prometheus, "up{job='lensmith'}") == 1
     assert ask_prometheus(prometheus, "lensmith_engine_up") == 1
+    of_the_engine = "lensmith_engine_lmdeploy_prompt_tokens_total{exported_engine='0'}"
+    until("the engine's metrics are there", lambda: ask_prometheus(prometheus, of_the_engine) == 35)
     p95 = "histogram_quantile(0.95, sum by (le) (lensmith_time_to_first_token_seconds_bucket))"
     found = ask_prometheus(prometheus, p95)
     assert found is not None

@@ -1,0 +1,106 @@
+"""W3C trace context, taken over from the client and passed on to the engine; OpenTelemetry spans where configured.
+
+Without the extra `otel`, or without an endpoint to send spans to, a request's `traceparent` is passed on as it came.
+The variables are OpenTelemetry's own, https://opentelemetry.io/docs/languages/sdk-configuration/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import Scope
+
+from gateway.asgi import header
+
+if TYPE_CHECKING:
+    from gateway.call import Call
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+TRACESTATE_LIMIT = 512
+
+
+def incoming(scope: Scope) -> dict[str, str]:
+    """The client's `traceparent` and `tracestate`; empty if there is no valid one."""
+    given = header(scope, b"traceparent")
+    if given is None:
+        return {}
+    parent = given.decode("latin-1")
+    if TRACEPARENT.fullmatch(parent) is None:
+        return {}
+    found = {"traceparent": parent}
+    state = header(scope, b"tracestate")
+    if state is not None and len(state) <= TRACESTATE_LIMIT and state.isascii() and state.decode().isprintable():
+        found["tracestate"] = state.decode()
+    return found
+
+
+class Trace:
+    """The trace context of one request: passed on, nothing recorded."""
+
+    def __init__(self, carrier: dict[str, str] | None = None) -> None:
+        self.carrier = carrier or {}
+
+    @property
+    def trace_id(self) -> str | None:
+        return self.carrier["traceparent"][3:35] if self.carrier else None
+
+    def call_engine(self, engine: str) -> dict[str, str]:
+        """The headers for a call to an engine that begins now."""
+        return self.carrier
+
+    def called_engine(self, outcome: str) -> None:
+        """The call is over."""
+
+    def end(self, call: Call) -> None:
+        """The request is over."""
+
+
+class Tracing:
+    """Makes the trace of each request. Records nothing; `OtelTracing` does."""
+
+    def begin(self, scope: Scope) -> Trace:
+        return Trace(incoming(scope))
+
+    def close(self) -> None:
+        """Send what was not sent yet."""
+
+
+def tracing_from_environment() -> Tracing:
+    """Spans are sent if an OTLP endpoint is configured. Raises ModuleNotFoundError if the extra is missing then."""
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if disabled or not any(os.environ.get(name) for name in ENDPOINTS):
+        return Tracing()
+    from gateway.otel import OtelTracing
+
+    return OtelTracing()
+
+
+def attributes(call: Call) -> dict[str, Any]:
+    """Span attributes of a request, by the names of OpenTelemetry's conventions for HTTP and generative AI.
+
+    https://github.com/open-telemetry/semantic-conventions-genai
+    """
+    found: dict[str, Any] = {
+        "http.request.method": "POST",
+        "url.path": call.path,
+        "http.response.status_code": call.status,
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": call.model,
+        "gen_ai.request.stream": call.stream,
+        "gen_ai.usage.input_tokens": call.prompt_tokens,
+        "gen_ai.usage.output_tokens": call.generation_tokens,
+        "lensmith.request_id": call.request_id,
+        "lensmith.images": len(call.images),
+        "lensmith.pixels": sum(image.pixels for image in call.images),
+    }
+    if call.tenant is not None:
+        found["lensmith.key"] = call.tenant.name
+    if call.first_token is not None:
+        found["gen_ai.response.time_to_first_chunk"] = call.first_token
+    if call.reason:
+        found["error.type"] = call.reason
+    return found
