@@ -130,6 +130,7 @@ class LocalEngine(Engine):
 
     async def start(self, metrics: Metrics) -> None:
         await super().start(metrics)
+        metrics.engine_restarts.labels(self.name)  # from 0, so that the first restart is an increase
         self._task = asyncio.create_task(self._run(metrics))
 
     async def stop(self) -> None:

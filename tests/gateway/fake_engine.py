@@ -29,6 +29,18 @@ lmdeploy:prompt_tokens_created{engine="0",model_name="fake"} 1.7e+09
 # HELP lmdeploy:num_requests_running Number of requests.
 # TYPE lmdeploy:num_requests_running gauge
 lmdeploy:num_requests_running{engine="0",model_name="fake"} 51.0
+# HELP lmdeploy:cached_tokens_total Number of prompt tokens from the prefix cache.
+# TYPE lmdeploy:cached_tokens_total counter
+lmdeploy:cached_tokens_total{engine="0",model_name="fake"} 5.0
+# HELP lmdeploy:gpu_cache_usage_perc GPU KV-cache usage. 1 means 100 percent usage.
+# TYPE lmdeploy:gpu_cache_usage_perc gauge
+lmdeploy:gpu_cache_usage_perc{engine="0",model_name="fake"} 0.25
+# HELP lmdeploy:time_to_first_token_seconds Seconds.
+# TYPE lmdeploy:time_to_first_token_seconds histogram
+lmdeploy:time_to_first_token_seconds_bucket{engine="0",le="1.0",model_name="fake"} 3.0
+lmdeploy:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="fake"} 3.0
+lmdeploy:time_to_first_token_seconds_count{engine="0",model_name="fake"} 3.0
+lmdeploy:time_to_first_token_seconds_sum{engine="0",model_name="fake"} 1.5
 # HELP lmdeploy:e2e_request_latency_seconds Seconds.
 # TYPE lmdeploy:e2e_request_latency_seconds histogram
 lmdeploy:e2e_request_latency_seconds_bucket{engine="0",le="1.0",model_name="fake"} 2.0

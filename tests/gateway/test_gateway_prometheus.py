@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,17 +11,49 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from processes import ROOT, Process, free_port, until
 from test_gateway_bad_input import CHAT
 from test_gateway_chat import ask
 
 DEPLOY = ROOT / "deploy" / "prometheus"
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "lensmith.json").read_text())
 
-pytestmark = pytest.mark.skipif(
+needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs Prometheus: apt-get install prometheus"
 )
 
 
+def dashboard_queries() -> list[str]:
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_there_are(gateway: Process) -> None:
+    alerts = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
+    asked = [*dashboard_queries(), *(rule["expr"] for group in alerts["groups"] for rule in group["rules"])]
+    names = {name for query in asked for name in re.findall(r"\b(?:lensmith|process)_\w+", query)}
+    assert len(names) > 30
+    there = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", httpx.get(gateway.url + "/metrics").text, re.M):
+        there |= {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+    assert names <= there
+
+
+def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+    used = {name for query in dashboard_queries() for name in re.findall(r"\$(\w+)", query)} - {"__rate_interval"}
+    assert used <= {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+
+
+@needs_prometheus
 @pytest.mark.parametrize(
     "command", ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"]
 )
@@ -50,6 +83,7 @@ def ask_prometheus(prometheus: Process, query: str) -> float | None:
     return float(answer["data"]["result"][0]["value"][1]) if answer["data"]["result"] else None
 
 
+@needs_prometheus
 def test_prometheus_scrapes_the_gateway_and_loads_the_rules(gateway: Process, prometheus: Process) -> None:
     httpx.post(gateway.url + CHAT, json={"model": "fake", "messages": ask("count 3"), "stream": True})
     expected = gateway.metric("lensmith_generation_tokens_total", model="fake")
@@ -63,6 +97,10 @@ def test_prometheus_scrapes_the_gateway_and_loads_the_rules(gateway: Process, pr
     found = ask_prometheus(prometheus, p95)
     assert found is not None
     assert 0 < found < 160
+    for query in dashboard_queries():
+        for name, value in (("$instance", ".*"), ("$model", ".*"), ("$__rate_interval", "1m")):
+            query = query.replace(name, value)
+        ask_prometheus(prometheus, query)
     until("all rules were run", lambda: [rule["health"] for rule in rules(prometheus)] == ["ok"] * 7)
 
 
