@@ -56,7 +56,7 @@ class Gateway:
     ) -> None:
         self.models = models
         workers = settings.image_workers or max(2, len(os.sched_getaffinity(0)) // 2)
-        self.pool = ImagePool(workers, settings.max_image_pixels, settings.image_seconds)
+        self.pool = ImagePool(workers, settings.max_image_pixels, settings.image_seconds, settings.max_waiting)
         self.settings = settings
         self.metrics = metrics
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import struct
 import sys
+import time
 from dataclasses import dataclass
 
 import orjson
 
+from gateway.admission import NEWEST
+from gateway.errors import ApiError
 from gateway.images import BadImage, ImageHeader, ImagePart
 from modelfiles.smart_resize import smart_resize
 
@@ -44,7 +47,10 @@ class PixelBudget:
 class ImagePool:
     """Up to `workers` processes, started when first needed. One that dies or is too slow fails its own image only."""
 
-    def __init__(self, workers: int, max_pixels: int, seconds: float) -> None:
+    def __init__(self, workers: int, max_pixels: int, seconds: float, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._waiting = 0  # images
+        self._took = 0.0  # mean seconds of an image
         self._max_pixels = max_pixels
         self._seconds = seconds
         self._idle: asyncio.LifoQueue[asyncio.subprocess.Process | None] = asyncio.LifoQueue()
@@ -53,8 +59,19 @@ class ImagePool:
         self._workers = workers
 
     async def convert(self, base64_text: str, header: ImageHeader, size: tuple[int, int]) -> str:
-        """The `data:` URI of the image as plain RGB of `size` pixels. Raises BadImage."""
-        worker = await self._idle.get()
+        """The `data:` URI of the image as plain RGB of `size` pixels.
+
+        Raises BadImage, or ApiError 503 if too many images wait for a worker.
+        """
+        if self._waiting >= self._max_waiting:
+            wait = self._waiting * self._took / self._workers
+            raise ApiError(503, "Too many images wait to be decoded.", code="queue_full", retry_after=wait)
+        self._waiting += 1
+        try:
+            worker = await self._idle.get()
+        finally:
+            self._waiting -= 1
+        started = time.monotonic()
         try:
             if worker is None or worker.returncode is not None:
                 worker = await self._start()
@@ -74,6 +91,7 @@ class ImagePool:
             raise
         finally:
             self._idle.put_nowait(worker)
+            self._took += NEWEST * (time.monotonic() - started - self._took)
         if status != b"+":
             raise BadImage(answer.decode())
         return answer.decode("ascii")

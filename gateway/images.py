@@ -87,7 +87,7 @@ def inspect(file: bytes) -> ImageHeader:
     head = file[:30]
     try:
         if head.startswith(b"\x89PNG\r\n\x1a\n"):
-            header, end_mark = _png(head), b"IEND"
+            header, end_mark = _png(file), b"IEND"
         elif head.startswith(b"\xff\xd8\xff"):
             header, end_mark = _jpeg(file), b"\xff\xd9"
         elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -106,13 +106,24 @@ def inspect(file: bytes) -> ImageHeader:
     return header
 
 
-def _png(head: bytes) -> ImageHeader:
-    # https://www.w3.org/TR/png-3/#5DataRep: the signature, then IHDR first: length, type, width, height.
-    if head[12:16] != b"IHDR":
+# Chunks of a PNG that change how it is to be shown: a transparent colour, Exif's orientation, an animation.
+TELLING = (b"tRNS", b"eXIf", b"acTL")
+
+
+def _png(file: bytes) -> ImageHeader:
+    # https://www.w3.org/TR/png-3/#5DataRep: the signature, then chunks of length, type, data and checksum; IHDR first.
+    if file[12:16] != b"IHDR":
         raise BadImage("is a PNG file with a broken header")
-    width, height, depth, color = struct.unpack(">IIBB", head[16:26])
+    width, height, depth, color = struct.unpack(">IIBB", file[16:26])
     plain = depth == 8 and color in (0, 2)  # grey and RGB; the others have a palette or an alpha channel
-    return ImageHeader("PNG", width, height, plain)
+    at = 8
+    for _ in range(MAX_SEGMENTS):
+        length, kind = struct.unpack_from(">I4s", file, at)
+        plain = plain and kind not in TELLING
+        if kind == b"IDAT" or not plain:
+            return ImageHeader("PNG", width, height, plain)
+        at += 12 + length
+    raise BadImage("is a PNG file with a broken header")
 
 
 # Start-of-frame markers (ITU-T T.81 table B.1), without DHT (C4), JPG (C8) and DAC (CC), which share the range.

@@ -47,7 +47,9 @@ class Settings:
         512 * 1024 * 1024, "Most bytes of request bodies and fetched images held at once, else 503.", 1
     )
     max_running: int = _setting(0, "Answers the engine works on at once; 0 takes what suits the engine.")
-    max_waiting: int = _setting(256, "Requests that may wait for a place at the engine; one more is answered 503.", 1)
+    max_waiting: int = _setting(
+        256, "Requests that may wait for a place at the engine, or images for a worker; one more is answered 503.", 1
+    )
     queue_timeout: float = _setting(60.0, "Longest wait for a place at the engine in seconds, else 503.")
     header_timeout: float = _setting(10.0, "Seconds a client has to send a request's head, else 408.")
     body_timeout: float = _setting(120.0, "Seconds a client has to send its whole body, else 408.")

@@ -105,14 +105,19 @@ def test_models_are_listed_and_described(client: openai.OpenAI, post: httpx.Clie
     assert caught.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_aborts_the_engines_work(gateway: Process, engine: Process, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "stream"),
+    [("slow 60", False), ("slow 60", True), ("count 1000 0.05", True)],
+    ids=["plain", "prefill", "mid"],
+)
+def test_a_client_that_goes_aborts_the_engines_work(
+    gateway: Process, engine: Process, prompt: str, stream: bool
+) -> None:
     aborted = httpx.get(engine.url + "/stats").json()["aborted"]
-    prompt = "count 1000 0.05" if stream else "slow 60"
     body = {"model": "fake", "messages": ask(prompt), "stream": stream}
     timeout = httpx.Timeout(5, read=0.3)
     with httpx.Client(base_url=gateway.url, timeout=timeout) as client:
-        if stream:
+        if prompt.startswith("count"):
             with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 next(answer.iter_bytes())
         else:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import signal
+import struct
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +19,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from image_corpus import ihdr, png
 from PIL import Image, ImageDraw
 from processes import Process, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
@@ -186,6 +192,78 @@ def test_a_worker_that_dies_fails_its_own_image_only_and_is_replaced(shrinking: 
     sent_on(shrinking, url)
     (replaced,) = workers(shrinking)
     assert replaced.pid != worker.pid
+
+
+@contextlib.contextmanager
+def stopped_worker(gateway: Process) -> Iterator[psutil.Process]:
+    """The only worker, stopped, so that the next image surely stays with it."""
+    sent_on(gateway, uri(quarters("RGB", (600, 600)), "JPEG"))
+    (worker,) = workers(gateway)
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        yield worker
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.send_signal(signal.SIGCONT)
+
+
+def photo(side: int = 600) -> dict:
+    parts = [{"type": "image_url", "image_url": {"url": uri(quarters("RGB", (side, side)), "JPEG")}}]
+    return {"model": "fake", "messages": [{"role": "user", "content": parts}]}
+
+
+def test_a_client_that_goes_while_its_image_is_decoded_leaves_nothing_behind(
+    shrinking: Process, engine: Process
+) -> None:
+    gone = shrinking.metric("lensmith_requests_total", status="499")
+    started = httpx.get(engine.url + "/stats").json()["started"]
+    with stopped_worker(shrinking) as worker:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(shrinking.url + CHAT, json=photo(), timeout=0.5)
+        until("it is counted", lambda: shrinking.metric("lensmith_requests_total", status="499") == gone + 1)
+        until("its worker ends", lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    assert shrinking.metric("lensmith_requests_running") == shrinking.metric("lensmith_requests_waiting") == 0
+    assert httpx.post(shrinking.url + CHAT, json=photo()).status_code == 200
+    assert httpx.get(engine.url + "/stats").json()["started"] == started + 2, "the engine was asked for the others only"
+
+
+def test_only_so_many_requests_wait_for_a_worker(engine: Process) -> None:
+    options = ["--image-pixels", str(BUDGET), "--image-workers", "1", "--max-waiting", "2"]
+    with lensmith_serve("--engine", engine.url, *options) as gateway:
+        gateway.wait_until("/ready", 200)
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            with stopped_worker(gateway):
+                answers = [pool.submit(httpx.post, gateway.url + CHAT, json=photo(), timeout=30) for _ in range(6)]
+                until("three are refused", lambda: sum(answer.done() for answer in answers) == 3)
+                assert httpx.post(gateway.url + CHAT, json=photo(40)).status_code == 200, "it needs no worker"
+            statuses = sorted(answer.result().status_code for answer in answers)
+        assert statuses == [200, 200, 200, 503, 503, 503]
+        refused = next(answer.result() for answer in answers if answer.result().status_code == 503)
+        assert envelope(refused, 503)["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_worker_refuses_what_needs_too_much_memory_and_goes_on() -> None:
+    """With a limit for images of one pixel: what Pillow needs of its own and half a gigabyte."""
+    argv = [sys.executable, "-m", "gateway.image_worker", "1"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+
+        def ask(side: int) -> bytes:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            job = json.dumps({"expected": (side, side), "size": (10, 10)}).encode()
+            lines = zlib.compress(bytes(side * (1 + side // 8)), 1)
+            text = base64.b64encode(png(ihdr(side, side, depth=1, color=0), (b"IDAT", lines)))
+            for message in (job, text):
+                worker.stdin.write(struct.pack(">I", len(message)) + message)
+            worker.stdin.flush()
+            status = worker.stdout.read(1)
+            return status + worker.stdout.read(struct.unpack(">I", worker.stdout.read(4))[0])
+
+        assert ask(80).startswith(b"+data:image/png;base64,")
+        assert ask(13_600) == b"-needs too much memory"
+        assert ask(80).startswith(b"+data:image/png;base64,")
+        worker.kill()
 
 
 def test_an_image_that_takes_too_long_is_given_up(engine: Process) -> None:
