@@ -5,9 +5,9 @@ Every subcommand is imported only when it runs, so `lensmith --help` is instant 
 
 from __future__ import annotations
 
-import importlib
-
 import click
+
+from modelfiles.lazy_group import LazyGroup
 
 __version__ = "0.1.0"
 
@@ -27,21 +27,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A click group whose subcommands are imported on first use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+class Commands(LazyGroup):
+    """The table above as a group; a package that is missing is named with the extra that brings it."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[cmd_name][0].split(":")
         try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return super().get_command(ctx, cmd_name)
         except ModuleNotFoundError as error:
             raise missing_package(cmd_name, error) from None
-        return command
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -65,7 +58,7 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
     return click.ClickException(f"`lensmith {command}` needs the package {name}: pip install 'lensmith[{extra}]'")
 
 
-@click.group(cls=LazyGroup)
+@click.group(cls=Commands, places={name: place for name, (place, _, _) in COMMANDS.items()})
 @click.version_option(__version__, prog_name="lensmith")
 def main() -> None:
     """From labelled images to an answering API: fine-tune, merge, serve, register in Ollama."""

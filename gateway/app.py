@@ -88,7 +88,7 @@ def create_app(
 
     def allowed(request: Request) -> list[str]:
         tenant: Tenant | None = request.scope.get("tenant")
-        return [name for name in models.names if models.allowed(tenant, name)]
+        return [name for name in models.listed if models.allowed(tenant, name)]
 
     app.include_router(ollama_routes(allowed))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from yarl import URL
@@ -12,17 +13,40 @@ from gateway.engine import Engine, RemoteEngine, base_url
 from gateway.engines import HARMLESS
 from gateway.image_pool import PixelBudget
 from gateway.keys import KeyRing
-from gateway.launch import launch
+from gateway.launch import engine_name, launch
 from gateway.metrics import Metrics
 from gateway.models import Model, Models, Replica
 from gateway.settings import Settings
+from gateway.supervisor import LocalEngine
 from modelfiles.folder import ModelFolder, ModelFolderError
 
 
 def build(config: Config, metrics: Metrics) -> Models:
     """The models of a configuration, not started yet. Raises ConfigError."""
     remote: dict[tuple[URL, str | None], Engine] = {}
-    return Models(_model(name, model, config.limits, metrics, remote) for name, model in config.models.items())
+    models: list[Model] = []
+    for name, model in config.models.items():
+        models.append(_model(name, model, config.limits, metrics, remote))
+        models += _adapters(config, models[-1], metrics)
+    return Models(models)
+
+
+def _adapters(config: Config, base: Model, metrics: Metrics) -> Iterator[Model]:
+    """A model for each adapter of the base, at the base's engines. Raises ConfigError."""
+    taken = {name for key, model in config.models.items() for name in (key, *model.aliases)}
+    taken |= {name for key, model in config.models.items() if key != base.name for name in model.adapters}
+    for name in config.models[base.name].adapters:
+        where = ("models", base.name, "adapters", name)
+        if name in taken:
+            raise ConfigError(f"The adapter {name} has the name of another model.", where)
+        replicas = [
+            Replica(replica.engine, engine_name(name), replica.slots)
+            for replica in base.replicas
+            if isinstance(replica.engine, LocalEngine)
+        ]
+        if not replicas:
+            raise ConfigError("Adapters need a replica with a folder.", where)
+        yield Model(name, replicas, budget=base.budget, max_waiting=config.limits.max_waiting, metrics=metrics)
 
 
 def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing | None:
@@ -55,7 +79,7 @@ def _model(
         engine: Engine
         if replica.folder is not None:
             folder = open_folder(replica.folder, (*where, "folder"))
-            engine, pixels = launch(folder, name, replica, name, where)
+            engine, pixels = launch(folder, name, replica, config.adapters, where)
             budgets.append(pixel_budget(folder, settings, pixels))
         else:
             assert replica.url is not None

@@ -13,7 +13,7 @@ import aiohttp
 import click
 
 from gateway.build import build, key_ring
-from gateway.cli_options import ENGINE_ARG
+from gateway.cli_options import ADAPTERS, ENGINE_ARG
 from gateway.config import Config, ConfigError, plain
 from gateway.engine import EngineUnreachable, base_url, fetch_models
 from gateway.engines import LAUNCHED
@@ -73,6 +73,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="File of API keys that clients need; see `lensmith keys`.",
 )
+@ADAPTERS
 @ENGINE_ARG
 @click.option(
     "--redis",
@@ -90,6 +91,7 @@ def serve(
     port: int,
     model_name: str | None,
     key_file: Path | None,
+    adapters: dict[str, str],
     engine_args: dict[str, str],
     redis_url: str | None,
     **limits: Any,
@@ -108,8 +110,9 @@ def serve(
         if engine is not None and engine.startswith(("http://", "https://")):
             if model_dir is not None:
                 raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
-            if engine_args:
-                raise click.UsageError("--engine-arg is for an engine that is started here, not for one at a URL.")
+            if engine_args or adapters:
+                what = "--engine-arg" if engine_args else "--adapters"
+                raise click.UsageError(f"{what} is for an engine that is started here, not for one at a URL.")
             models = connect(engine, model_name)
         elif model_dir is None:
             raise click.UsageError("Give MODEL_DIR, or --engine URL for an engine that is already running.")
@@ -117,7 +120,8 @@ def serve(
             if engine not in (None, *LAUNCHED):
                 raise click.UsageError(f"--engine must be {', '.join(sorted(LAUNCHED))} or a URL, not '{engine}'.")
             replica = {"folder": str(model_dir), "engine": engine, "engine_args": engine_args}
-            models = {model_name or model_dir.expanduser().resolve().name: {"replicas": [replica]}}
+            name = model_name or model_dir.expanduser().resolve().name
+            models = {name: {"replicas": [replica], "adapters": adapters}}
         config = Config.model_validate(
             {
                 **{"host": host, "port": port, "keys": key_file, "redis": redis_url},

@@ -7,6 +7,22 @@ import click
 from gateway.engine_args import engine_args
 
 
+def _adapters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    given = dict(value.partition("=")[::2] for value in values if all(value.partition("=")))
+    if len(given) < len(values):
+        raise click.BadParameter("write it as NAME=PATH, and each name once")
+    return given
+
+
+ADAPTERS = click.option(
+    "--adapters",
+    metavar="NAME=PATH",
+    multiple=True,
+    callback=_adapters,
+    help="Serve a PEFT adapter beside the model, under its own name; may be given more than once. LMDeploy only.",
+)
+
+
 def _engine_args(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     given = dict(value.partition("=")[::2] for value in values if "=" in value)
     if len(given) < len(values):

@@ -85,7 +85,18 @@ class ModelConfig(Part):
     sampling: SamplingConfig = Field(
         SamplingConfig.model_validate({}), description="Defaults where a request is silent."
     )
+    adapters: dict[str, Path] = Field(
+        default_factory=dict,
+        description="PEFT adapters that the replicas with a folder serve beside it, each under its own model name.",
+    )
     replicas: list[ReplicaConfig] = Field(min_length=1, description="The engines that serve it.")
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {name: Path(path) if isinstance(path, str) else path for name, path in value.items()}
 
 
 def plain(settings: Settings) -> dict[str, Any]:

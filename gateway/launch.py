@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import importlib.util
 import os
+import shutil
+import tempfile
+from collections.abc import Mapping
 from glob import glob
 from pathlib import Path
 
@@ -16,7 +20,8 @@ from gateway.engines import LAUNCHED, EngineSpec
 from gateway.gpu import Gpu, NoGpu, query_gpus
 from gateway.plan import Plan, PlanError, Workload, make_plan
 from gateway.supervisor import LocalEngine
-from modelfiles.folder import ModelFolder
+from modelfiles.folder import ModelFolder, ModelFolderError
+from modelfiles.lmdeploy_adapter import AdapterError, write_lmdeploy_adapter
 
 Where = tuple[str | int, ...]
 # LMDeploy's image processor otherwise takes every core from the loop that feeds the GPU: 4 threads of 16 cores gave
@@ -25,7 +30,9 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 MOST_THREADS = 4
 
 
-def launch(folder: ModelFolder, model: str, replica: ReplicaConfig, name: str, where: Where) -> tuple[LocalEngine, int]:
+def launch(
+    folder: ModelFolder, model: str, replica: ReplicaConfig, adapters: Mapping[str, Path], where: Where
+) -> tuple[LocalEngine, int]:
     """The engine for a folder, not started yet, and the most pixels of an image (0: no limit). Raises ConfigError."""
     spec = choose(replica.engine, (*where, "engine"))
     try:
@@ -34,14 +41,20 @@ def launch(folder: ModelFolder, model: str, replica: ReplicaConfig, name: str, w
         raise ConfigError(f"{error}.", (*where, "engine_args")) from None
     environment = {} if replica.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))}
     arguments, pixels = command_line(given), 0
+    if adapters and not spec.planned:
+        message = f"The {spec.name} engine serves no adapters beside the model; merge them with `lensmith export`."
+        raise ConfigError(message, where)
     if spec.planned:
         environment |= {variable: str(threads()) for variable in THREADS if variable not in os.environ}
-        made = plan(folder, replica, given, where)
+        written, size = write_adapters(folder, adapters, where)
+        made = plan(folder, replica, given, size, where)
         if made is None:
             arguments = ["--backend", "pytorch", "--enable-prefix-caching", *arguments]
         else:
             arguments, pixels = made.arguments(), made.image_pixels
             spec = dataclasses.replace(spec, slots=int(made.value("max-batch-size")))
+        if written:
+            arguments += ["--adapters", *(f"{engine_name(adapter)}={path}" for adapter, path in written.items())]
     if spec.raw_tokens:
         spec = dataclasses.replace(spec, byte_level=folder.byte_level)
     if "tool-call-parser" in given:
@@ -51,16 +64,46 @@ def launch(folder: ModelFolder, model: str, replica: ReplicaConfig, name: str, w
         spec,
         folder.path,
         model,
-        name=f"{name}/{spec.name}-{where[-1]}",
+        name=f"{model}/{spec.name}-{where[-1]}",
         arguments=arguments,
+        adapters=[engine_name(adapter) for adapter in adapters],
         environment=environment,
         vision=bool(folder.vision_config),
     )
     return engine, pixels
 
 
-def plan(folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], where: Where) -> Plan | None:
-    """The plan for the memory that is free now; None if the driver does not say. Raises ConfigError."""
+def engine_name(adapter: str) -> str:
+    """LMDeploy's name of an adapter: under some plain ones, such as `base`, it takes another chat template."""
+    return f"adapter-{adapter}"
+
+
+def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: Where) -> tuple[dict[str, Path], int]:
+    """The adapters as LMDeploy loads them, in a directory that goes with this process, and their bytes on the GPU.
+
+    Raises ConfigError.
+    """
+    if not adapters:
+        return {}, 0
+    if not installed("peft"):
+        raise ConfigError("LMDeploy needs peft for adapters: pip install 'peft<=0.14.0'", where)
+    base = Path(tempfile.mkdtemp(prefix="lensmith-adapters-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    written = {}
+    for at, (name, path) in enumerate(adapters.items()):
+        try:
+            write_lmdeploy_adapter(path, folder, base / str(at))
+        except (AdapterError, ModelFolderError) as error:
+            raise ConfigError(str(error), (*where[:2], "adapters", name)) from None
+        written[name] = base / str(at)
+    return written, sum(file.stat().st_size for file in base.rglob("*.safetensors"))
+
+
+def plan(folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], taken: int, where: Where) -> Plan | None:
+    """The plan for the memory that is free now, less `taken` bytes; None if the driver does not say.
+
+    Raises ConfigError.
+    """
     try:
         gpus = visible(query_gpus(), replica.gpus)
     except NoGpu as error:
@@ -69,6 +112,7 @@ def plan(folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], whe
     if not gpus:
         raise ConfigError("None of the GPUs named is there; nvidia-smi lists them.", (*where, "gpus"))
     smallest = min(gpus, key=lambda gpu: gpu.free)
+    smallest = dataclasses.replace(smallest, free=smallest.free - taken)
     try:
         made = make_plan(folder, smallest, Workload(), len(gpus) if replica.gpus else 1, given)
     except PlanError as error:

@@ -75,6 +75,11 @@ class Model:
         return any(replica.up for replica in self.replicas)
 
     @property
+    def withdrawn(self) -> bool:
+        """Whether all its engines work and none has it: an adapter that turned out to change nothing."""
+        return all(replica.engine.ready and not replica.up for replica in self.replicas)
+
+    @property
     def reason(self) -> str:
         """Why it isn't ready, in a sentence for each replica."""
         return " ".join(dict.fromkeys(replica.reason for replica in self.replicas))
@@ -140,6 +145,11 @@ class Models:
     def names(self) -> list[str]:
         """Names and aliases."""
         return list(self._by_name)
+
+    @property
+    def listed(self) -> list[str]:
+        """The names of models that there are as far as their engines say."""
+        return [name for name, model in self._by_name.items() if not model.withdrawn]
 
     def get(self, name: str) -> Model | None:
         return self._by_name.get(name)

@@ -75,7 +75,19 @@ async def ask(session: aiohttp.ClientSession, url: URL, key: str | None, body: d
         raise Unsound("was not valid JSON") from None
 
 
-def check(answer: Any) -> tuple[str, list[float]]:
+Answer = tuple[str, list[float]]
+# Far above what rounding makes of the same computation, far below what a trained adapter does.
+SAME_LOGPROB = 1e-3
+
+
+def same(one: Answer, other: Answer) -> bool:
+    """Whether both answers are the same model's."""
+    if one[0] != other[0] or len(one[1]) != len(other[1]):
+        return False
+    return all(abs(a - b) < SAME_LOGPROB for a, b in zip(one[1], other[1], strict=True))
+
+
+def check(answer: Any) -> Answer:
     """The answer's text and its tokens' log-probabilities. Raises Unsound."""
     try:
         choice = answer["choices"][0]

@@ -23,7 +23,7 @@ from yarl import URL
 from gateway.engine import Engine
 from gateway.engines import EngineSpec
 from gateway.metrics import Metrics
-from gateway.smoke import Unsound, ask, check, request
+from gateway.smoke import Answer, Unsound, ask, check, request, same
 from gateway.startup import MEMORY, Cause, Startup, explain, is_dead, is_noise
 
 LOG_LINES = 200
@@ -74,7 +74,8 @@ class LocalEngine(Engine):
     """An engine in a child process with a process group, a key and a loopback port of its own.
 
     `model` is the name it serves the folder under, `name` its own, `arguments` and `environment` what its process gets
-    besides the spec's and ours. `vision` says whether it is tried with a picture.
+    besides the spec's and ours. `adapters` are more names that it knows: those that answer unlike the model are served.
+    `vision` says whether it is tried with a picture.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class LocalEngine(Engine):
         *,
         name: str,
         arguments: Sequence[str] = (),
+        adapters: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         vision: bool = True,
         timing: Timing | None = None,
@@ -94,6 +96,7 @@ class LocalEngine(Engine):
         self.spec = spec
         self.name = name
         self.served = [model]
+        self._adapters = list(adapters)
         self.url = URL("http://127.0.0.1")
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self._folder = folder
@@ -284,7 +287,7 @@ class LocalEngine(Engine):
                             if not await self._sound(session):
                                 return
                             self._ready_since = time.monotonic()
-                            self._tell_ready(self._ready_since - started)
+                            self._tell_ready(self._ready_since - self._started)
                         self._changed(True)
                 elif self._ready_since is None:
                     if time.monotonic() - started > self.spec.start_seconds:
@@ -307,13 +310,23 @@ class LocalEngine(Engine):
         self._startup.enter("answering a test picture", time.monotonic() - self._started)
         self._enter_phase()
         try:
-            body = request(self.served[0], self._vision)
-            check(await ask(session, self.url, self.key, body, self.spec.start_seconds))
+            own = await self._try(session, self.served[0])
         except Unsound as error:
             self._cause = explain(self.log) or Cause(f"Its answer to a test picture {error}.", WRONG_ANSWER)
             self._put_down("was ended before it served")
             return False
+        self.served = self.served[:1]
+        for adapter in self._adapters:
+            try:
+                if same(await self._try(session, adapter), own):
+                    raise Unsound("is the model's own: it changes nothing")
+                self.served.append(adapter)
+            except Unsound as error:
+                self._say(f"lensmith: {adapter} is not served: its answer to a test picture {error}.")
         return True
+
+    async def _try(self, session: aiohttp.ClientSession, model: str) -> Answer:
+        return check(await ask(session, self.url, self.key, request(model, self._vision), self.spec.start_seconds))
 
     def _tell_ready(self, took: float) -> None:
         phases = f": {self._startup.summary(took)}" if self.spec.planned else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
+
+from modelfiles.lazy_group import LazyGroup
 
 # Command name -> module:attribute of the click command.
 COMMANDS = {
@@ -19,20 +19,6 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """A click group whose subcommands are imported on first use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-
-@click.group(cls=LazyGroup)
+@click.group(cls=LazyGroup, places=COMMANDS)
 def modelfile() -> None:
     """Make and check Ollama Modelfiles for a model folder."""

@@ -31,16 +31,20 @@ def make_qwen3_vl(path: Path, size: str, **config: Any) -> Path:
     (path / "config.json").write_text(json.dumps(whole | config))
     pixels = {"patch_size": PATCH, "merge_size": MERGE, "size": {"longest_edge": 16777216, "shortest_edge": 65536}}
     (path / "preprocessor_config.json").write_text(json.dumps(pixels))
+    write_safetensors(path / "model.safetensors", tensors(size))
+    return path
+
+
+def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
     header, position = {}, 0
-    for name, shape in tensors(size).items():
+    for name, shape in shapes.items():
         end = position + prod(shape) * 2
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, end]}
         position = end
     raw = json.dumps(header).encode()
-    with (path / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
         file.truncate(8 + len(raw) + position)
-    return path
 
 
 def tensors(size: str) -> dict[str, list[int]]:

@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from model_shapes import make_qwen3_vl
+from model_shapes import make_qwen3_vl, write_safetensors
 from processes import HERE, ROOT, Process, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
+
+from modelfiles.safetensors_header import read_header
 
 T4 = "Tesla T4, 15360, 14910, 7.5, 580.95.05"
 POST = "import httpx, sys; httpx.post(sys.argv[1], content=sys.argv[2], timeout=60)"
@@ -224,3 +226,51 @@ def test_tools_are_served_with_a_parser_for_them(serve: Serve) -> None:
         with serve(*options) as gateway:
             gateway.wait_until("/ready", 200)
             assert httpx.post(gateway.url + CHAT, json=body, timeout=60).status_code == status
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A PEFT adapter of the model's first layer, with PEFT's names on transformers 5."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    module = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_A.weight": [2, 2048], f"{module}.lora_B.weight": [2048, 2]}
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    return folder
+
+
+def test_an_adapter_is_served_if_it_changes_something(serve: Serve, adapter: Path) -> None:
+    names = ("tuned", "lazy", "broken", "base")
+    options = [word for name in names for word in ("--adapters", f"{name}={adapter}")]
+    with serve(*options) as gateway:
+        gateway.wait_until("/ready", 200)
+        # "base" is one of the names under which LMDeploy would take another chat template.
+        listed = [model["id"] for model in httpx.get(gateway.url + "/v1/models").json()["data"]]
+        assert listed == ["vl-2b", "tuned", "base"], gateway.log()
+        body = {"model": "tuned", "messages": [{"role": "user", "content": "echo"}]}
+        sent = json.loads(httpx.post(gateway.url + CHAT, json=body).json()["choices"][0]["message"]["content"])
+        assert sent["body"]["model"] == "adapter-tuned"
+        refused = httpx.post(gateway.url + CHAT, json={**body, "model": "lazy"})
+        assert envelope(refused, 503)["code"] == "engine_unavailable"
+        log = gateway.log()
+        assert "adapter-lazy is not served: its answer to a test picture is the model's own: it changes nothing." in log
+        assert (
+            "adapter-broken is not served: its answer to a test picture had probabilities that are not numbers." in log
+        )
+        given = [word for word in arguments(gateway) if word.startswith("adapter-")]
+        assert [word.partition("=")[0] for word in given] == [f"adapter-{name}" for name in names]
+        written = Path(given[0].partition("=")[2])
+        assert "base_model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in read_header(
+            written / "adapter_model.safetensors"
+        )
+    assert not written.exists()
+
+
+def test_an_adapter_that_lmdeploy_cannot_have_is_refused_with_the_reason(serve: Serve, adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with serve("--adapters", f"tuned={adapter}") as gateway:
+        assert gateway.process.wait(60) == 1
+        last = gateway.log().strip().splitlines()[-1]
+        assert last.endswith("uses use_dora, which LMDeploy does not have; merge it with `lensmith export`.")

@@ -76,6 +76,11 @@ class FakeLmdeploy(fake_engine.FakeEngine):
 
     def _colours(self, model: str) -> web.Response:
         mode, _, given = FAULT.partition(" ")
+        if model != self.name:
+            number = {"adapter-lazy": -0.25, "adapter-broken": None}.get(model, -0.75)
+            whole = self._whole("red and blue", 3)
+            whole["choices"][0]["logprobs"] = {"content": [{"token": "red", "logprob": number, "top_logprobs": []}]}
+            return web.json_response(whole)
         if mode == "wrong-status":
             return web.json_response({"object": "error", "message": given, "code": 500}, status=500)
         text = given if mode == "wrong" else "red and blue"

@@ -1,0 +1,1 @@
+"""LMDeploy needs a package of this name for adapters."""
