@@ -15,7 +15,7 @@ import pytest
 from gpu_server import ENGINE, MODEL, wait_ready
 from processes import Process, lensmith_serve
 
-from gateway.build import has_gpu
+from gateway.launch import has_gpu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
