@@ -49,7 +49,7 @@ def launch(
         written, size = write_adapters(folder, adapters, where)
         made = plan(folder, replica, given, size, where)
         if made is None:
-            arguments = ["--backend", "pytorch", "--enable-prefix-caching", *arguments]
+            arguments = ["--backend", "pytorch", *arguments]
         else:
             arguments, pixels = made.arguments(), made.image_pixels
             spec = dataclasses.replace(spec, slots=int(made.value("max-batch-size")))

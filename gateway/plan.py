@@ -327,13 +327,22 @@ def _choices(
             share,
             f"keeps {left / GIB:.2f} GiB beside the cache; a step needs {plan.activations / GIB:.2f}",
         ),
-        Choice("enable-prefix-caching", True, "equal beginnings, images among them, are computed once"),
+        _prefix_caching(folder),
     ]
     known = {choice.option: choice for choice in chosen}
     for option, text in given.items():
         value: str | bool = {"true": True, "false": False}.get(text.lower(), text)
         known[option] = Choice(option, value, UNPLANNED if option in RESIZING else "as given")
     return list(known.values())
+
+
+def _prefix_caching(folder: ModelFolder) -> Choice:
+    option = "enable-prefix-caching"
+    if not folder.vision_config:
+        return Choice(option, True, "equal beginnings are computed once")
+    # lmdeploy 0.18, pytorch/multimodal/data_type.py: SHA-256 over the float32 pixels, 14 MB for 768x768, in the
+    # engine's loop. benchmarks/results/lmdeploy_serving.json: 42.7 instead of 55.3 req/s where every picture is new.
+    return Choice(option, False, "hashing each image's pixels costs a quarter of the answers; true if images recur")
 
 
 def _dtype(folder: ModelFolder, gpu: Gpu) -> Choice:
