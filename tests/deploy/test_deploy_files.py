@@ -1,0 +1,120 @@
+"""Dockerfiles, shell scripts and the compose file, each checked by the field's own linter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(sys.executable).parent
+DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
+SCRIPTS = [ROOT / "deploy" / "docker" / "engine.sh", ROOT / "scripts" / "setup", ROOT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_hadolint_has_nothing_to_say(file: Path) -> None:
+    run = subprocess.run([TOOLS / "hadolint", "--no-color", file], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_an_image_copies_only_what_the_context_has(file: Path) -> None:
+    ignore = (ROOT / ".dockerignore").read_text().split()
+    assert ignore[0] == "*"
+    sent = {line[1:] for line in ignore[1:] if line.startswith("!")}
+    copies = [line for line in file.read_text().splitlines() if line.startswith("COPY ") and "--from" not in line]
+    sources = {word for line in copies for word in line.split()[1:-1] if not word.startswith("--")}
+    assert sources
+    assert sources <= sent
+    assert all((ROOT / source).exists() for source in sources)
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
+def test_shellcheck_has_nothing_to_say(file: Path) -> None:
+    run = subprocess.run([TOOLS / "shellcheck", file], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The compose file as Compose itself reads it."""
+    if shutil.which("docker-compose"):
+        command = ["docker-compose"]
+    elif shutil.which("docker"):
+        command = ["docker", "compose"]
+    else:
+        pytest.skip("neither docker-compose nor docker is installed")
+    model = tmp_path_factory.mktemp("model")
+    run = subprocess.run(
+        [*command, "-f", ROOT / "deploy" / "compose.yaml", "config"],
+        env={**os.environ, "MODEL_DIR": str(model), "LENSMITH_ENGINE_KEY": "secret"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    read: dict[str, Any] = yaml.safe_load(run.stdout)
+    return read
+
+
+def test_compose_wants_a_model_and_a_key() -> None:
+    text = (ROOT / "deploy" / "compose.yaml").read_text()
+    assert "${MODEL_DIR:?" in text
+    assert "${LENSMITH_ENGINE_KEY:?" in text
+
+
+def test_the_engine_and_prometheus_are_not_published(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert set(published) == {"gateway", "grafana"}
+    assert list(services["engine"]["networks"]) == ["inside"]
+    assert compose["networks"]["inside"]["internal"] is True
+
+
+def test_everything_mounted_from_here_exists(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        for volume in service["volumes"]:
+            source = volume.split(":")[0] if isinstance(volume, str) else volume["source"]
+            if source.startswith(str(ROOT / "deploy")) and not source.endswith("keys.json"):
+                assert Path(source).exists(), source
+
+
+def start_engine(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run engine.sh with an `lmdeploy` that prints its arguments and threads instead of serving."""
+    stand_in = tmp_path / "lmdeploy"
+    stand_in.write_text('#!/bin/sh\necho "threads $OMP_NUM_THREADS $MKL_NUM_THREADS"\necho "lmdeploy $*"\n')
+    stand_in.chmod(0o755)
+    return subprocess.run(
+        [ROOT / "deploy" / "docker" / "engine.sh", "--log-level", "INFO"],
+        env={"PATH": f"{tmp_path}:{TOOLS}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_engine_container_starts_lmdeploy_as_planned(tmp_path: Path) -> None:
+    model = ROOT / "examples" / "shapes-vl"
+    run = start_engine(tmp_path, LENSMITH_MODEL_DIR=str(model), LENSMITH_ENGINE_KEY="secret", LENSMITH_GPU="t4")
+    assert run.returncode == 0, run.stderr
+    threads, command = run.stdout.splitlines()
+    assert threads == "threads 4 4"
+    assert command.startswith(f"lmdeploy serve api_server {model} ")
+    for flags in ("--api-keys secret", "--backend pytorch", "--dtype float16", "--eager-mode", "--log-level INFO"):
+        assert flags in command
+
+
+def test_the_engine_container_says_what_is_missing(tmp_path: Path) -> None:
+    run = start_engine(tmp_path, LENSMITH_MODEL_DIR=str(ROOT / "examples" / "shapes-vl"), LENSMITH_GPU="t4")
+    assert run.returncode != 0
+    assert "LENSMITH_ENGINE_KEY" in run.stderr
+    run = start_engine(tmp_path, LENSMITH_MODEL_DIR=str(tmp_path), LENSMITH_ENGINE_KEY="secret", LENSMITH_GPU="t4")
+    assert run.returncode == 1
+    assert "config.json" in run.stderr
