@@ -24,7 +24,7 @@ from finetune.memory import GIB, changes_that_fit, estimate, heaviest_load
 from finetune.model import dtype_on, open_base, pick_device, pick_dtype
 from finetune.processor import load_processor
 from finetune.recipe import Recipe
-from finetune.rows import read_rows
+from finetune.rows import dataset_names, mix, read_rows
 from finetune.schedule import total_steps
 from finetune.servers import servers
 from finetune.template import ChatEncoder, Encoded, prove
@@ -178,21 +178,25 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, console: Cons
 
 def _sound_rows(names: str, recipe: Recipe, encoder: ChatEncoder) -> tuple[list[Row], list[FinetuneError]]:
     """The rows that can be used, and what is wrong with the others."""
-    rows: list[Row] = []
+    datasets: list[list[Row]] = []
     problems: list[FinetuneError] = []
-    for row in read_rows(names, recipe, hashlib.sha256()):
-        if isinstance(row, FinetuneError):
-            problems.append(row)
-            continue
-        try:
-            encoder.refuse_specials(row)
-            for path in row.images:
-                encoder.bank.add(path, row.source)
-        except FinetuneError as error:
-            problems.append(error)
-        else:
-            rows.append(row)
-    return rows, problems
+    for name in dataset_names(names):
+        rows = []
+        for row in read_rows(name, recipe, hashlib.sha256()):
+            if isinstance(row, FinetuneError):
+                problems.append(row)
+                continue
+            try:
+                encoder.refuse_specials(row)
+                for path in row.images:
+                    encoder.bank.add(path, row.source)
+            except FinetuneError as error:
+                problems.append(error)
+            else:
+                rows.append(row)
+        if rows:
+            datasets.append(rows)
+    return mix(datasets, recipe) if datasets else [], problems
 
 
 def _histogram(lengths: Sequence[int], cutoff: int) -> Table:

@@ -6,6 +6,7 @@ completions, contents as texts or as lists of parts.
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 
 IMAGE = "<image>"
+INLINE = ("data:", "http://", "https://")
 CAPTION_PROMPT = "Describe this image."
 FORMATS = ("alpaca", "sharegpt", "openai", "caption")
 
@@ -51,7 +53,7 @@ OPENAI_TAGS = {
 class Row:
     """One chat. `messages` are a chat template's: {"role", "content": [{"type": "text" | "image", ...}]} in order.
 
-    images: a path or a data URI for each image part, in order; source: "file, row 3" for messages to the user.
+    images: a path, data URI or URL for each image part, in order; source: "file, row 3" for messages to the user.
     """
 
     messages: list[dict[str, Any]]
@@ -109,14 +111,14 @@ def make_row(record: Any, form: Format, source: str) -> Row:
     images = images or inline
     if placeholders != len(images):
         raise FinetuneError(f"{source}: the text has {IMAGE} {placeholders} times, the row has {len(images)} images.")
-    paths = [image if image.startswith("data:") else form.media / image for image in images]
+    paths = [image if image.startswith(INLINE) else form.media / image for image in images]
     return Row(messages, paths, _tools(record.get(columns["tools"]), source), source)
 
 
 def _caption(record: dict[str, Any], source: str) -> dict[str, Any]:
     """A caption as an instruction; `file_name` is what Hugging Face's image folders call the image."""
     image, text = record.get("image", record.get("file_name")), record.get("text", record.get("caption"))
-    if not isinstance(image, str) or not isinstance(text, str):
+    if _image(image) is None or not isinstance(text, str):
         raise FinetuneError(f"{source}: a caption needs `image` (or `file_name`) and `text`.")
     return {"instruction": IMAGE + CAPTION_PROMPT, "output": text, "images": [image]}
 
@@ -180,7 +182,7 @@ def _flatten(parts: list[Any], inline: list[str], where: str) -> str:
         url = url.get("url") if isinstance(url, dict) else url
         if not isinstance(url, str):
             raise FinetuneError(f"{where}: a part must be a text, an image_url or an image, not {str(part)[:80]}.")
-        inline.append(_local(url.removeprefix("file://"), where))
+        inline.append(url.removeprefix("file://"))
         text += IMAGE
     return text
 
@@ -197,15 +199,18 @@ def _images(images: Any, column: str, source: str) -> list[str]:
                 raise FinetuneError(f"{source}: {column!r} is not a path or a JSON list of paths.") from None
         else:
             images = [images]
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    found = [_image(image) for image in images] if isinstance(images, list) else [_image(images)]
+    if None in found:
         raise FinetuneError(f"{source}: {column!r} must be a list of paths.")
-    return [_local(image, source) for image in images]
+    return [image for image in found if image is not None]
 
 
-def _local(image: str, where: str) -> str:
-    if image.startswith(("http://", "https://")):
-        raise FinetuneError(f"{where}: the image {image[:80]} is a URL; download it first.")
-    return image
+def _image(image: Any) -> str | None:
+    """A path, URL or data URI; Hugging Face's parquet files hold {"bytes": ..., "path": ...}."""
+    if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
+        return "data:image/unknown;base64," + base64.b64encode(image["bytes"]).decode()
+    image = image.get("path") if isinstance(image, dict) else image
+    return image if isinstance(image, str) else None
 
 
 def _message(role: str, content: Any, source: str, number: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from finetune import attention
 from finetune.batches import Batch
 from finetune.errors import FinetuneError
+from finetune.hub import local_model
 from finetune.recipe import Recipe
 from modelfiles.folder import ModelFolder, ModelFolderError
 
@@ -22,7 +23,7 @@ FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 def open_base(recipe: Recipe) -> ModelFolder:
     """The base model's folder. Raises FinetuneError if it cannot be used."""
     try:
-        folder = ModelFolder.open(recipe.model_name_or_path)
+        folder = ModelFolder.open(local_model(recipe.model_name_or_path))
         folder.tensors  # noqa: B018 - reads and checks every shard's header
     except ModelFolderError as error:
         raise FinetuneError(f"model_name_or_path: {error}") from None

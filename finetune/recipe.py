@@ -24,7 +24,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
 
     # Model
-    model_name_or_path: str = Field(description="Folder of the base model (a Hugging Face directory).")
+    model_name_or_path: str = Field(description="The base model: a folder, or its id on the Hugging Face hub.")
     adapter_name_or_path: str | None = Field(None, description="Folder of a trained adapter, for eval and export.")
     finetuning_type: Literal["lora"] = Field("lora", description="What is trained: `lora`, small adapters.")
     stage: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
@@ -54,11 +54,20 @@ class Recipe(BaseModel):
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
 
     # Data
-    dataset: str | None = Field(None, description="Names from dataset_info.json to train on, comma separated.")
+    dataset: str | None = Field(
+        None, description="To train on, comma separated: names in dataset_info.json, files, folders or ids."
+    )
     eval_dataset: str | None = Field(
         None, description="Names to answer and score; with an eval_strategy, to validate on."
     )
     val_size: float = Field(0.0, ge=0, description="Rows held out to validate on, a share or a number; split by image.")
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = Field(
+        "concat",
+        description="Several datasets: one after the other, or in turns until the first, or the last, is used up.",
+    )
+    interleave_probs: str | None = Field(
+        None, description="Shares of the datasets in interleaving, comma separated. Unset: they take turns."
+    )
     dataset_dir: str = Field("data", description="Folder of dataset_info.json and its files.")
     media_dir: str | None = Field(None, description="Folder that image paths are relative to. Unset: dataset_dir.")
     max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
@@ -67,6 +76,7 @@ class Recipe(BaseModel):
         "drop", description="Longer rows: left out and counted, an error, or their images shrunk until they fit."
     )
     image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: the model's.")
+    allow_image_urls: bool = Field(False, description="Images may be http(s) URLs: they are fetched once and kept.")
     image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's.")
 
     # Training
@@ -166,6 +176,12 @@ class Recipe(BaseModel):
             raise ValueError("val_size and eval_dataset are both set; validate on one of them")
         if self.val_size >= 1 and self.val_size != int(self.val_size):
             raise ValueError(f"val_size {self.val_size} is neither a share below 1 nor a number of rows")
+        if self.interleave_probs is not None:
+            shares = self.interleave_shares
+            if self.mix_strategy == "concat":
+                raise ValueError("interleave_probs needs mix_strategy: interleave_under or interleave_over")
+            if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+                raise ValueError(f"interleave_probs {self.interleave_probs!r} are not positive shares that sum to 1")
         validates = self.val_size or self.eval_dataset
         for key in ("load_best_model_at_end", "early_stopping_steps"):
             if getattr(self, key) and self.eval_strategy == "no":
@@ -184,6 +200,14 @@ class Recipe(BaseModel):
         """lora_alpha, or its default."""
         return self.lora_alpha if self.lora_alpha is not None else 2 * self.lora_rank
 
+    @property
+    def interleave_shares(self) -> list[float] | None:
+        """interleave_probs as numbers, [] if they are none; None if unset."""
+        try:
+            return None if self.interleave_probs is None else [float(p) for p in self.interleave_probs.split(",")]
+        except ValueError:
+            return []
+
     def require(self, *keys: str) -> None:
         """Raises FinetuneError if one of the keys is unset."""
         for key in keys:
@@ -195,10 +219,9 @@ class Recipe(BaseModel):
 UNSUPPORTED = {
     "additional_target", "badam_mode", "cache_dir", "compute_accuracy", "data_seed", "deepspeed", "default_system",
     "enable_liger_kernel", "enable_thinking", "export_hub_model_id", "export_quantization_bit",
-    "freeze_trainable_layers", "fsdp", "galore_rank", "interleave_probs", "mask_history",
-    "mix_strategy", "neat_packing", "neftune_noise_alpha", "packing", "pissa_init", "pref_beta", "push_to_hub",
-    "rope_scaling", "shift_attn", "streaming", "tokenized_path", "train_on_prompt", "use_unsloth_gc",
-    "video_fps", "video_maxlen",
+    "freeze_trainable_layers", "fsdp", "galore_rank", "mask_history", "neat_packing", "neftune_noise_alpha", "packing",
+    "pissa_init", "pref_beta", "push_to_hub", "rope_scaling", "shift_attn", "streaming", "tokenized_path",
+    "train_on_prompt", "use_unsloth_gc", "video_fps", "video_maxlen",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Records of data files: json, jsonl and csv, as dicts."""
+"""Records of data files: json, jsonl, csv and parquet, as dicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 
-SUFFIXES = (".json", ".jsonl", ".csv")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+PARQUET_ROWS = 256  # read at once
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -21,6 +22,8 @@ def read_records(path: Path) -> Iterator[Any]:
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 yield from csv.DictReader(file, strict=True)
+        elif path.suffix == ".parquet":
+            yield from _parquet(path)
         elif path.suffix == ".json":
             records = read_json(path)
             if not isinstance(records, list):
@@ -52,3 +55,16 @@ def _jsonl(path: Path) -> Iterator[Any]:
                     yield json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise FinetuneError(f"{path}, line {number}: not JSON: {error}.") from None
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    """Rows as Python values; an image column of Hugging Face's is {"bytes": ..., "path": ...} there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise FinetuneError(f"The data file {path} is not a readable parquet file: {error}.") from None

@@ -90,7 +90,8 @@ def test_a_broken_row_is_named(recipe: MakeRecipe, dataset: Path, row: Any, comp
         ({"formatting": "parrot"}, "the formatting 'parrot' is not supported; use alpaca, sharegpt, openai, caption"),
         ({"file_name": "gone.json"}, "gone.json does not exist"),
         ({"file_name": "shapes.txt"}, "must be .json, .jsonl, .csv"),
-        ({"file_name": None}, "an entry needs a file_name"),
+        ({"file_name": None}, "file_name, hf_hub_url, ms_hub_url and split are texts"),
+        ({"file_name": ""}, "an entry needs a file_name"),
         ({"ranking": True}, "the key ranking is not supported"),
         ({"columns": {"imagess": "x"}}, "columns may have"),
     ],
@@ -222,7 +223,11 @@ def test_several_datasets_follow_each_other(recipe: MakeRecipe, dataset: Path) -
         ("alpaca", {"instruction": "q", "output": "a", "history": ["x"]}, r"a list of \[question, answer\]"),
         ("openai", openai_row({"type": "video"}), "turn 1: a part must be a text, an image_url or an image"),
         ("openai", openai_row({"type": "text", "text": "<image>"}), "turn 1: a text part cannot hold <image>"),
-        ("openai", openai_row({"type": "image", "image": "https://x/y.png"}), "is a URL; download it first"),
+        (
+            "openai",
+            openai_row({"type": "image", "image": "https://x/y.png"}),
+            "is a URL; set allow_image_urls: true, or download it",
+        ),
         ("openai", openai_row({"type": "image", "image": "a.png"}) | {"images": ["b.png"]}, "are given both in"),
         ("caption", {"image": "images/0.png"}, "a caption needs `image`"),
     ],
@@ -246,5 +251,5 @@ def test_a_file_of_no_known_format_is_named(recipe: MakeRecipe, dataset: Path) -
     (dataset / "odd.json").write_text('[{"x": 1}]')
     with pytest.raises(FinetuneError, match=r"odd\.json: cannot tell its format"):
         load_rows(str(dataset / "odd.json"), recipe())
-    with pytest.raises(FinetuneError, match=r"has no metadata\.jsonl"):
-        load_rows(str(dataset), recipe())
+    with pytest.raises(FinetuneError, match=r"has no metadata\.jsonl and no data file of the split 'train'"):
+        load_rows(str(dataset / "images"), recipe())
