@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("gateway.plan_cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
     "doctor": ("gateway.doctor_cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
     "keys": ("gateway.keys_cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
+    "verify": ("gateway.verify.cli:verify", "cpu", "Prove that an engine answers as transformers does."),
     "bench": ("gateway.bench.cli:bench", "finetune", "Put load on an OpenAI-compatible endpoint and measure it."),
     "modelfile": ("modelfiles.cli:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),

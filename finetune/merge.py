@@ -27,12 +27,12 @@ from finetune.model import open_base
 from finetune.recipe import Recipe, load_recipe
 from finetune.shards import INDEX, Place, copy_weights
 from modelfiles.folder import ModelFolder
+from modelfiles.provenance import PROVENANCE, written
 from modelfiles.safetensors_header import HeaderError, TensorInfo, read_header
 
 PREFIX = "base_model.model."
 KINDS = ("lora_A", "lora_B", "lora_magnitude_vector")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PROVENANCE = "lensmith.json"
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
 
 
@@ -78,7 +78,7 @@ def merge(recipe: Recipe, console: Console | None = None) -> Path:
         if delta_norm == 0:
             raise FinetuneError(f"The adapter {adapter} changes nothing: every delta is zero. Was it trained?")
         provenance = _provenance(folder, adapter, deltas, delta_norm, weight_norm)
-        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        (partial / PROVENANCE).write_bytes(written(provenance))
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)

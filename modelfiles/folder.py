@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modelfiles.provenance import PROVENANCE, without_verification
 from modelfiles.safetensors_header import HeaderError, TensorInfo, header_length, read_header
 
 __all__ = ["ModelFolder", "ModelFolderError", "TensorInfo"]
@@ -206,13 +207,14 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """A sha256 that tells models apart without reading them whole.
 
-        It covers config.json, lensmith.json, and of each shard its name, size, header and 16 samples of 4 KiB: headers
-        alone are equal for every fine-tune of one base.
+        It covers config.json, lensmith.json without the results of `lensmith verify`, and of each shard its name, size,
+        header and 16 samples of 4 KiB: headers alone are equal for every fine-tune of one base.
         """
         digest = hashlib.sha256()
-        for name in ("config.json", "lensmith.json"):
+        for name in ("config.json", PROVENANCE):
             if (self.path / name).exists():
-                digest.update(checked(self.path, name).read_bytes())
+                raw = checked(self.path, name).read_bytes()
+                digest.update(without_verification(raw) if name == PROVENANCE else raw)
             digest.update(b"\0")
         for shard in self.shards:
             file_path = checked(self.path, shard.name)

@@ -1,0 +1,1 @@
+"""`lensmith verify`: does an engine answer as transformers does with the same weights?"""

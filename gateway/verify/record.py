@@ -1,0 +1,27 @@
+"""Keeps a verification's result in the model folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from modelfiles.folder import ModelFolder, checked, read_json
+from modelfiles.provenance import PROVENANCE, VERIFIED, written
+
+
+def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
+    """Put results into lensmith.json, in place of earlier ones of the same engines.
+
+    False if the folder has no such file: only an export has, and is known as one by it. Raises ModelFolderError and
+    OSError.
+    """
+    if not (folder.path / PROVENANCE).exists():
+        return False
+    fields, path = read_json(folder.path, PROVENANCE), checked(folder.path, PROVENANCE)
+    earlier, engines = fields.get(VERIFIED), [result["engine"] for result in results]
+    entries = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
+    kept = [one for one in entries if one.get("engine") not in engines]
+    part = path.with_suffix(".part")
+    part.write_bytes(written({**fields, VERIFIED: [*kept, *results]}))
+    os.replace(part, path)
+    return True

@@ -1,0 +1,98 @@
+"""The engines to compare, each running while it is asked: our own servers as child processes, others by their URL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import click
+from yarl import URL
+
+from gateway.bench.cli import KEY
+from gateway.engine import EngineUnreachable, base_url, fetch_models
+from gateway.supervisor import free_port
+from modelfiles.folder import ModelFolder
+
+START_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Running:
+    url: URL
+    key: str | None
+    model: str
+
+
+@contextmanager
+def running(engine: str, folder: ModelFolder) -> Iterator[Running]:
+    """The engine, ready to be asked. Raises ClickException if it does not start or does not answer.
+
+    transformers is our embedded engine itself. lmdeploy is behind `lensmith serve`, so that what is verified is what
+    clients get.
+    """
+    if engine.startswith(("http://", "https://")):
+        yield remote(engine, folder)
+        return
+    port = free_port()
+    options = ["--host", "127.0.0.1", "--port", str(port)]
+    if engine == "transformers":
+        argv = ["gateway.embedded", str(folder.path), *options, "--served-model-name", folder.name]
+    else:
+        argv = ["lensmith", "serve", str(folder.path), "--engine", engine, *options, "--model-name", folder.name]
+    url = URL.build(scheme="http", host="127.0.0.1", port=port)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_until_ready(process, url / ("health" if engine == "transformers" else "ready"), engine, log.fileno())
+            yield Running(url, None, folder.name)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def remote(address: str, folder: ModelFolder) -> Running:
+    """The engine at an address; of its models the one with the folder's name, else the first."""
+
+    async def listed(url: URL, key: str | None) -> list[str]:
+        async with aiohttp.ClientSession() as session:
+            return await fetch_models(session, url, key)
+
+    try:
+        url, key = base_url(address), os.environ.get(KEY)
+        models = asyncio.run(listed(url, key))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except EngineUnreachable as error:
+        raise click.ClickException(f"There is nothing to verify: {error}.") from None
+    return Running(url, key, folder.name if folder.name in models else models[0])
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: URL, engine: str, log: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            size = os.fstat(log).st_size
+            lines = os.pread(log, 4000, max(0, size - 4000)).decode("utf-8", "replace").strip().splitlines()
+            raise click.ClickException(
+                f"The {engine} engine did not start: {lines[-1] if lines else 'it said nothing'}"
+            )
+        try:
+            with urllib.request.urlopen(str(url), timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise click.ClickException(f"The {engine} engine was not ready after {START_SECONDS} s.")

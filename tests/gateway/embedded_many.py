@@ -1,0 +1,23 @@
+"""The embedded engine for several model folders in one process: torch is imported once. Arguments: FOLDER PORT ..."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import uvicorn
+
+from gateway.embedded.server import Service
+from modelfiles.folder import ModelFolder
+
+if __name__ == "__main__":
+    import gateway.embedded.engine  # noqa: F401, before there are threads that would import it at once
+
+    threads = []
+    for folder, port in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        service = Service(ModelFolder.open(folder), "x", max_batch_size=8, dtype="auto", key="")
+        service.server = uvicorn.Server(uvicorn.Config(service.app, port=int(port), log_level="warning"))
+        threads.append(threading.Thread(target=service.server.run, daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
