@@ -338,7 +338,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_options(parser)
     parser.add_argument("--phases", default="default,lensmith,few,profile,variants,contract")
-    parser.add_argument("--variants", default="gpu-processor,two-engines,threads-8", help=", ".join(VARIANTS))
+    parser.add_argument(
+        "--variants", default="threads-4,prefix-caching,gpu-processor,two-engines", help=", ".join(VARIANTS)
+    )
     parser.add_argument("--serve-options", default="", help="more options of `lensmith serve`")
     parser.add_argument("--demo-model", type=Path, help="a model folder whose answers mean something")
     run = prepare(parser.parse_args())
