@@ -17,7 +17,6 @@ from gpu_server import ENGINE, MODEL, wait_ready
 from processes import Process, lensmith_serve
 
 
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = ""
     if ENGINE == "lmdeploy" and not glob("/dev/nvidia[0-9]*"):
