@@ -129,7 +129,7 @@ def environment(pid: int) -> dict[str, str]:
 
 
 class Engine(NamedTuple):
-    """An engine that a running `lensmith serve` started, to be asked past the gateway. `command` is without its key."""
+    """An engine that a running `lensmith serve` started, to be asked past the gateway."""
 
     pid: int
     endpoint: Endpoint
@@ -143,10 +143,8 @@ def engines_behind(gateway: Server) -> list[Engine]:
         argv = command_line(pid)
         if "api_server" in argv or "gateway.embedded" in argv:
             port = argv[argv.index("--server-port" if "api_server" in argv else "--port") + 1]
-            keys = [argv[at + 1] for at, part in enumerate(argv) if part == "--api-keys"]
-            key = keys[0] if keys else environment(pid).get("LENSMITH_ENGINE_KEY")
-            command = ["…" if part in keys else part for part in argv]
-            found.setdefault(port, Engine(pid, Endpoint(f"http://127.0.0.1:{port}", key), command))
+            key = environment(pid).get("LENSMITH_ENGINE_KEY")
+            found.setdefault(port, Engine(pid, Endpoint(f"http://127.0.0.1:{port}", key), argv))
     if not found:
         raise RuntimeError("the gateway has no engine among its processes")
     return list(found.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 class EngineSpec:
     """One row of the table below.
 
-    `command` and the values of `environment` are filled in with {python}, {folder}, {name}, {port} and {key}. `refused`
+    `command` is filled in with {python}, {folder}, {name} and {port}, the values of `environment` with {key}. `refused`
     maps a request field that the engine drops or gets wrong to the reason the client is told.
     """
 
@@ -33,8 +33,8 @@ class EngineSpec:
     tokenize_path: str = ""  # its route that tokenises chats and texts alike, if there is one
     encode_path: str = ""  # its route that tokenises texts only
 
-    def argv(self, *, python: str, folder: Path, name: str, port: int, key: str) -> list[str]:
-        values = {"python": python, "folder": str(folder), "name": name, "port": str(port), "key": key}
+    def argv(self, *, python: str, folder: Path, name: str, port: int) -> list[str]:
+        values = {"python": python, "folder": str(folder), "name": name, "port": str(port)}
         return [part.format_map(values) for part in self.command]
 
     def child_environment(self, key: str) -> dict[str, str]:
@@ -98,12 +98,12 @@ LMDEPLOY = EngineSpec(
     # LMDeploy 0.18; what depends on the model and the card is in the plan. Without `--logprobs-mode` it refuses
     # `logprobs`. At INFO it tells how far it has come, and no prompts.
     command=(
-        *("{python}", "-m", "lmdeploy", "serve", "api_server", "{folder}"),
-        *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}", "--api-keys", "{key}"),
+        *("{python}", "-m", "gateway.lmdeploy_start", "serve", "api_server", "{folder}"),
+        *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
         *("--logprobs-mode", "raw_logprobs", "--disable-fastapi-docs", "--log-level", "INFO"),
     ),
     # Its access log would hold a line for every health probe.
-    environment={"UVICORN_LOG_LEVEL": "warning"},
+    environment={"LENSMITH_ENGINE_KEY": "{key}", "UVICORN_LOG_LEVEL": "warning"},
     planned=True,
     slots=128,  # the plan's batch replaces it: beyond its batch LMDeploy queues without bound and holds every image
     modules=("lmdeploy",),

@@ -214,7 +214,7 @@ class LocalEngine(Engine):
         self._ready_since, self._ended_because, self._cause = None, "", None
         self._started, self._startup = time.monotonic(), Startup()
         self._told = asyncio.get_running_loop().create_future()
-        argv = self.spec.argv(python=sys.executable, folder=self._folder, name=self.served[0], port=port, key=key)
+        argv = self.spec.argv(python=sys.executable, folder=self._folder, name=self.served[0], port=port)
         argv += self._arguments
         self._process = process = await asyncio.create_subprocess_exec(
             *argv,
@@ -255,6 +255,8 @@ class LocalEngine(Engine):
 
     def _log_line(self, raw: bytes) -> None:
         line = raw[:LINE_LIMIT].decode("utf-8", "replace").strip()
+        if self.key:
+            line = line.replace(self.key, "<key>")
         if self._ready_since is None and self._startup.feed(line, time.monotonic() - self._started):
             self._enter_phase()
         if line and not is_noise(line):

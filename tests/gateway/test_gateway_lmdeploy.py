@@ -96,6 +96,22 @@ def test_the_plan_starts_the_engine_and_the_log_tells_each_phase(serve: Serve) -
         assert ask(gateway, "hi").json()["choices"][0]["message"]["content"] == "Hello wörld 🙂"
 
 
+def test_the_engines_key_stands_in_no_list_of_processes_and_in_no_log(serve: Serve) -> None:
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        words = arguments(gateway)
+        assert option(words, "api-keys") == "<key>"
+        (child,) = psutil.Process(gateway.process.pid).children()
+        key = child.environ()["LENSMITH_ENGINE_KEY"]
+        assert len(key) == 48
+        assert key not in " ".join(child.cmdline()) + gateway.log()
+        port = option(words, "server-port")
+        assert [c.laddr.ip for c in child.net_connections() if c.status == "LISTEN"] == ["127.0.0.1"]
+        url = f"http://127.0.0.1:{port}" + CHAT
+        assert httpx.post(url, json={"model": "vl-2b", "messages": []}).status_code == 401, "nobody else may use it"
+        assert ask(gateway, "hi").status_code == 200
+
+
 def test_as_many_answers_at_once_as_the_engine_was_planned_for(serve: Serve) -> None:
     with serve("--engine-arg", "max-batch-size=2", "--engine-arg", "eager_mode=false") as gateway:
         gateway.wait_until("/ready", 200)

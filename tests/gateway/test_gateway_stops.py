@@ -17,7 +17,6 @@ from test_gateway_bad_input import CHAT, envelope
 from test_gateway_chat import ask
 from test_gateway_supervisor import child, serve_fake
 
-from gateway.engines import LMDEPLOY
 from gateway.stops import StopCutter
 
 LETTERS = st.text("ab\n", max_size=30)
@@ -137,17 +136,3 @@ def test_values_that_ask_for_nothing_are_left_out_for_an_engine_that_does_not_kn
     asked: dict[str, Any] = {"presence_penalty": 0, "tools": [], "store": False, "service_tier": "auto"}
     answer = client.chat.completions.create(model="fake", messages=ask("echo"), **asked)
     assert not asked.keys() & json.loads(answer.choices[0].message.content)["body"].keys()
-
-
-def test_lmdeploys_command_line() -> None:
-    from pathlib import Path
-
-    argv = LMDEPLOY.argv(python="python", folder=Path("/models/a {b}"), name="m", port=1234, key="k")
-    assert argv[:6] == ["python", "-m", "lmdeploy", "serve", "api_server", "/models/a {b}"]
-    pairs = dict(pairwise(argv))
-    assert pairs["--server-name"] == "127.0.0.1"
-    assert pairs["--server-port"] == "1234"
-    assert pairs["--backend"] == "pytorch"
-    assert pairs["--model-name"] == "m"
-    environment = LMDEPLOY.child_environment("k")
-    assert (environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == ("4", "4")
