@@ -28,12 +28,14 @@ from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.ollama.requests import translate_chat, translate_generate
 from gateway.ollama.routes import ollama_routes
+from gateway.openapi import document
 from gateway.responses.requests import translate_response
 from gateway.schema import check_chat
 from gateway.settings import Settings
 from gateway.tokenize import check_tokenize
 from gateway.tracing import Tracing
 from gateway.upstream import new_session
+from lensmith import __version__
 
 # Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
 ROUTES: dict[str, tuple[Translate | None, Check]] = {
@@ -78,7 +80,8 @@ def create_app(
                 if ring is not None:
                     await ring.close()
 
-    app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    app.openapi = lambda: document(__version__, keys=ring is not None)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Exception, _crash)

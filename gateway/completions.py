@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from gateway.engines import NOWHERE_IN_TEXT, EngineSpec
 from gateway.errors import bad_request
-from gateway.schema import (
-    FIELDS,
-    ChatRequest,
-    Object,
-    check_fields,
-    integer,
-    missing,
-    refuse,
-    settle_stop,
-    stream_fields,
-)
+from gateway.fields import FIELDS, Object, integer, missing
+from gateway.schema import ChatRequest, check_fields, refuse, settle_stop, stream_fields
 
 PATH = "v1/completions"
 DEFAULT_MAX_TOKENS = 16  # OpenAI's

@@ -12,9 +12,10 @@ import orjson
 from gateway import completions
 from gateway.engines import NOWHERE, EngineSpec
 from gateway.errors import ApiError, bad_request
+from gateway.fields import Object
 from gateway.images import ImagePart
 from gateway.relay import read_completion, read_json
-from gateway.schema import CHAT_PATH, ChatRequest, Object, Reader, check_fields, check_messages, refuse
+from gateway.schema import CHAT_PATH, ChatRequest, Reader, check_fields, check_messages, refuse
 from gateway.stops import Stops
 from gateway.token_text import RawLogProbs
 

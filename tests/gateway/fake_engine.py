@@ -107,7 +107,7 @@ class FakeEngine:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.text())
         content = body["messages"][-1]["content"]
-        text = content if isinstance(content, str) else "".join(p.get("text", "") for p in content)
+        text = content if isinstance(content, str) else "".join(p.get("text", "") for p in content or ())
         words = text.split()
         if words[:1] == ["fault"]:
             return await self._fault(request, body, words[1], words[2:])
@@ -146,7 +146,7 @@ class FakeEngine:
         """A text completion: `count` and `echo` as in a chat."""
         body = json.loads(await request.text())
         words = body["prompt"].split()
-        tokens = [f"{n} " for n in range(int(words[1]))] if words[0] == "count" else [json.dumps({"body": body})]
+        tokens = [f"{n} " for n in range(int(words[1]))] if words[:1] == ["count"] else [json.dumps({"body": body})]
         head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": self.name}
         usage = {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)}
         if not body.get("stream"):
