@@ -7,7 +7,6 @@ status byte, `+` or `-`, and one message: the new file's `data:` URI, or what is
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import resource
@@ -15,6 +14,7 @@ import struct
 import sys
 from typing import BinaryIO
 
+import pybase64
 from PIL import Image, ImageOps
 
 # What Python and Pillow need, and per pixel: the decoded picture (up to 4 bytes), its conversion and the resized one.
@@ -94,8 +94,8 @@ def main() -> None:
     while (head := read_message(source)) is not None:
         job, text = json.loads(head), read_message(source)
         try:
-            kind, file = convert(base64.b64decode(text or b""), tuple(job["expected"]), tuple(job["size"]))
-            status, answer = b"+", f"data:{kind};base64,".encode() + base64.b64encode(file)
+            kind, file = convert(pybase64.b64decode(text or b""), tuple(job["expected"]), tuple(job["size"]))
+            status, answer = b"+", f"data:{kind};base64,".encode() + pybase64.b64encode(file)
         except Broken as error:
             status, answer = b"-", str(error).encode()
         except MemoryError:
