@@ -84,7 +84,7 @@ def test_the_plan_starts_the_engine_and_the_log_tells_each_phase(serve: Serve) -
         assert option(words, "backend") == "pytorch"
         assert option(words, "dtype") == "float16"
         assert "--eager-mode" in words
-        assert "--enable-prefix-caching" in words
+        assert "--enable-prefix-caching" not in words
         assert 0.5 < float(option(words, "cache-max-entry-count")) < 1
         log = gateway.log()
         for phase in ("loading the weights", "sizing the cache", "allocating the cache", "answering a test picture"):
