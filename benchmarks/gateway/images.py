@@ -1,9 +1,9 @@
-"""What images cost that must be decoded and shrunk: milliseconds a megapixel, and how that scales with worker processes.
+"""What images cost that must be decoded and shrunk: milliseconds a megapixel, and how it scales with worker processes.
 
     python -m benchmarks.gateway.images [--seconds 3] [--rounds 3] [--workers 1 2 4] [--json FILE]
 
-The gateway's own pool of worker processes, without HTTP around it: base64 in, base64 out. Pictures are drawn (soft colours
-with grain, a photo's bytes a pixel) and shrunk to 1 megapixel, as for `--image-pixels 1048576`.
+The gateway's own pool of worker processes, without HTTP around it: base64 in, base64 out. Pictures are drawn (soft
+colours with grain, a photo's bytes a pixel) and shrunk to 1 megapixel, as for `--image-pixels 1048576`.
 """
 
 from __future__ import annotations
