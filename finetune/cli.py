@@ -60,13 +60,16 @@ def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: boo
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--against", metavar="FOLDER", help="Compare with an earlier run's predictions, pair by pair.")
-def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None) -> None:
+@click.option(
+    "--endpoint", metavar="URL", help="Score what this OpenAI API serves (http://host:port/v1); key: OPENAI_API_KEY."
+)
+def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None) -> None:
     """Answer RECIPE's eval_dataset greedily and score the answers."""
     loaded = _load(recipe, overrides)
     from finetune.evaluate import compare_runs
     from finetune.evaluate import evaluate as run
 
-    result = run(loaded)
+    result = run(loaded, endpoint=endpoint)
     for name, score in result.scores.items():
         scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
         values = [scale * value for value in (score.mean, score.low, score.high)]

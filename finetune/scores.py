@@ -3,6 +3,7 @@
 `bleu-4`, `rouge-1`, `rouge-2` and `rouge-l` are LLaMA-Factory's, digit for digit (its train/sft/metric.py): BLEU over
 characters, whatever the language, by nltk's sentence_bleu with smoothing method 3; ROUGE over jieba's words by
 rouge-chinese. So a perfect answer of two characters does not reach 100, and one of one word has ROUGE-2 zero.
+`word_bleu` is sacrebleu's, of the whole corpus.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from finetune.errors import FinetuneError
+from finetune.word_bleu import corpus_bleu, counts
 
 RESAMPLES = 2000
 # jieba's words are runs of these characters (its re_han_default) ...
@@ -95,44 +97,58 @@ def rouge(prediction: str, label: str) -> dict[str, float]:
 
 
 def score_all(predictions: Sequence[str], labels: Sequence[str], with_rouge: bool = True) -> dict[str, Any]:
-    """Every metric's value for every sample: name -> [samples] array. Raises FinetuneError if ROUGE needs jieba."""
+    """Every metric for every sample: name -> [samples] values, or [samples, 10] counts for the corpus's word BLEU.
+
+    Raises FinetuneError if ROUGE needs jieba.
+    """
     pairs = list(zip(predictions, labels, strict=True))
     plain: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match, "token_f1": token_f1, "anls": anls}
-    values = {name: [metric(*pair) for pair in pairs] for name, metric in plain.items()}
+    values: dict[str, Any] = {name: [metric(*pair) for pair in pairs] for name, metric in plain.items()}
     values["bleu-4"] = [bleu_4(*pair) for pair in pairs]
     if with_rouge:
         rouges = [rouge(*pair) for pair in pairs]
         values |= {name: [scores[name] for scores in rouges] for name in ("rouge-1", "rouge-2", "rouge-l")}
+    values["word_bleu"] = [counts(*pair) for pair in pairs]
     return {name: np.array(found, dtype=float) for name, found in values.items()}
 
 
 def interval(values: Any, seed: int = 0) -> Score:
-    """The mean of [samples] values and its 95 % percentile bootstrap interval."""
+    """A metric over its samples' values, and its 95 % percentile bootstrap interval."""
     if not len(values):
         return Score(0.0, 0.0, 0.0)
-    low, high = np.quantile(_resampled_means(values, seed), [0.025, 0.975])
-    return Score(float(np.mean(values)), float(low), float(high))
+    low, high = np.quantile([_overall(values[drawn]) for drawn in _resamples(len(values), seed)], [0.025, 0.975])
+    return Score(_overall(values), float(low), float(high))
 
 
 def compare(ours: Any, theirs: Any, seed: int = 0) -> tuple[Score, float]:
-    """The difference of paired [samples] values, its interval, and the two-sided p of a paired sign-flip test.
+    """The difference of a metric on paired samples, its bootstrap interval, and the two-sided p of a paired test.
 
-    p is the share of random swaps of the two sides, pair by pair, that differ at least as much.
+    p is the share of random swaps of the two sides, pair by pair, that differ at least as much (approximate
+    randomisation, https://aclanthology.org/W05-0908).
     """
-    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    observed = abs(difference.sum())
+    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    observed = _overall(ours) - _overall(theirs)
+    differences = [_overall(ours[drawn]) - _overall(theirs[drawn]) for drawn in _resamples(len(ours), seed)]
+    low, high = np.quantile(differences, [0.025, 0.975])
     random = np.random.default_rng(seed)
     extreme = 0
     for _ in range(RESAMPLES):
-        signs = random.integers(0, 2, len(difference)) * 2 - 1
-        extreme += abs((signs * difference).sum()) >= observed - 1e-9
-    return interval(difference, seed), (extreme + 1) / (RESAMPLES + 1)
+        swapped = (random.integers(0, 2, len(ours)) == 1).reshape(-1, *[1] * (ours.ndim - 1))
+        one, other = np.where(swapped, theirs, ours), np.where(swapped, ours, theirs)
+        extreme += abs(_overall(one) - _overall(other)) >= abs(observed) - 1e-12
+    return Score(observed, float(low), float(high)), (extreme + 1) / (RESAMPLES + 1)
 
 
-def _resampled_means(values: Any, seed: int) -> Any:
-    """[RESAMPLES] means of samples drawn with replacement."""
+def _overall(values: Any) -> float:
+    """The mean of [samples] values; BLEU of [samples, 10] counts."""
+    return corpus_bleu(values) if np.ndim(values) == 2 else float(np.mean(values))
+
+
+def _resamples(size: int, seed: int) -> Iterator[Any]:
+    """Indices of RESAMPLES samples of the same size, drawn with replacement."""
     random = np.random.default_rng(seed)
-    return np.array([values[random.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)])
+    for _ in range(RESAMPLES):
+        yield random.integers(0, size, size)
 
 
 def _f1(common: int, ours: int, theirs: int) -> float:

@@ -8,6 +8,7 @@ import pytest
 from shapes_data import ask, write_dataset
 
 from finetune import evaluate as evaluate_module
+from finetune import local_answers
 from finetune.errors import FinetuneError
 from finetune.evaluate import compare_runs, evaluate
 from finetune.recipe import Recipe
@@ -67,7 +68,7 @@ def test_predictions_are_in_order_and_scored(recipe: MakeRecipe, tmp_path: Path)
 
 
 def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = evaluate_module.greedy, []
+    real, asked = local_answers.greedy, []
 
     def greedy(model, prompts, *rest):  # type: ignore[no-untyped-def]
         if len(asked) == 10:
@@ -75,7 +76,7 @@ def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkey
         asked.extend(prompts)
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(evaluate_module, "greedy", greedy)
+    monkeypatch.setattr(local_answers, "greedy", greedy)
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe(per_device_eval_batch_size=5))
     partial = tmp_path / "out/.generated_predictions.jsonl.partial"
@@ -98,7 +99,7 @@ def test_other_settings_do_not_reuse_answers(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate_module._Predictions, "finish", stop)
+        patch.setattr(evaluate_module.Predictions, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(recipe(max_new_tokens=8))
     evaluate(recipe(max_new_tokens=1))

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
 
 from finetune.errors import FinetuneError
 from finetune.scores import anls, bleu_4, compare, exact_match, interval, rouge, score_all, segment, token_f1
+from finetune.word_bleu import corpus_bleu
 
 # Made by running jieba 0.42.1, rouge-chinese 1.0.3 and nltk 3.10.4 as LLaMA-Factory's metric does.
 GOLDEN = json.loads((Path(__file__).parent / "scores_golden.json").read_text(encoding="utf-8"))
@@ -63,6 +65,9 @@ def test_scores_stay_in_range_and_equal_texts_score_best(one: str, other: str) -
     for prediction, label in ((one, other), (one, one)):
         values = score_all([prediction], [label])
         for name, value in values.items():
+            if name == "word_bleu":
+                assert 0 <= corpus_bleu(value) <= 100 + 1e-9
+                continue
             assert 0 <= value[0] <= (100 if name.startswith(("bleu", "rouge")) else 1)
     assert token_f1(one, one) == anls(one, one) == exact_match(one, one) == 1
 
@@ -93,3 +98,26 @@ def test_chinese_rouge_asks_for_jieba(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FinetuneError, match="needs jieba"):
         rouge("\u7ea2\u8272", "\u7ea2\u8272")
     assert bleu_4("\u7ea2\u8272\u7684\u6905\u5b50", "\u7ea2\u8272\u7684\u6905\u5b50") == 100
+
+
+WORDS = st.sampled_from(["red", "two dogs, 3.5 m", "it's 1-2 &quot;x&quot;", "-\n"])
+ANSWERS = st.lists(st.text("ab c.,-1 2&%'\"<>\n/;é红", max_size=12) | WORDS, min_size=1, max_size=8)
+
+
+@given(predictions=ANSWERS, labels=ANSWERS)
+def test_word_bleu_is_sacrebleus(predictions: list[str], labels: list[str]) -> None:
+    pairs = list(zip(predictions, labels, strict=False))
+    counted = score_all(*zip(*pairs, strict=True), with_rouge=False)["word_bleu"]
+    theirs = BLEU(effective_order=True).corpus_score([p for p, _ in pairs], [[label for _, label in pairs]]).score
+    assert corpus_bleu(counted) == pytest.approx(theirs)
+
+
+def test_word_bleu_of_two_runs_is_compared_over_the_corpus() -> None:
+    labels = [f"a {colour} shape on the left side" for colour in ("red", "blue", "green", "black")] * 10
+    worse = [label.replace("left", "right") if n % 2 else label for n, label in enumerate(labels)]
+    good, bad = (score_all(texts, labels, with_rouge=False)["word_bleu"] for texts in (labels, worse))
+    difference, p = compare(good, bad)
+    assert difference.mean == pytest.approx(100 - corpus_bleu(bad))
+    assert 0 < difference.low < difference.mean < difference.high < 100
+    assert p < 0.01
+    assert compare(good, good)[1] == 1

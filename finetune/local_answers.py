@@ -1,0 +1,76 @@
+"""Greedy answers of a base model with its adapter, in batches on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from finetune.errors import FinetuneError
+from finetune.features import FrozenFeatures
+from finetune.generate import greedy
+from finetune.images import ImageBank, pixel_limits
+from finetune.model import load_base, open_base, pick_device, pick_dtype
+from finetune.processor import load_processor
+from finetune.recipe import Recipe
+from finetune.rows import Dataset
+from finetune.template import ChatEncoder
+from finetune.weights import load_adapter
+
+
+class LocalModel:
+    """The recipe's base and adapter. Reads and checks the prompts at once; the weights when answers are wanted."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, console: Console) -> None:
+        self.recipe, self.folder = recipe, open_base(recipe)
+        self.device = pick_device()
+        self.dtype, reason = pick_dtype(recipe, self.device)
+        console.print(f"Compute dtype {reason}.", highlight=False)
+        limits = pixel_limits(self.folder, recipe)
+        self.processor = load_processor(self.folder, limits)
+        self.bank = ImageBank(limits)
+        self.prompts = ChatEncoder(self.folder, self.processor, self.bank).encode_prompt(data.rows)
+        too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
+        if too_long:
+            raise FinetuneError(
+                f"{too_long[0].source}: the prompt has {len(too_long[0])} tokens, over cutoff_len {recipe.cutoff_len} "
+                f"({len(too_long)} such rows); raise cutoff_len or lower image_max_pixels."
+            )
+        self.identity = _identity(recipe, self.folder.fingerprint(), data.digest)
+
+    def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """The longest prompts first, so that memory runs out at once or not at all."""
+        recipe, prompts = self.recipe, self.prompts
+        model = load_base(self.folder, recipe, self.device, self.dtype)
+        if recipe.adapter_name_or_path:
+            model = load_adapter(model, recipe.adapter_name_or_path).get_base_model()
+        by_length = sorted(open_rows, key=lambda index: -len(prompts[index]))
+        size = recipe.per_device_eval_batch_size
+        batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        order = [image for index in by_length for image in prompts[index].images]
+        features = FrozenFeatures(model, self.bank, self.processor, order)
+        autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        tokenizer, ends = self.processor.tokenizer, self.folder.eos_token_ids
+        try:
+            for batch in batches:
+                with autocast:
+                    rows = [prompts[index] for index in batch]
+                    answers = greedy(model, rows, features, ends, recipe.max_new_tokens, self.device)
+                for index, answer in zip(batch, answers, strict=True):
+                    yield index, tokenizer.decode(answer, skip_special_tokens=True)
+        finally:
+            features.close()
+
+
+def _identity(recipe: Recipe, base: str, data: str) -> str:
+    """A sha256 of all that decides the answers."""
+    digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
+    digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if recipe.adapter_name_or_path:
+        weights = Path(recipe.adapter_name_or_path) / "adapter_model.safetensors"
+        digest.update(weights.read_bytes() if weights.is_file() else b"")
+    return digest.hexdigest()
