@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
 import uvicorn
 
@@ -11,13 +12,13 @@ from gateway.embedded.server import Service
 from modelfiles.folder import ModelFolder
 
 if __name__ == "__main__":
-    import gateway.embedded.engine  # noqa: F401, before there are threads that would import it at once
-
     threads = []
     for folder, port in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         service = Service(ModelFolder.open(folder), "x", max_batch_size=8, dtype="auto", key="")
         service.server = uvicorn.Server(uvicorn.Config(service.app, port=int(port), log_level="warning"))
         threads.append(threading.Thread(target=service.server.run, daemon=True))
         threads[-1].start()
+        while service.engine is None:  # one after another: transformers does not load in several threads at once
+            time.sleep(0.05)
     for thread in threads:
         thread.join()

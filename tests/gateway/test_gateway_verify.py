@@ -68,9 +68,9 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
     argv = [sys.executable, "-m", "lensmith", "verify", str(SHAPES_VL), "--prompts", "9", "--max-tokens", "8"]
     argv += [part for url in urls for part in ("--engine", url)]
     many = [sys.executable, str(Path(__file__).with_name("embedded_many.py")), *pairs]
-    with Process(many, next(iter(engines.values())), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1"):
+    with Process(many, list(engines.values())[-1], OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") as process:
         for url in urls:
-            until("the engine is ready", lambda url=url: is_ready(url))
+            until(f"the engine is ready: {process.log()}", lambda url=url: process.process.poll() or is_ready(url))
         done = subprocess.run(
             [*argv, "--json", str(work / "result.json")], cwd=ROOT, capture_output=True, text=True, timeout=200
         )
