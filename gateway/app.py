@@ -18,23 +18,18 @@ from starlette.types import ASGIApp
 
 from gateway.asgi import Direct, RequestIds, error_body
 from gateway.auth import Authenticate
-from gateway.chat import ChatCompletions, Check, Gateway, Translate
+from gateway.chat import SHUTDOWN_RETRY, ChatCompletions, Check, Translate
 from gateway.completions import check_completion
 from gateway.errors import ApiError, crashed
 from gateway.exposition import Exposition
-from gateway.keys import KeyRing
 from gateway.limits import Tenant
-from gateway.metrics import Metrics
-from gateway.models import Models
 from gateway.ollama.requests import translate_chat, translate_generate
 from gateway.ollama.routes import ollama_routes
 from gateway.openapi import document
 from gateway.responses.requests import translate_response
 from gateway.schema import check_chat
-from gateway.settings import Settings
+from gateway.service import Service
 from gateway.tokenize import check_tokenize
-from gateway.tracing import Tracing
-from gateway.upstream import new_session
 from lensmith import __version__
 
 # Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
@@ -48,40 +43,30 @@ ROUTES: dict[str, tuple[Translate | None, Check]] = {
 }
 
 
-def create_app(
-    models: Models, settings: Settings, metrics: Metrics, tracing: Tracing, ring: KeyRing | None = None
-) -> ASGIApp:
-    """The application in front of `models`, whose engines it starts and stops with itself.
-
-    `ring`: the keys that clients need; None lets everybody in.
-    """
-    exposition = Exposition(models, metrics)
+def create_app(service: Service) -> ASGIApp:
+    """The application in front of a service, which it starts and stops with itself."""
+    metrics = service.metrics
+    exposition = Exposition(lambda: service.models, metrics)
     created = int(time.time())
     endpoints: dict[str, ASGIApp] = {}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with new_session(settings.engine_timeout) as session:
-            gateway = Gateway(models, settings, metrics, session, tracing)
-            # ASGI endpoints: they watch for a client's disconnect themselves.
-            for path, (translate, check) in ROUTES.items():
-                endpoints[path] = ChatCompletions(gateway, translate, check)
-                app.router.routes.append(Route(path, endpoints[path], methods=["POST"]))  # 405 for other methods
-            await models.start(metrics)
-            lag = asyncio.create_task(metrics.watch_loop())
-            try:
-                yield
-            finally:
-                lag.cancel()
-                await gateway.close()
-                await exposition.close()
-                tracing.close()
-                await models.stop()
-                if ring is not None:
-                    await ring.close()
+        # ASGI endpoints: they watch for a client's disconnect themselves.
+        for path, (translate, check) in ROUTES.items():
+            endpoints[path] = ChatCompletions(service, translate, check)
+            app.router.routes.append(Route(path, endpoints[path], methods=["POST"]))  # 405 for other methods
+        await service.start()
+        lag = asyncio.create_task(metrics.watch_loop())
+        try:
+            yield
+        finally:
+            lag.cancel()
+            await exposition.close()
+            await service.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
-    app.openapi = lambda: document(__version__, keys=ring is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: document(__version__, keys=service.ring is not None)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Exception, _crash)
@@ -91,7 +76,7 @@ def create_app(
 
     def allowed(request: Request) -> list[str]:
         tenant: Tenant | None = request.scope.get("tenant")
-        return [name for name in models.listed if models.allowed(tenant, name)]
+        return [name for name in service.models.listed if service.models.allowed(tenant, name)]
 
     app.include_router(ollama_routes(allowed))
 
@@ -113,15 +98,17 @@ def create_app(
     @app.get("/ready")
     async def ready() -> Response:
         """200 while at least one model can be used; what is the matter with the others is in the answer."""
-        described = {model.name: model.described() for model in models.all}
-        waiting = [model for model in models.all if not model.ready]
-        if len(waiting) < len(models.all):
+        models = service.models.all
+        described = {model.name: model.described() for model in models}
+        waiting = [model for model in models if not model.ready]
+        if len(waiting) < len(models) and not service.draining:
             return JSONResponse({"status": "degraded" if waiting else "ready", "models": described})
-        reason = " ".join(dict.fromkeys(model.reason for model in waiting))
+        reasons = ["The gateway is shutting down."] if service.draining else [model.reason for model in waiting]
+        wait = min((model.retry_after for model in waiting), default=SHUTDOWN_RETRY)
         return JSONResponse(
-            {"status": "not ready", "reason": reason, "models": described},
+            {"status": "not ready", "reason": " ".join(dict.fromkeys(reasons)), "models": described},
             status_code=503,
-            headers={"retry-after": str(max(1, round(min(model.retry_after for model in waiting))))},
+            headers={"retry-after": str(max(1, round(wait)))},
         )
 
     @app.get("/metrics")
@@ -129,8 +116,8 @@ def create_app(
         return Response(await exposition.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     served: ASGIApp = Direct(app, endpoints)
-    if ring is not None:
-        served = Authenticate(served, ring, metrics)
+    if service.ring is not None:
+        served = Authenticate(served, service.ring, metrics)
     return RequestIds(served)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from yarl import URL
 
 from gateway.config import Config, ConfigError, ModelConfig, ReplicaConfig
 from gateway.engine import Engine, RemoteEngine, base_url
@@ -21,32 +20,13 @@ from gateway.supervisor import LocalEngine
 from modelfiles.folder import ModelFolder, ModelFolderError
 
 
-def build(config: Config, metrics: Metrics) -> Models:
-    """The models of a configuration, not started yet. Raises ConfigError."""
-    remote: dict[tuple[URL, str | None], Engine] = {}
-    models: list[Model] = []
-    for name, model in config.models.items():
-        models.append(_model(name, model, config.limits, metrics, remote))
-        models += _adapters(config, models[-1], metrics)
-    return Models(models)
+def build(config: Config, metrics: Metrics, before: Models | None = None) -> Models:
+    """The models of a configuration, not started yet. Raises ConfigError.
 
-
-def _adapters(config: Config, base: Model, metrics: Metrics) -> Iterator[Model]:
-    """A model for each adapter of the base, at the base's engines. Raises ConfigError."""
-    taken = {name for key, model in config.models.items() for name in (key, *model.aliases)}
-    taken |= {name for key, model in config.models.items() if key != base.name for name in model.adapters}
-    for name in config.models[base.name].adapters:
-        where = ("models", base.name, "adapters", name)
-        if name in taken:
-            raise ConfigError(f"The adapter {name} has the name of another model.", where)
-        replicas = [
-            Replica(replica.engine, engine_name(name), replica.slots)
-            for replica in base.replicas
-            if isinstance(replica.engine, LocalEngine)
-        ]
-        if not replicas:
-            raise ConfigError("Adapters need a replica with a folder.", where)
-        yield Model(name, replicas, budget=base.budget, max_waiting=config.limits.max_waiting, metrics=metrics)
+    `before`: what is served until now. Engines that stay as they are, and the queues of their models, are taken over.
+    """
+    _check_names(config)
+    return _Builder(config, metrics, before).models()
 
 
 def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing | None:
@@ -66,44 +46,122 @@ def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing 
         raise ConfigError(message, ("redis",)) from None
 
 
-def _model(
-    name: str,
-    config: ModelConfig,
-    settings: Settings,
-    metrics: Metrics,
-    remote: dict[tuple[URL, str | None], Engine],
-) -> Model:
-    replicas, budgets = [], []
-    for at, replica in enumerate(config.replicas):
-        where = ("models", name, "replicas", at)
-        engine: Engine
-        if replica.folder is not None:
-            folder = open_folder(replica.folder, (*where, "folder"))
-            engine, pixels = launch(folder, name, replica, config.adapters, where)
-            budgets.append(pixel_budget(folder, settings, pixels))
-        else:
-            assert replica.url is not None
-            try:
-                key = (base_url(replica.url), engine_key(replica, where))
-            except ValueError as error:
-                raise ConfigError(str(error), (*where, "url")) from None
-            # One engine, and one health check, for all models that are served at the same address.
-            engine = remote.setdefault(key, RemoteEngine(*key))
-        replicas.append(Replica(engine, replica.model or name, settings.max_running or replica.slots or 0))
-    model = Model(
-        name,
-        replicas,
-        aliases=config.aliases,
-        sampling=config.sampling.model_dump(exclude_none=True),
-        # An engine elsewhere says nothing of its model's images; a folder for the same model does.
-        budget=budgets[0] if budgets else PixelBudget(most=settings.image_pixels),
-        max_waiting=settings.max_waiting,
-        metrics=metrics,
-    )
-    for field, value in model.sampling.items():
-        if field in model.spec.refused and value not in HARMLESS.get(field, ()):
-            raise ConfigError(f"{model.spec.refused[field]}.", ("models", name, "sampling", field))
-    return model
+def _check_names(config: Config) -> None:
+    """Raises ConfigError for a name that two models have."""
+    taken = {name: name for name in config.models}
+    for name, model in config.models.items():
+        given: list[tuple[tuple[str | int, ...], str]] = [
+            (("adapters", adapter), adapter) for adapter in model.adapters
+        ]
+        given += [(("aliases", at), alias) for at, alias in enumerate(model.aliases)]
+        for where, another in given:
+            if another in taken:
+                raise ConfigError(f"'{another}' already names {taken[another]}.", ("models", name, *where))
+            taken[another] = name
+
+
+class _Builder:
+    def __init__(self, config: Config, metrics: Metrics, before: Models | None) -> None:
+        self._config = config
+        self._settings = config.limits
+        self._metrics = metrics
+        self._before = before
+        # An engine that was given up gets another chance.
+        running = [] if before is None else [engine for engine in before.engines if engine.failure is None]
+        self._engines = {engine.identity: engine for engine in running}
+        self._slots: list[tuple[Replica, int]] = []
+
+    def models(self) -> Models:
+        models: list[Model] = []
+        for name, model in self._config.models.items():
+            models.append(self._model(name, model))
+            models += self._adapters(models[-1], model)
+        made = Models(models)
+        for replica, slots in self._slots:  # only now, when nothing can be wrong any more
+            replica.slots = slots
+        return made
+
+    def _model(self, name: str, config: ModelConfig) -> Model:
+        settings = self._settings
+        replicas, budgets = [], []
+        for at, described in enumerate(config.replicas):
+            where = ("models", name, "replicas", at)
+            if described.folder is not None:
+                folder = open_folder(described.folder, (*where, "folder"))
+                engine = self._local(described, folder, config.adapters, where)
+                budgets.append(pixel_budget(folder, settings, engine.image_pixels))
+            else:
+                engine = self._remote(described, where)
+            slots = settings.max_running or described.slots or engine.spec.slots
+            replicas.append(self._replica(name, engine, described.model or name, slots))
+        model = Model(
+            name,
+            replicas,
+            aliases=config.aliases,
+            sampling=config.sampling.model_dump(exclude_none=True),
+            # An engine elsewhere says nothing of its model's images; a folder for the same model does.
+            budget=min(budgets, key=_most, default=PixelBudget(most=settings.image_pixels)),
+            max_waiting=settings.max_waiting,
+            metrics=self._metrics,
+            before=self._known(name),
+        )
+        for field, value in model.sampling.items():
+            if field in model.spec.refused and value not in HARMLESS.get(field, ()):
+                raise ConfigError(
+                    f"'{field}' cannot be honoured: {model.spec.refused[field]}.", ("models", name, "sampling", field)
+                )
+        return model
+
+    def _adapters(self, base: Model, config: ModelConfig) -> Iterator[Model]:
+        """A model for each adapter of the base, at the base's engines. Raises ConfigError."""
+        local = [replica for replica in base.replicas if isinstance(replica.engine, LocalEngine)]
+        for name in config.adapters:
+            if not local:
+                raise ConfigError("Adapters need a replica with a folder.", ("models", base.name, "adapters", name))
+            slots = self._settings.max_running
+            yield Model(
+                name,
+                [self._replica(name, at.engine, engine_name(name), slots or at.engine.spec.slots) for at in local],
+                budget=base.budget,
+                max_waiting=self._settings.max_waiting,
+                metrics=self._metrics,
+                before=self._known(name),
+            )
+
+    def _known(self, name: str) -> Model | None:
+        return self._before.get(name) if self._before is not None else None
+
+    def _replica(self, name: str, engine: Engine, served: str, slots: int) -> Replica:
+        before = self._known(name)
+        known = [at for at in (before.replicas if before else ()) if (at.engine, at.model) == (engine, served)]
+        replica = known[0] if known else Replica(engine, served)
+        self._slots.append((replica, slots))
+        return replica
+
+    def _local(
+        self, described: ReplicaConfig, folder: ModelFolder, adapters: Mapping[str, Path], where: tuple[str | int, ...]
+    ) -> Engine:
+        # Before its plan is made: that depends on the memory which the engine, if it runs, has taken already.
+        identity = (where, folder.path, described.model_dump_json(), tuple(adapters.items()))
+        if identity not in self._engines:
+            engine, pixels = launch(folder, str(where[1]), described, adapters, where)
+            engine.image_pixels, engine.identity = pixels, identity
+            self._engines[identity] = engine
+        return self._engines[identity]
+
+    def _remote(self, described: ReplicaConfig, where: tuple[str | int, ...]) -> Engine:
+        assert described.url is not None
+        try:
+            url = base_url(described.url)
+        except ValueError as error:
+            raise ConfigError(str(error), (*where, "url")) from None
+        key = engine_key(described, where)
+        # One engine, and one health check, for all models that are served at the same address.
+        identity = ("url", url, key)
+        if identity not in self._engines:
+            self._engines[identity] = RemoteEngine(url, key)
+            self._engines[identity].identity = identity
+        return self._engines[identity]
 
 
 def engine_key(replica: ReplicaConfig, where: tuple[str | int, ...]) -> str | None:
@@ -129,3 +187,7 @@ def pixel_budget(folder: ModelFolder, settings: Settings, pixels: int = 0) -> Pi
     least, most = folder.image_pixel_limits
     limits = [limit for limit in (most, settings.image_pixels, pixels) if limit]
     return PixelBudget(folder.patch_size * folder.merge_size or 1, least, min(limits, default=0))
+
+
+def _most(budget: PixelBudget) -> float:
+    return budget.most or math.inf

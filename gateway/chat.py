@@ -1,4 +1,4 @@
-"""The request path, a step after the other: receive, parse, check the images, call the engine, account.
+"""The request path, a step after the other: receive, parse, check the images, hand over to an engine, account.
 
 Chat completions go through it as they are; requests of other APIs become chat completions first (`translation`).
 """
@@ -6,12 +6,8 @@ Chat completions go through it as they are; requests of other APIs become chat c
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
-from contextlib import suppress
 
-import aiohttp
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.account import account
@@ -19,66 +15,53 @@ from gateway.asgi import JSON_TYPE, ClientGone, Deadline, UntilDisconnect, heade
 from gateway.call import Call
 from gateway.engines import EngineSpec
 from gateway.errors import ApiError, crashed
-from gateway.event_stream import KeepAlive, start_stream
-from gateway.fetch import ImageFetcher
-from gateway.image_pool import ImagePool, settle_images
+from gateway.handover import Handover, Payload
+from gateway.image_pool import settle_images
 from gateway.images import ImagePart, check_count, check_images
-from gateway.metrics import Metrics
-from gateway.models import Model, Models
-from gateway.relay import Relay, read_completion
+from gateway.models import Model
 from gateway.schema import ChatRequest, check_chat, parse_json
-from gateway.settings import Settings
-from gateway.slots import ByteBudget, Slot
-from gateway.sse import EventTooLong, error_event
-from gateway.token_text import RawLogProbs
-from gateway.tracing import Tracing
-from gateway.translation import Object, Translation, rename, write_answer, write_events
-from gateway.upstream import post, read_all
+from gateway.service import Gateway, Service
+from gateway.sse import error_event
+from gateway.translation import Object, Translation, rename
 
 Translate = Callable[[Object], Translation]
 Check = Callable[[Object, EngineSpec], ChatRequest]
 CLIENT_GONE = 499  # nginx's status for it; never sent, only counted
-# How long we wait for the end of an engine's answer after [DONE], to use its connection again.
-TAIL_SECONDS = 0.25
+SHUTDOWN_RETRY = 5.0  # seconds after which a client of a gateway that shuts down should come back, to another one
 MAX_TIMEOUT = 86_400.0
-
-
-class Gateway:
-    """What the routes share."""
-
-    def __init__(
-        self,
-        models: Models,
-        settings: Settings,
-        metrics: Metrics,
-        session: aiohttp.ClientSession,
-        tracing: Tracing,
-    ) -> None:
-        self.models = models
-        workers = settings.image_workers or max(2, len(os.sched_getaffinity(0)) // 2)
-        self.pool = ImagePool(workers, settings.max_image_pixels, settings.image_seconds, settings.max_waiting)
-        self.settings = settings
-        self.metrics = metrics
-        self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
-        self.session = session
-        self.tracing = tracing
-        self.bytes = ByteBudget(settings.max_bytes_in_flight)
-
-    async def close(self) -> None:
-        await self.pool.close()
-        if self.fetcher is not None:
-            await self.fetcher.close()
 
 
 class ChatCompletions:
     """The ASGI endpoint. `translate` makes chat completions of another API's requests; `check` checks them."""
 
-    def __init__(self, gateway: Gateway, translate: Translate | None = None, check: Check = check_chat) -> None:
-        self._gateway = gateway
+    def __init__(self, service: Service, translate: Translate | None = None, check: Check = check_chat) -> None:
+        self._service = service
         self._translate = translate
         self._check_fields = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._service.draining:
+            error = ApiError(503, "The gateway is shutting down.", code="shutdown", retry_after=SHUTDOWN_RETRY)
+            error.headers["connection"] = "close"
+            await respond_error(scope, send, error)
+            return
+        gateway = self._service.gateway  # the request keeps it, whatever configuration comes meanwhile
+        gateway.enter()
+        try:
+            await Exchange(gateway, self._translate, self._check_fields).serve(scope, receive, send)
+        finally:
+            gateway.leave()
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, gateway: Gateway, translate: Translate | None, check: Check) -> None:
+        self._gateway = gateway
+        self._translate = translate
+        self._check_fields = check
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = self._gateway.tracing.begin(scope)
         call = Call(scope["request_id"], scope["path"], scope.get("tenant"), trace)
         leave = None
@@ -94,12 +77,14 @@ class ChatCompletions:
             if not call.answering:
                 await respond_error(scope, send, error)
             else:
-                event = error_event(error) if translation is None else translation.writer.error(error)
-                await send({"type": "http.response.body", "body": event})
+                await send({"type": "http.response.body", "body": _last_event(call, error)})
         except ClientGone:
             call.status, call.reason = CLIENT_GONE, "client_gone"
         except asyncio.CancelledError:  # the time to drain is over
             call.status, call.reason = 503, "shutdown"
+            if call.answering:
+                end = ApiError(503, "The gateway is shutting down.", code="shutdown")
+                await send({"type": "http.response.body", "body": _last_event(call, end)})
             raise
         except Exception:
             call.status, call.reason = 500, "internal_error"
@@ -150,41 +135,15 @@ class ChatCompletions:
         async with UntilDisconnect(receive) as watch:
             if request.images:
                 await self._settle_images(call, model, request)
-            payload = Payload(request)
+            payload = Payload(request, model)
             waits = call.since()
             try:
                 slot = await model.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
             finally:
                 call.took("queue", waits)
-            replica = None
             try:
-                replica = model.enter(request.answers)
-                if replica is None:  # it may have died while the request waited
-                    raise model.unavailable()
-                engine, body = replica.engine, payload.named(replica.model)
-                url = engine.url / request.path
-                log_probs = None
-                if request.top_log_probs is not None and engine.spec.raw_tokens:
-                    log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
-                with call.attempt(engine.name) as attempt:
-                    async with post(gateway.session, url, body, engine.key, attempt.headers) as response:
-                        attempt.answered = call.since()
-                        if request.stream:
-                            await self._stream(call, request, log_probs, response, watch, slot, send)
-                        else:
-                            answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
-                            if call.translation is not None:
-                                answer = write_answer(call.translation.writer, answer)
-                            watch.stop()
-                            slot.release(served=True)
-                            await respond(send, 200, answer, [JSON_TYPE])
-            except ApiError as error:
-                if replica is not None and error.status == 502 and (why := await replica.engine.last_words()):
-                    error.message += f" {why}"
-                raise
+                await Handover(gateway, call, model, request, payload, slot, watch, send).run()
             finally:
-                if replica is not None:
-                    model.leave(replica, request.answers)
                 slot.release()
 
     async def _settle_images(self, call: Call, model: Model, request: ChatRequest) -> None:
@@ -239,80 +198,10 @@ class ChatCompletions:
             raise model.unavailable()
         return model, request
 
-    async def _stream(
-        self,
-        call: Call,
-        request: ChatRequest,
-        log_probs: RawLogProbs | None,
-        response: aiohttp.ClientResponse,
-        watch: UntilDisconnect,
-        slot: Slot,
-        send: Send,
-    ) -> None:
-        if response.content_type != "text/event-stream":
-            read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
-            raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
-        writer = call.translation.writer if call.translation is not None else None
-        relay = Relay(request.include_usage or writer is not None, request.stops, log_probs)
-        gaps = self._gateway.metrics.gap_seconds.labels(call.model)
-        last = 0.0
-        async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
-            while True:
-                data = await response.content.readany()
-                try:
-                    events = relay.feed(data)
-                except EventTooLong:
-                    raise ApiError(502, "The engine sent an endless event.", code="engine_error") from None
-                call.usage = relay.usage
-                if events:
-                    now = call.since()
-                    if call.first_token is None:
-                        call.first_token = now
-                    else:
-                        gaps.observe(now - last)
-                    last = now
-                    keepalive.put_off()
-                    if relay.done:
-                        watch.stop()
-                        slot.release(served=True)
-                    await start_stream(call, send)
-                    if writer is not None:
-                        events = write_events(writer, events)
-                    await send({"type": "http.response.body", "body": events, "more_body": not relay.done})
-                if relay.done:
-                    break
-                if relay.error is not None:
-                    raise relay.error
-                if not data:
-                    raise ApiError(502, "The engine's answer ended before it was complete.", code="engine_error")
-        # The client has its answer, so whatever happens here is no longer its business.
-        with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
-            await asyncio.wait_for(read_all(response), TAIL_SECONDS)
 
-
-class Payload:
-    """What an engine gets.
-
-    Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
-    """
-
-    def __init__(self, request: ChatRequest) -> None:
-        body = request.body
-        if request.stream:
-            # To count tokens; the relay takes the usage out again if the client didn't ask for it.
-            options = body.get("stream_options") or {}
-            body["stream_options"] = {**options, "include_usage": True}
-        self._model: str = body.pop("model")
-        self._written = orjson.dumps({"model": self._model, **body})
-        body.clear()  # the images are held once, not twice, while the request waits
-        request.images.clear()
-
-    def named(self, model: str) -> bytes:
-        """For an engine that knows the model by this name."""
-        if model != self._model:
-            old, new = (orjson.dumps({"model": name})[:-1] for name in (self._model, model))
-            self._model, self._written = model, new + self._written[len(old) :]
-        return self._written
+def _last_event(call: Call, error: ApiError) -> bytes:
+    """What ends a stream that failed after its first byte."""
+    return error_event(error) if call.translation is None else call.translation.writer.error(error)
 
 
 def _timeout(scope: Scope) -> float | None:

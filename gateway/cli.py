@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 
 import aiohttp
 import click
+from click.core import ParameterSource
 
 from gateway.build import build, key_ring
 from gateway.cli_options import ADAPTERS, ENGINE_ARG
 from gateway.config import Config, ConfigError, plain
+from gateway.config_file import ConfigFile
 from gateway.engine import EngineUnreachable, base_url, fetch_models
 from gateway.engines import LAUNCHED
 from gateway.keys import KeyFileError
 from gateway.metrics import Metrics
+from gateway.models import Models
 from gateway.server import bind, run
+from gateway.service import Load, Service
 from gateway.settings import Settings
 
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
@@ -56,6 +61,10 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+# Keys of the file -> the names of their options here.
+PARTS = {"host": "host", "port": "port", "keys": "key_file", "redis": "redis_url"}
+
+
 @click.command()
 @click.argument("model_dir", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -83,59 +92,91 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="A Redis that keeps the keys' limits, so that several gateways share them: redis://HOST:6379. If it has a "
     f"password, better in the environment, as {REDIS}.",
 )
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="A YAML file that says all this, for several models and engines. Options given beside it win.",
+)
+@click.option("--config-schema", is_flag=True, help="Print the file's JSON schema, for editors, and leave.")
 @settings_options
-def serve(
-    model_dir: Path | None,
-    engine: str | None,
-    host: str,
-    port: int,
-    model_name: str | None,
-    key_file: Path | None,
-    adapters: dict[str, str],
-    engine_args: dict[str, str],
-    redis_url: str | None,
-    **limits: Any,
-) -> None:
-    """Serve a model folder, or an engine's URL, behind an OpenAI-compatible API.
+@click.pass_context
+def serve(context: click.Context, /, config_path: Path | None, config_schema: bool, **given: Any) -> None:
+    """Serve a model folder, an engine's URL, or all that a file says, behind an OpenAI-compatible API.
 
     MODEL_DIR is a Hugging Face directory; `lensmith export` writes one.
     """
+    if config_schema:
+        click.echo(json.dumps(Config.model_json_schema(), indent=2))
+        return
     try:
-        settings = Settings(**limits)
+        settings = Settings(**{setting.name: given[setting.name] for setting in dataclasses.fields(Settings)})
     except ValueError as error:
         raise click.UsageError("--" + str(error).replace("_", "-")) from None
     try:
         metrics = Metrics()
-        ring = key_ring(key_file, redis_url, metrics)
-        if engine is not None and engine.startswith(("http://", "https://")):
-            if model_dir is not None:
-                raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
-            if engine_args or adapters:
-                what = "--engine-arg" if engine_args else "--adapters"
-                raise click.UsageError(f"{what} is for an engine that is started here, not for one at a URL.")
-            models = connect(engine, model_name)
-        elif model_dir is None:
-            raise click.UsageError("Give MODEL_DIR, or --engine URL for an engine that is already running.")
+        if config_path is not None:
+            service = Service(from_file(context, ConfigFile(config_path)), metrics)
         else:
-            if engine not in (None, *LAUNCHED):
-                raise click.UsageError(f"--engine must be {', '.join(sorted(LAUNCHED))} or a URL, not '{engine}'.")
-            replica = {"folder": str(model_dir), "engine": engine, "engine_args": engine_args}
-            name = model_name or model_dir.expanduser().resolve().name
-            models = {name: {"replicas": [replica], "adapters": adapters}}
-        config = Config.model_validate(
-            {
-                **{"host": host, "port": port, "keys": key_file, "redis": redis_url},
-                **{"settings": plain(settings), "models": models},
-            }
-        )
-        built = build(config, metrics)
+            # First, because an engine may have to be asked before the rest is known.
+            ring = key_ring(given["key_file"], given["redis_url"], metrics)
+            service = Service(from_arguments(given, settings), metrics, ring)
     except (ConfigError, KeyFileError) as error:
         raise click.ClickException(str(error)) from None
-    bound = bind(host, port)
-    if ring is None and not bound.getsockname()[0].startswith(("127.", "::1")):
+    bound = bind(service.config.host, service.config.port)
+    if service.ring is None and not bound.getsockname()[0].startswith(("127.", "::1")):
         click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
     with bound:
-        run(built, settings, metrics, bound, ring)
+        run(service, bound, reloads=config_path is not None)
+
+
+def from_file(context: click.Context, file: ConfigFile) -> Load:
+    """What the file says; options that are given too win."""
+    sources = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    given = {name: value for name, value in context.params.items() if context.get_parameter_source(name) in sources}
+    for name, shown in (
+        ("model_dir", "MODEL_DIR"),
+        ("engine", "--engine"),
+        ("model_name", "--model-name"),
+        ("engine_args", "--engine-arg"),
+        ("adapters", "--adapters"),
+    ):
+        if name in given:
+            raise click.UsageError(f"Give {shown} or --config, not both; the file says what the models are.")
+    parts = {part: given[name] for part, name in PARTS.items() if name in given}
+    limits = {setting.name: given[setting.name] for setting in dataclasses.fields(Settings) if setting.name in given}
+
+    def load(metrics: Metrics, before: Models | None) -> tuple[Config, Models]:
+        config = file.read().changed(parts, limits)
+        try:
+            return config, build(config, metrics, before)
+        except ConfigError as error:
+            raise file.told(error) from None
+
+    return load
+
+
+def from_arguments(given: dict[str, Any], settings: Settings) -> Load:
+    """The same for one folder or URL, and everything else as it is by default."""
+    folder, engine = given["model_dir"], given["engine"]
+    if engine is not None and engine.startswith(("http://", "https://")):
+        if folder is not None:
+            raise click.UsageError("Give MODEL_DIR or the URL of an engine, not both.")
+        if given["engine_args"] or given["adapters"]:
+            what = "--engine-arg" if given["engine_args"] else "--adapters"
+            raise click.UsageError(f"{what} is for an engine that is started here, not for one at a URL.")
+        models = connect(engine, given["model_name"])
+    elif folder is None:
+        raise click.UsageError("Give MODEL_DIR, --config FILE, or --engine URL for an engine that is already running.")
+    else:
+        if engine not in (None, *LAUNCHED):
+            raise click.UsageError(f"--engine must be {', '.join(sorted(LAUNCHED))} or a URL, not '{engine}'.")
+        replica = {"folder": str(folder), "engine": engine, "engine_args": given["engine_args"]}
+        name = given["model_name"] or folder.expanduser().resolve().name
+        models = {name: {"replicas": [replica], "adapters": given["adapters"]}}
+    parts = {part: given[name] for part, name in PARTS.items()}
+    config = Config.model_validate({**parts, "settings": plain(settings), "models": models})
+    return lambda metrics, before: (config, build(config, metrics, before))
 
 
 def connect(given: str, only: str | None) -> dict[str, Any]:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 
-from gateway.settings import Settings
+from gateway.settings import Settings, problem
 
 
 class ConfigError(Exception):
@@ -32,6 +41,16 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _relative(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    return info.context["folder"] / path if info.context else path
+
+
+RelativePath = Annotated[Path, BeforeValidator(_relative)]  # relative to the file's folder
+
+
 class SamplingConfig(Part):
     """What a request gets where it is silent. The ranges are those of the request's own fields."""
 
@@ -49,7 +68,7 @@ class SamplingConfig(Part):
 class ReplicaConfig(Part):
     """One engine that serves the model: a folder to start one with, or the URL of one that runs elsewhere."""
 
-    folder: Path | None = Field(None, description="A model folder; the gateway starts an engine for it.")
+    folder: RelativePath | None = Field(None, description="A model folder; the gateway starts an engine for it.")
     engine: Literal["transformers", "lmdeploy"] | None = Field(
         None, description="What runs the folder. Unset: lmdeploy if it is installed and there is an NVIDIA GPU."
     )
@@ -61,11 +80,6 @@ class ReplicaConfig(Part):
     api_key_env: str | None = Field(None, description="Environment variable with the key that this server wants.")
     model: str | None = Field(None, description="Name by which this server knows the model. Unset: the model's own.")
     slots: int | None = Field(None, ge=1, description="Answers to hand to it at once. Unset: what suits the engine.")
-
-    @field_validator("folder", mode="before")
-    @classmethod
-    def _path(cls, value: object) -> object:
-        return Path(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_kind(self) -> ReplicaConfig:
@@ -85,18 +99,11 @@ class ModelConfig(Part):
     sampling: SamplingConfig = Field(
         SamplingConfig.model_validate({}), description="Defaults where a request is silent."
     )
-    adapters: dict[str, Path] = Field(
+    adapters: dict[str, RelativePath] = Field(
         default_factory=dict,
         description="PEFT adapters that the replicas with a folder serve beside it, each under its own model name.",
     )
     replicas: list[ReplicaConfig] = Field(min_length=1, description="The engines that serve it.")
-
-    @field_validator("adapters", mode="before")
-    @classmethod
-    def _paths(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        return {name: Path(path) if isinstance(path, str) else path for name, path in value.items()}
 
 
 def plain(settings: Settings) -> dict[str, Any]:
@@ -106,32 +113,28 @@ def plain(settings: Settings) -> dict[str, Any]:
     }
 
 
-class _SettingsPart(Part):
-    @model_validator(mode="after")
-    def _as_the_table_says(self) -> _SettingsPart:
-        self.settings()
-        return self
+def _checked(setting: dataclasses.Field[Any]) -> AfterValidator:
+    def check(value: Any) -> Any:
+        wanted = problem(setting, tuple(value) if isinstance(value, list) else value)
+        if wanted:
+            raise ValueError(f"'{setting.name}' must be {wanted}")
+        return value
 
-    def settings(self) -> Settings:
-        given: dict[str, Any] = self.model_dump()
-        for name, value in given.items():
-            if isinstance(value, list):
-                given[name] = tuple(value)
-        return Settings(**given)
+    return AfterValidator(check)
 
 
-def _settings_part() -> type[_SettingsPart]:
+def _settings_part() -> type[Part]:
     """The table in settings.py as a part of the file."""
     fields: dict[str, Any] = {}
     for setting in dataclasses.fields(Settings):
         default, about = setting.default, {"description": setting.metadata["help"]}
         if isinstance(default, tuple):
-            fields[setting.name] = (list[str], Field(list(default), **about))
+            fields[setting.name] = (Annotated[list[str], _checked(setting)], Field(list(default), **about))
         elif isinstance(default, int):
             fields[setting.name] = (int, Field(default, ge=setting.metadata["least"], **about))
         else:
-            fields[setting.name] = (float, Field(default, gt=0, **about))
-    made: type[_SettingsPart] = create_model("SettingsConfig", __base__=_SettingsPart, __doc__="Limits.", **fields)
+            fields[setting.name] = (Annotated[float, _checked(setting)], Field(default, gt=0, **about))
+    made: type[Part] = create_model("SettingsConfig", __base__=Part, __doc__="Limits.", **fields)
     return made
 
 
@@ -143,19 +146,20 @@ class Config(Part):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    keys: Path | None = Field(None, description="File of the API keys that clients need; see `lensmith keys`.")
+    keys: RelativePath | None = Field(None, description="File of the API keys that clients need; see `lensmith keys`.")
     redis: str | None = Field(
         None, description="URL of a Redis that keeps the keys' limits, so that several gateways share them."
     )
     settings: SettingsConfig = Field(SettingsConfig.model_validate({}), description="Limits.")  # type: ignore[valid-type]
     models: dict[str, ModelConfig] = Field(min_length=1, description="The models, by name.")
 
-    @field_validator("keys", mode="before")
-    @classmethod
-    def _path(cls, value: object) -> object:
-        return Path(value) if isinstance(value, str) else value
-
     @property
     def limits(self) -> Settings:
-        limits: Settings = self.settings.settings()  # type: ignore[attr-defined]
-        return limits
+        given: dict[str, Any] = self.settings.model_dump()  # type: ignore[attr-defined]
+        lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+        return Settings(**{**given, **lists})
+
+    def changed(self, parts: dict[str, Any], settings: dict[str, Any]) -> Config:
+        """The same with other values, of `host` and the like and of the settings."""
+        limits = dataclasses.replace(self.limits, **settings)
+        return self.model_copy(update={**parts, "settings": SettingsConfig.model_validate(plain(limits))})

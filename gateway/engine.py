@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 import aiohttp
 import orjson
@@ -13,6 +14,7 @@ from gateway.engines import OPENAI, EngineSpec
 from gateway.metrics import Metrics
 
 PROBE_SECONDS = 2.0
+PROBE_TIMEOUT = 5.0
 MAX_MODELS = 256
 
 
@@ -29,10 +31,12 @@ class Engine:
     key: str | None = None
     served: list[str]  # the names it knows its models by
     failure: str | None = None
+    image_pixels = 0  # most pixels of an image that it was planned for; 0: no limit
+    identity: Hashable = None  # equal for two that would be the same
 
     def __init__(self) -> None:
         self.ready = False
-        self._listeners: list[Callable[[], None]] = []
+        self.on_change: Callable[[], None] = lambda: None  # called after every change of `ready`, `served`, `failure`
         self._metrics: Metrics | None = None
 
     @property
@@ -57,16 +61,11 @@ class Engine:
         """Why it broke off an answer, in sentences, if it has died of it; else ""."""
         return ""
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after every change of `ready`, `served` or `failure`."""
-        self._listeners.append(listener)
-
     def _changed(self, ready: bool) -> None:
         self.ready = ready
         if self._metrics is not None:
             self._metrics.engine_up.labels(self.name).set(ready)
-        for listener in self._listeners:
-            listener()
+        self.on_change()
 
 
 class EngineUnreachable(Exception):
@@ -89,7 +88,9 @@ async def fetch_models(session: aiohttp.ClientSession, url: URL, key: str | None
     """The model names of an engine's /v1/models. Raises EngineUnreachable."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        async with session.get(url / "v1/models", headers=headers, timeout=aiohttp.ClientTimeout(total=10)) as answer:
+        async with session.get(
+            url / "v1/models", headers=headers, timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT)
+        ) as answer:
             if answer.status != 200:
                 raise EngineUnreachable(f"{url}/v1/models answered HTTP {answer.status}")
             listed = orjson.loads(await answer.read())
@@ -116,6 +117,7 @@ class RemoteEngine(Engine):
         self.key = key
         self.served = []
         self._problem = f"{url} has not been asked yet."
+        self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -124,9 +126,9 @@ class RemoteEngine(Engine):
 
     async def start(self, metrics: Metrics) -> None:
         await super().start(metrics)
-        session = aiohttp.ClientSession()
-        await self._probe(session)
-        self._task = asyncio.create_task(self._watch(session))
+        self._task = asyncio.create_task(self._watch())
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), PROBE_SECONDS)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -134,18 +136,18 @@ class RemoteEngine(Engine):
             await asyncio.gather(self._task, return_exceptions=True)
         await super().stop()
 
-    async def _watch(self, session: aiohttp.ClientSession) -> None:
-        async with session:
+    async def _watch(self) -> None:
+        failures = 0
+        async with aiohttp.ClientSession() as session:
             while True:
+                before = self.ready, self.served
+                try:
+                    self.served, self._problem, failures = await fetch_models(session, self.url, self.key), "", 0
+                except EngineUnreachable as error:
+                    self._problem, failures = f"{error}.", failures + 1
+                self._asked.set()
+                # One failure of an engine that has worked may be a moment's load.
+                ready = not self._problem or (self.ready and failures < 2)
+                if (ready, self.served) != before:
+                    self._changed(ready)
                 await asyncio.sleep(PROBE_SECONDS)
-                await self._probe(session)
-
-    async def _probe(self, session: aiohttp.ClientSession) -> None:
-        before = self.ready, self.served
-        try:
-            self.served, self._problem = await fetch_models(session, self.url, self.key), ""
-        except EngineUnreachable as error:
-            self._problem = f"{error}."
-        ready = not self._problem
-        if (ready, self.served) != before:
-            self._changed(ready)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -52,7 +52,9 @@ class Family:
 
 
 class Exposition:
-    def __init__(self, models: Models, metrics: Metrics) -> None:
+    """`models` gives those of the configuration that counts now."""
+
+    def __init__(self, models: Callable[[], Models], metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
         self._session: aiohttp.ClientSession | None = None
@@ -67,7 +69,7 @@ class Exposition:
                 self._fetched = await self._engines()
                 self._fetched_at = time.monotonic()
         running: dict[str, int] = {}
-        for model in self._models.all:
+        for model in self._models().all:
             for replica in model.replicas:
                 running[replica.name] = running.get(replica.name, 0) + replica.outstanding
         for name, answers in running.items():
@@ -79,7 +81,7 @@ class Exposition:
             await self._session.close()
 
     async def _engines(self) -> bytes:
-        engines = [engine for engine in self._models.engines if engine.ready]
+        engines = [engine for engine in self._models().engines if engine.ready]
         texts = await asyncio.gather(*(self._fetch(engine) for engine in engines))
         families: dict[str, Family] = {}
         for engine, text in zip(engines, texts, strict=True):

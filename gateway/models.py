@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gateway.admission import Admission
+from gateway.affinity import affinity
 from gateway.engine import Engine
 from gateway.engines import EngineSpec
 from gateway.errors import ApiError, bad_request
 from gateway.image_pool import PixelBudget
+from gateway.images import ImagePart
 from gateway.limits import Tenant
 from gateway.metrics import Metrics
-from gateway.routing import Router, Target
+from gateway.routing import Attempt, Outcome, Router, Target
 from gateway.slots import Slots
 
 
@@ -26,19 +26,12 @@ class Replica(Target):
         self.engine = engine
         self.model = model
 
-    @property
-    def reason(self) -> str:
-        """Why it isn't up, in a sentence."""
-        if self.engine.ready and self.model not in self.engine.served:
-            return f"{self.name} serves {', '.join(self.engine.served)}, not '{self.model}'."
-        return self.engine.reason
-
-    def look(self) -> None:
-        self.up = self.engine.ready and self.model in self.engine.served
-
 
 class Model:
-    """One model under all its names. `budget` is what it makes of an image."""
+    """One model under all its names. `budget` is what it makes of an image.
+
+    `before`: the same model in the configuration until now, whose queue it takes over.
+    """
 
     def __init__(
         self,
@@ -50,6 +43,7 @@ class Model:
         budget: PixelBudget,
         max_waiting: int,
         metrics: Metrics,
+        before: Model | None = None,
     ) -> None:
         self.name = name
         self.replicas = list(replicas)
@@ -58,21 +52,27 @@ class Model:
         self.budget = budget
         self.spec = combined([replica.engine.spec for replica in replicas])
         self.router = Router(self.replicas)
-        self.slots = Slots(Admission(1, max_waiting), metrics, name)
-        for replica in self.replicas:
-            replica.engine.listen(self._look)
-        self._look()
+        self.slots: Slots = before.slots if before is not None else Slots(metrics, name)
+        self.retired = False  # another configuration has taken over
+        self._max_waiting = max_waiting
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """See which replicas are up, and let as many requests run as they have places."""
         for replica in self.replicas:
-            replica.look()
+            up = replica.engine.ready and replica.model in replica.engine.served
+            if up and not replica.up:
+                self.router.restore(replica)
+            replica.up = up
+        self._resize()
+
+    def _resize(self) -> None:
         # At least one, so that those who wait are told when nothing is up any more.
-        self.slots.resize(max(1, self.router.slots))
+        if not self.retired:
+            self.slots.resize(max(1, self.router.slots), self._max_waiting)
 
     @property
     def ready(self) -> bool:
-        return any(replica.up for replica in self.replicas)
+        return any(not self.router.shut(replica) for replica in self.replicas)
 
     @property
     def withdrawn(self) -> bool:
@@ -81,11 +81,25 @@ class Model:
 
     @property
     def reason(self) -> str:
-        """Why it isn't ready, in a sentence for each replica."""
-        return " ".join(dict.fromkeys(replica.reason for replica in self.replicas))
+        """Why it can't be used, in a sentence for each replica."""
+        return " ".join(dict.fromkeys(self._reason(replica) for replica in self.replicas))
+
+    def _reason(self, replica: Replica) -> str:
+        """What is the matter with a replica; empty if nothing is."""
+        if not replica.engine.ready:
+            return replica.engine.reason
+        if not replica.up:
+            return f"{replica.name} serves {', '.join(replica.engine.served)}, not '{replica.model}'."
+        rest = self.router.rest(replica)
+        if not rest:
+            return ""
+        went = "could not be reached by" if replica.unreachable else "failed"
+        return f"{replica.name} {went} {replica.failures} requests in a row; it is tried again in {rest:.1f} s."
 
     @property
     def retry_after(self) -> float:
+        if any(replica.up for replica in self.replicas):
+            return self.router.retry_after
         return min(replica.engine.retry_after for replica in self.replicas)
 
     def unavailable(self) -> ApiError:
@@ -99,21 +113,30 @@ class Model:
             if body.get(field) is None:
                 body[field] = value
 
-    def enter(self, weight: int, tried: Collection[Replica] = ()) -> Replica | None:
-        """The replica for a request, counted as outstanding there; None if there is none."""
-        chosen = self.router.enter(weight, tried)
-        assert chosen is None or isinstance(chosen, Replica)
-        return chosen
+    def affinity(self, body: dict[str, Any], images: Sequence[ImagePart]) -> bytes | None:
+        """See `affinity`; None where there is nothing to choose from."""
+        return affinity(body, [part.url for part in images[:1]]) if len(self.replicas) > 1 else None
 
-    def leave(self, replica: Replica, weight: int) -> None:
-        self.router.leave(replica, weight)
+    def leave(self, attempt: Attempt, outcome: Outcome) -> None:
+        """The request is over at this replica. `Router.leave`, and places follow."""
+        before = self.router.slots
+        self.router.leave(attempt, outcome)
+        if self.router.slots != before:
+            self._resize()
+
+    def begun(self, attempt: Attempt) -> None:
+        """`Router.begun`, and places follow."""
+        if attempt.trial:
+            self.router.begun(attempt)
+            self._resize()
 
     def described(self) -> dict[str, Any]:
         """What /ready says of it."""
-        replicas = [
-            {"name": replica.name, "ready": replica.up, **({} if replica.up else {"reason": replica.reason})}
-            for replica in self.replicas
-        ]
+        replicas = []
+        for replica in self.replicas:
+            reason = self._reason(replica)
+            about = {"reason": reason} if reason else {}
+            replicas.append({"name": replica.name, "ready": not self.router.shut(replica), **about})
         return {"ready": self.ready, "replicas": replicas}
 
 
@@ -126,6 +149,7 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             refused={**spec.refused, **first.refused},
             developer_role=first.developer_role and spec.developer_role,
             drops_stop=first.drops_stop or spec.drops_stop,
+            raw_tokens=first.raw_tokens or spec.raw_tokens,
             refused_in_text={**spec.refused_in_text, **first.refused_in_text},
             tokenize_path=first.tokenize_path if first.tokenize_path == spec.tokenize_path else "",
             encode_path=first.encode_path if first.encode_path == spec.encode_path else "",
@@ -140,6 +164,10 @@ class Models:
         self.all = list(models)
         self._by_name = {name: model for model in self.all for name in (model.name, *model.aliases)}
         self.engines = list(dict.fromkeys(replica.engine for model in self.all for replica in model.replicas))
+
+    def look(self) -> None:
+        for model in self.all:
+            model.look()
 
     @property
     def names(self) -> list[str]:
@@ -178,9 +206,3 @@ class Models:
         """Why the gateway can never serve anything, once all its engines were given up."""
         failures = [engine.failure for engine in self.engines if engine.failure is not None]
         return " ".join(failures) if len(failures) == len(self.engines) else None
-
-    async def start(self, metrics: Metrics) -> None:
-        await asyncio.gather(*(engine.start(metrics) for engine in self.engines))
-
-    async def stop(self) -> None:
-        await asyncio.gather(*(engine.stop() for engine in self.engines))

@@ -16,13 +16,14 @@ class Relay:
     """Passes whole events through untouched and looks into the few that matter to us.
 
     The gateway asks every engine for a usage event, to count tokens. `include_usage` says whether the client asked for
-    it too; otherwise it is taken out again. `done` is set by `data: [DONE]`, `error` by an error event of the engine;
-    neither the error nor anything after either is passed on. With `stops`, every event is cut at the stop strings; once
-    all answers have met one, the stream is done, unless the usage at its end is still wanted. `log_probs` settles those
-    of engines that have their own form of them.
+    it too; otherwise it is taken out again. `begun` is set by the first whole event, `done` by `data: [DONE]`, `error`
+    by an error event of the engine; neither the error nor anything after either is passed on. With `stops`, every event
+    is cut at the stop strings; once all answers have met one, the stream is done, unless the usage at its end is still
+    wanted. `log_probs` settles those of engines that have their own form of them.
     """
 
     def __init__(self, include_usage: bool, stops: Stops | None = None, log_probs: RawLogProbs | None = None) -> None:
+        self.begun = False
         self.done = False
         self.error: ApiError | None = None
         self.usage: dict[str, Any] = {}
@@ -35,6 +36,7 @@ class Relay:
     def feed(self, data: bytes) -> bytes:
         """What to send on for these bytes from the engine. Raises EventTooLong."""
         events = self._buffer.feed(data)
+        self.begun = self.begun or bool(events)
         # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
         if self._every or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
             return self._look(events)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import math
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 
 import click
@@ -16,10 +18,7 @@ import uvicorn
 from gateway import memory
 from gateway.app import create_app
 from gateway.connection import connection_class, drop_stalled
-from gateway.keys import KeyRing
-from gateway.metrics import Metrics
-from gateway.models import Models
-from gateway.settings import Settings
+from gateway.service import Service
 from gateway.tracing import tracing_from_environment
 
 
@@ -42,48 +41,77 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(
-    models: Models, settings: Settings, metrics: Metrics, bound: socket.socket, ring: KeyRing | None = None
-) -> None:
+class Server(uvicorn.Server):
+    """Drains on the first SIGINT or SIGTERM: it goes on listening and refuses new requests until those there are ended.
+
+    The second signal cuts the rest short.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drained_at = math.inf
+        self._reload_wanted = False
+        self._reloading: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.draining or not self.started:
+            super().handle_exit(sig, frame)
+        self._service.draining = True
+        self._drained_at = time.monotonic() + self._service.settings.drain_seconds
+
+    def handle_reload(self, sig: int, frame: FrameType | None) -> None:
+        self._reload_wanted = True
+
+    async def on_tick(self, counter: int) -> bool:
+        service = self._service
+        if service.draining and (not service.requests or time.monotonic() >= self._drained_at):
+            self.should_exit = True
+        if self._reload_wanted:
+            self._reload_wanted = False
+            self._reloading = asyncio.create_task(service.reload())
+        return await super().on_tick(counter)
+
+
+def run(service: Service, bound: socket.socket, reloads: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests end and stop the engines.
+
+    `reloads`: SIGHUP loads the configuration again, instead of ending the process as a terminal that closes means it.
 
     Raises ClickException when no engine ever became ready.
     """
     try:
-        tracing = tracing_from_environment()
+        service.tracing = tracing_from_environment()
     except ModuleNotFoundError:
         raise click.ClickException(
             "An OTLP endpoint is configured; sending traces to it needs: pip install 'lensmith[otel]'"
         ) from None
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(models, settings, metrics, tracing, ring),
+        create_app(service),
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         ws="none",
-        http=connection_class(settings),
-        timeout_keep_alive=math.ceil(settings.keepalive_timeout),
-        timeout_graceful_shutdown=int(settings.drain_seconds),
+        http=connection_class(service.settings),
+        timeout_keep_alive=math.ceil(service.settings.keepalive_timeout),
+        timeout_graceful_shutdown=1,  # the time to drain is over by then
     )
-    server = uvicorn.Server(config)
-    drop_stalled(bound, settings.stall_timeout)
-
-    def leave_if_all_failed() -> None:
-        server.should_exit = server.should_exit or models.failure is not None
-
-    for engine in models.engines:
-        engine.listen(leave_if_all_failed)
+    server = Server(config, service)
+    drop_stalled(bound, service.settings.stall_timeout)
+    service.on_failure = lambda: setattr(server, "should_exit", True)
     # uvicorn handles both signals itself, stops, and then raises them again: without this the exit code would not be 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    if reloads:
+        signal.signal(signal.SIGHUP, server.handle_reload)
     host, port = bound.getsockname()[:2]
     click.echo(f"lensmith: Listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1", err=True)
     memory.tune()
     server.run(sockets=[bound])
-    if models.failure is not None:
-        raise click.ClickException(models.failure)
+    if service.failure is not None:
+        raise click.ClickException(service.failure)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

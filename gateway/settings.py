@@ -66,12 +66,12 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises ValueError with one sentence that names the setting."""
         for setting in dataclasses.fields(self):
-            problem = _problem(setting, getattr(self, setting.name))
-            if problem:
-                raise ValueError(f"{setting.name} must be {problem}.")
+            wanted = problem(setting, getattr(self, setting.name))
+            if wanted:
+                raise ValueError(f"{setting.name} must be {wanted}.")
 
 
-def _problem(setting: dataclasses.Field[Any], value: object) -> str:
+def problem(setting: dataclasses.Field[Any], value: object) -> str:
     """What the value must be instead; empty if it is right."""
     least = setting.metadata["least"]
     if isinstance(setting.default, tuple):

@@ -12,8 +12,8 @@ from gateway.metrics import Metrics
 class Slots:
     """The places of one model; `model` is its label in the metrics."""
 
-    def __init__(self, admission: Admission, metrics: Metrics, model: str) -> None:
-        self._admission = admission
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._admission = Admission(1, 0)  # until `resize` says how many there are
         self._metrics = metrics
         self._running = metrics.running.labels(model)
         self._queued = metrics.waiting.labels(model)
@@ -61,8 +61,9 @@ class Slots:
     def leave(self, ticket: Ticket, served: bool) -> None:
         self._run(self._admission.leave(ticket, served))
 
-    def resize(self, slots: int) -> None:
-        """There are more or fewer places now. What runs goes on."""
+    def resize(self, slots: int, max_waiting: int) -> None:
+        """There are more or fewer places now. What runs and waits goes on."""
+        self._admission.max_waiting = max_waiting
         self._run(self._admission.resize(slots))
 
     def _run(self, started: list[Ticket]) -> None:

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import aiohttp
 from yarl import URL
 
-from gateway.errors import ApiError, normalise
+from gateway.errors import ApiError, engine_lost, normalise
 
 # Below the 5 s after which uvicorn closes an idle connection, so that a request is never put on one about to close.
 KEEPALIVE_SECONDS = 4.0
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 4.0
 # Most bytes of a whole answer, or of an error, that we hold.
 ANSWER_LIMIT = 64 * 1024 * 1024
 
@@ -46,14 +46,14 @@ async def post(
         if response.status != 200:
             raise normalise(response.status, await read_all(response), response.headers.get("retry-after"))
         yield response
-    except aiohttp.ClientConnectorError:
-        raise ApiError(
-            503, "The engine does not accept connections.", code="engine_unavailable", retry_after=5
-        ) from None
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        message = "The engine does not accept connections."
+        raise engine_lost(503, message, "engine_unavailable", unreachable=True, retry_after=5) from None
     except (aiohttp.ServerTimeoutError, asyncio.TimeoutError):
-        raise ApiError(504, "The engine did not answer in time.", code="engine_timeout") from None
+        message = "The engine did not answer in time."
+        raise engine_lost(504, message, "engine_timeout", again=False, unreachable=True) from None
     except (aiohttp.ClientError, OSError):
-        raise ApiError(502, "The engine broke off the connection.", code="engine_error") from None
+        raise engine_lost(502, "The engine broke off the connection.") from None
     finally:
         if response is not None:
             # Back to the pool if the answer was read to its end, closed otherwise.

@@ -93,9 +93,9 @@ class Process:
         self._log.close()
 
 
-def fake_engine(**environment: str) -> Process:
-    port = free_port()
-    argv = [sys.executable, str(HERE / "fake_engine.py"), "/nowhere", "--port", str(port)]
+def fake_engine(*options: str, port: int = 0, **environment: str) -> Process:
+    port = port or free_port()
+    argv = [sys.executable, str(HERE / "fake_engine.py"), "/nowhere", "--port", str(port), *options]
     process = Process(argv, port, **environment)
     process.wait_until("/v1/models", 200)
     return process

@@ -4,12 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+from gateway.config import Config
 from gateway.engines import LMDEPLOY, EngineSpec
 from gateway.image_pool import PixelBudget
 from gateway.metrics import Metrics
 from gateway.models import Model, Models, Replica
 from gateway.server import bind, run
-from gateway.settings import Settings
+from gateway.service import Service
 from gateway.supervisor import LocalEngine, Timing
 
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
@@ -29,10 +30,13 @@ def main() -> None:
         developer_role=LMDEPLOY.developer_role,
         drops_stop=LMDEPLOY.drops_stop,
     )
-    engine = LocalEngine(spec, Path("/nowhere"), "fake", name="fake-0", timing=Timing(**json.loads(timing)))
-    metrics = Metrics()
-    model = Model("fake", [Replica(engine, "fake")], budget=PixelBudget(), max_waiting=256, metrics=metrics)
-    run(Models([model]), Settings(), metrics, bind("127.0.0.1", int(port)))
+
+    def load(metrics: Metrics, before: Models | None) -> tuple[Config, Models]:
+        engine = LocalEngine(spec, Path("/nowhere"), "fake", name="fake-0", timing=Timing(**json.loads(timing)))
+        model = Model("fake", [Replica(engine, "fake")], budget=PixelBudget(), max_waiting=256, metrics=metrics)
+        return Config.model_validate({"models": {"fake": {"replicas": [{"folder": "/nowhere"}]}}}), Models([model])
+
+    run(Service(load, Metrics()), bind("127.0.0.1", int(port)))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_the_list_shows_names_and_limits(key_file: Path, add: Callable[..., str]
     assert line.endswith("fake  3 requests/min, 2 at a time")
 
 
-def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
+def test_mistakes_are_told_in_a_sentence(engine: Process, tmp_path: Path) -> None:
     file = str(tmp_path / "keys.json")
     assert "does not exist" in run("list", "--file", file).output
     assert run("add", "a", "--file", file).exit_code == 0
@@ -179,7 +179,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     assert (gone.exit_code, "has no key called 'b'" in gone.output) == (1, True)
     Path(file).write_text("[]")
     assert "is not a file of keys" in run("list", "--file", file).output
-    with lensmith_serve("--engine", "http://127.0.0.1:1", "--keys", file) as gateway:
+    with lensmith_serve("--engine", engine.url, "--keys", file) as gateway:
         assert gateway.process.wait(30) == 1
         assert "is not a file of keys" in gateway.log()
         assert "Traceback" not in gateway.log()

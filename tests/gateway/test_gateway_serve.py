@@ -70,7 +70,7 @@ def test_a_model_name_the_engine_does_not_have(engine: Process) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Give MODEL_DIR, or --engine URL"),
+        ([], "Give MODEL_DIR, --config FILE, or --engine URL"),
         ([SHAPES, "--engine", "http://127.0.0.1:1"], "not both"),
         (["--engine", "http://"], "is not the address of an engine"),
         (["--engine", "http://[::1/v1"], "is not the address of an engine"),

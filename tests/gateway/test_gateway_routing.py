@@ -1,0 +1,256 @@
+"""The router, told the time and the outcomes by the tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.affinity import affinity
+from gateway.routing import FAILURES, FIRST_REST, LONGEST_REST, Attempt, Outcome, Router, Target
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def router(*slots: int) -> tuple[Router, list[Target], Clock]:
+    clock = Clock()
+    targets = [Target(f"replica-{at}", count) for at, count in enumerate(slots)]
+    return Router(targets, clock), targets, clock
+
+
+def entered(router: Router, **options: object) -> Attempt:
+    attempt = router.enter(**options)
+    assert attempt is not None
+    return attempt
+
+
+def fail(router: Router, outcome: Outcome, times: int = FAILURES, **options: object) -> None:
+    for _ in range(times):
+        router.leave(entered(router, **options), outcome)
+
+
+def test_requests_go_where_the_fewest_are_for_the_slots_there_are() -> None:
+    routes, _, _ = router(2, 4)
+    chosen = Counter(entered(routes).target.name for _ in range(6))
+    assert chosen == {"replica-0": 2, "replica-1": 4}
+
+
+def test_replicas_that_are_equally_full_take_turns() -> None:
+    routes, _, _ = router(4, 4)
+    names = []
+    for _ in range(4):
+        attempt = entered(routes)
+        names.append(attempt.target.name)
+        routes.leave(attempt, Outcome.ANSWERED)
+    assert names == ["replica-0", "replica-1", "replica-0", "replica-1"]
+
+
+def test_one_that_is_down_or_was_tried_gets_nothing() -> None:
+    routes, (first, second), _ = router(4, 4)
+    first.up = False
+    assert entered(routes).target is second
+    assert routes.enter(tried=[second]) is None
+    assert routes.slots == 4
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNREACHABLE, Outcome.FAILED])
+def test_a_replica_that_fails_in_a_row_rests_and_is_tried_by_one_request(outcome: Outcome) -> None:
+    routes, (first, second), clock = router(4, 4)
+    fail(routes, outcome, tried=[second])
+    assert routes.slots == 4
+    assert {entered(routes).target for _ in range(8)} == {second}
+    clock.now += FIRST_REST
+    trial = entered(routes)
+    assert (trial.target, trial.trial) == (first, True)
+    assert entered(routes).target is second, "one at a time"
+    routes.leave(trial, Outcome.ANSWERED)
+    assert entered(routes).target is first
+    assert routes.slots == 8
+
+
+def test_each_trial_that_fails_doubles_the_rest_up_to_a_limit() -> None:
+    routes, (first,), clock = router(1)
+    fail(routes, Outcome.UNREACHABLE)
+    rests = []
+    for _ in range(8):
+        assert first.rests_until is not None
+        rests.append(first.rests_until - clock.now)
+        clock.now = first.rests_until - 0.01
+        assert routes.enter() is None
+        assert routes.retry_after == pytest.approx(0.01)
+        clock.now = first.rests_until
+        routes.leave(entered(routes), Outcome.UNREACHABLE)
+    assert rests[:3] == [FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST]
+    assert rests[-1] == LONGEST_REST
+
+
+def test_a_trial_that_the_client_gave_up_says_nothing() -> None:
+    routes, _, clock = router(1)
+    fail(routes, Outcome.UNREACHABLE)
+    clock.now += FIRST_REST
+    routes.leave(entered(routes), Outcome.NONE)
+    assert entered(routes).trial
+
+
+def test_an_answer_that_begins_ends_the_trial_but_one_more_failure_is_enough() -> None:
+    routes, (first,), clock = router(4)
+    fail(routes, Outcome.UNREACHABLE)
+    clock.now += FIRST_REST
+    trial = entered(routes)
+    routes.begun(trial)
+    assert not entered(routes).trial, "others need not wait for its last token"
+    routes.leave(trial, Outcome.UNREACHABLE)
+    assert first.rests_until == clock.now + 2 * FIRST_REST
+
+
+def test_errors_of_the_only_replica_refuse_nobody() -> None:
+    """A client can make an engine fail with its requests; that must not shut out the others."""
+    routes, (only,), _ = router(4)
+    fail(routes, Outcome.FAILED, times=20)
+    assert entered(routes).target is only
+
+
+def test_an_answer_in_between_keeps_the_circuit_closed() -> None:
+    routes, (only,), _ = router(4)
+    for _ in range(10):
+        fail(routes, Outcome.UNREACHABLE, times=FAILURES - 1)
+        routes.leave(entered(routes), Outcome.ANSWERED)
+    assert only.rests_until is None
+
+
+def test_what_was_on_its_way_when_the_rest_began_makes_it_no_longer() -> None:
+    routes, (only,), clock = router(8)
+    attempts = [entered(routes) for _ in range(8)]
+    for attempt in attempts:
+        routes.leave(attempt, Outcome.UNREACHABLE)
+    assert only.rests_until == clock.now + FIRST_REST
+
+
+def test_requests_with_the_same_beginning_go_to_the_same_replica_while_it_is_not_fuller() -> None:
+    routes, _, _ = router(8, 8, 8)
+    home = entered(routes, affinity=b"a").target
+    assert [entered(routes, affinity=b"a").target for _ in range(2)] == [home] * 2
+    assert entered(routes, affinity=b"a").target is not home, "3 of 8 here, 0 of 8 elsewhere"
+
+
+def test_many_beginnings_spread_evenly_and_stay_when_a_replica_goes() -> None:
+    routes, targets, _ = router(1000, 1000, 1000)
+
+    def homes() -> dict[bytes, str]:
+        found = {}
+        for number in range(300):
+            attempt = entered(routes, affinity=str(number).encode())
+            found[str(number).encode()] = attempt.target.name
+            routes.leave(attempt, Outcome.ANSWERED)
+        return found
+
+    before = homes()
+    assert all(60 <= count <= 140 for count in Counter(before.values()).values())
+    targets[0].up = False
+    after = homes()
+    assert all(after[key] == name for key, name in before.items() if name != "replica-0")
+
+
+class Simulation(RuleBasedStateMachine):
+    """Any sequence of requests, outcomes, health checks and passing time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.targets, self.clock = router(2, 4, 8)
+        self.attempts: list[Attempt] = []
+
+    @rule(weight=st.integers(1, 3), affinity=st.sampled_from([None, b"a", b"b"]), tried=st.sets(st.integers(0, 2)))
+    def enter(self, weight: int, affinity: bytes | None, tried: set[int]) -> None:
+        avoided = [self.targets[at] for at in tried]
+        attempt = self.router.enter(weight, affinity, avoided)
+        able = [target for target in self.targets if target.up and target not in avoided]
+        if attempt is None:
+            assert all(target.rests_until is not None and target.unreachable for target in able)
+            return
+        assert attempt.target in able
+        resting = attempt.target.rests_until is not None
+        if resting and not attempt.trial:
+            assert not attempt.target.unreachable
+            assert all(target.rests_until is not None for target in able), "there was a better one"
+        if attempt.trial:
+            assert attempt.target.rests_until is not None
+            assert attempt.target.rests_until <= self.clock.now
+        self.attempts.append(attempt)
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), begins=st.booleans())
+    def leave(self, data: st.DataObject, outcome: Outcome, begins: bool) -> None:
+        attempt = data.draw(st.sampled_from(self.attempts))
+        self.attempts.remove(attempt)
+        if begins:
+            self.router.begun(attempt)
+        self.router.leave(attempt, outcome)
+        if outcome is Outcome.ANSWERED:
+            assert attempt.target.rests_until is None
+
+    @rule(at=st.integers(0, 2))
+    def flip(self, at: int) -> None:
+        target = self.targets[at]
+        target.up = not target.up
+        if target.up:
+            self.router.restore(target)
+
+    @rule(seconds=st.floats(0, 40))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        for target in self.targets:
+            mine = [attempt for attempt in self.attempts if attempt.target is target]
+            assert target.outstanding == sum(attempt.weight for attempt in mine)
+            if target.trying:
+                assert any(attempt.trial for attempt in mine)
+            if target.rests_until is not None:
+                assert target.rests_until <= self.clock.now + LONGEST_REST
+
+    def teardown(self) -> None:
+        for attempt in self.attempts:
+            self.router.leave(attempt, Outcome.ANSWERED)
+        assert all(target.outstanding == 0 for target in self.targets)
+
+
+TestSimulation = Simulation.TestCase
+TestSimulation.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def chat(*messages: tuple[str, object]) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": content} for role, content in messages]}
+
+
+PICTURES = ["data:image/png;base64," + letter * 3000 for letter in "AB"]
+
+
+def test_the_system_prompt_and_the_first_image_are_what_counts() -> None:
+    one, other = PICTURES
+    asked = affinity(chat(("system", "Be brief."), ("user", "What is this?")), [one])
+    assert affinity(chat(("system", "Be brief."), ("user", "And its colour?")), [one, other]) == asked
+    assert affinity(chat(("system", "Be brief."), ("user", "What is this?")), [other]) != asked
+    assert affinity(chat(("system", "Be long."), ("user", "What is this?")), [one]) != asked
+
+
+def test_a_conversation_without_images_stays_together() -> None:
+    first = chat(("system", [{"type": "text", "text": "s"}]), ("user", "hello"))
+    later = chat(("system", "s"), ("user", "hello"), ("assistant", "hi"), ("user", "and now?"))
+    assert affinity(first, []) == affinity(later, [])
+    assert affinity(first, []) != affinity(chat(("system", "s"), ("user", "bye")), [])
+    assert affinity({"prompt": "once"}, []) != affinity({"prompt": "twice"}, [])
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    """Not Python's own hash, which differs: several gateways before the same replicas must agree."""
+    assert affinity(chat(("user", "hello")), []).hex() == "a7b6eda801e5347d"
