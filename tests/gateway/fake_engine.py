@@ -106,7 +106,7 @@ class FakeEngine:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.text())
-        content = body["messages"][-1]["content"]
+        content = body["messages"][-1].get("content") or ""
         text = content if isinstance(content, str) else "".join(p.get("text", "") for p in content or ())
         words = text.split()
         if words[:1] == ["fault"]:
