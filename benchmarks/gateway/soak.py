@@ -2,8 +2,8 @@
 
     python -m benchmarks.gateway.soak [--seconds 600] [--clients 64]
 
-Fails if a place at the engine or in the queue or a file descriptor is still taken at the end, or if memory still grew
-in the second half.
+Fails if a place at the engine or in the queue, a file descriptor or a process is still taken at the end, or if memory
+still grew in the second half of a run that is long enough to tell: a minute or more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import psutil
 from benchmarks.gateway.bench import HERE, free_port, picture, started
 
 IDLE = 6.0  # seconds; idle connections to the engine are kept for 4
+LONG = 60.0  # seconds after which memory must not grow any more
 GOING = 0.2  # share of clients that go before they have their answer
 
 
@@ -48,6 +49,13 @@ async def sample(process: psutil.Process, end: float) -> list[float]:
     return memory
 
 
+def gauge(metrics: str, name: str) -> float:
+    """The sum of a gauge over its labels. It must be there."""
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", metrics, re.M)
+    assert found, f"no metric {name}"
+    return sum(map(float, found))
+
+
 async def soak(port: int, process: psutil.Process, seconds: float, clients: int) -> list[str]:
     """The problems found."""
     url = f"http://127.0.0.1:{port}"
@@ -64,17 +72,14 @@ async def soak(port: int, process: psutil.Process, seconds: float, clients: int)
     # Every image worker has been started and every connection to the engine closed before we count.
     await asyncio.gather(*(client(url + "/v1/chat/completions", bodies, time.monotonic() + 5, {}) for _ in range(8)))
     await asyncio.sleep(IDLE)
-    before, end = process.num_fds(), time.monotonic() + seconds
+    before, children, end = process.num_fds(), len(process.children()), time.monotonic() + seconds
     work = asyncio.gather(*(client(url + "/v1/chat/completions", bodies, end, counts) for _ in range(clients)))
     memory = await sample(process, end)
     await work
     await asyncio.sleep(IDLE)
     async with aiohttp.ClientSession() as session, session.get(url + "/metrics") as answer:
         metrics = await answer.text()
-    left = {
-        name: float(re.search(rf"^lensmith_requests_{name} (\S+)", metrics, re.M)[1])  # type: ignore[index]
-        for name in ("running", "waiting")
-    }
+    left = {name: gauge(metrics, f"lensmith_requests_{name}") for name in ("running", "waiting")}
     half = memory[len(memory) // 2 :]
     quarter = len(half) // 2
     growth = sum(half[quarter:]) / len(half[quarter:]) - sum(half[:quarter]) / len(half[:quarter])
@@ -85,7 +90,9 @@ async def soak(port: int, process: psutil.Process, seconds: float, clients: int)
     problems = [f"{name} is {value:g}" for name, value in left.items() if value]
     if descriptors > 3:
         problems.append(f"{descriptors} file descriptors more")
-    if growth > 5:
+    if len(process.children()) > children:
+        problems.append(f"{len(process.children()) - children} processes more")
+    if growth > 5 and seconds >= LONG:
         problems.append(f"memory grew by {growth:.1f} MB")
     if not {"200", "400", "404", "503", "gone"} <= set(counts):
         problems.append("not every kind of answer was seen")
