@@ -57,7 +57,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 async def rate(text: str, header: ImageHeader, workers: int, seconds: float) -> dict[str, float]:
     """Images of one kind for some seconds, two waiting for each worker."""
-    pool = ImagePool(workers, MAX_PIXELS, 60.0)
+    pool = ImagePool(workers, MAX_PIXELS, 60.0, max_waiting=2 * workers)
     size = BUDGET.target(header, None)
     assert size is not None
     try:
