@@ -72,6 +72,7 @@ class Exposition:
         for model in self._models().all:
             for replica in model.replicas:
                 running[replica.name] = running.get(replica.name, 0) + replica.outstanding
+        self._metrics.upstream_running.clear()
         for name, answers in running.items():
             self._metrics.upstream_running.labels(name).set(answers)
         return self._metrics.exposition() + self._fetched
@@ -81,9 +82,10 @@ class Exposition:
             await self._session.close()
 
     async def _engines(self) -> bytes:
-        engines = [engine for engine in self._models().engines if engine.ready]
+        engines = self._models().engines
         texts = await asyncio.gather(*(self._fetch(engine) for engine in engines))
         families: dict[str, Family] = {}
+        self._metrics.engine_metrics_up.clear()
         for engine, text in zip(engines, texts, strict=True):
             self._metrics.engine_metrics_up.labels(engine.name).set(text is not None)
             if text is not None:
@@ -93,6 +95,9 @@ class Exposition:
         return "".join(line for lines in written for line in lines).encode()
 
     async def _fetch(self, engine: Engine) -> str | None:
+        """The engine's exposition; None if it can't be had."""
+        if not engine.ready:
+            return None
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS))
         headers = {"accept": "text/plain;version=0.0.4"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -13,6 +14,8 @@ import psutil
 import pytest
 from PIL import Image
 from processes import ROOT, Process, lensmith_serve, until
+
+from gateway.exposition import FRESH_SECONDS
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the embedded engine needs: pip install 'lensmith[cpu]'"
@@ -95,6 +98,14 @@ def test_stop_strings_and_n_are_the_engines_own(client: openai.OpenAI) -> None:
     assert [choice.message.content for choice in stopped.choices] == [text[:1]] * 2
 
 
+def test_the_engines_own_metrics_stand_beside_the_gateways(served: Process, client: openai.OpenAI) -> None:
+    client.chat.completions.create(model="shapes", messages=question(PICTURE), max_tokens=1)
+    time.sleep(FRESH_SECONDS)
+    assert served.metric("lensmith_engine_metrics_up") == 1
+    assert served.metric("lensmith_engine_batch_size_count", engine="shapes/transformers-0") >= 1
+    assert served.metric("lensmith_engine_images_total", engine="shapes/transformers-0") >= 1
+
+
 def test_the_engine_killed_while_idle_comes_back(served: Process, client: openai.OpenAI) -> None:
     (engine,) = (
         process
@@ -103,6 +114,7 @@ def test_the_engine_killed_while_idle_comes_back(served: Process, client: openai
     )
     engine.kill()
     assert "SIGKILL" in served.wait_until("/ready", 503).json()["reason"]
+    until("its metrics are gone", lambda: "lensmith_engine_batch_size" not in httpx.get(served.url + "/metrics").text)
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="shapes", messages=question(PICTURE))
     assert (caught.value.status_code, caught.value.code) == (503, "engine_unavailable")
