@@ -184,7 +184,9 @@ SCHEMAS: dict[str, Object] = {
     "OllamaGenerateRequest": request({**OLLAMA_COMMON, "prompt": STRING, "system": STRING, "images": IMAGES}),
     "OllamaAnswer": obj({"model": STRING, "created_at": STRING, "done": BOOLEAN}, "model", "created_at", "done"),
     "OllamaModels": obj({"models": array(obj(OLLAMA_DETAILS, "name", "model"))}, "models"),
-    "OllamaShowRequest": obj({"model": either(STRING, NULL), "name": either(STRING, NULL)}),
+    "OllamaShowRequest": obj(
+        {"model": either(STRING, NULL), "name": {"description": "What older clients send instead of `model`."}}
+    ),
     "OllamaShow": obj({"details": OBJECT, "model_info": OBJECT, "capabilities": array(STRING)}, "capabilities"),
     "OllamaVersion": obj({"version": STRING}, "version"),
     "Health": obj({"status": STRING}, "status"),

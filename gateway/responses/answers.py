@@ -46,6 +46,7 @@ class ResponseWriter:
             item = _call_item(call, "completed")
             item["arguments"] = call["function"].get("arguments") or ""
             self._output.append(item)
+        self._output[-1]["status"] = self._last_status()
         return orjson.dumps(self._response(self._last_status()))
 
     def chunk(self, chunk: Object) -> bytes:
@@ -120,7 +121,7 @@ class ResponseWriter:
         item = self._open()
         if item is None:
             return b""
-        item["status"] = "incomplete" if self._reason == "length" else "completed"
+        item["status"] = self._last_status()
         if item["type"] == "message":
             part = item["content"][0]
             events = self._part("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
