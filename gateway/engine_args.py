@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 # The gateway's own part of an engine's command line.
@@ -32,3 +33,32 @@ def command_line(arguments: Mapping[str, str]) -> list[str]:
         if text != "false":
             words += [f"--{name}"] if text == "true" else [f"--{name}", text]
     return words
+
+
+def integer(given: Mapping[str, str], option: str, default: int) -> int:
+    """The option's value, a positive number. Raises ValueError."""
+    text = given.get(option)
+    if text is None:
+        return default
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise ValueError(f"{option} must be a positive whole number, not {text!r}.")
+    return int(text)
+
+
+def boolean(given: Mapping[str, str], option: str, default: bool) -> bool:
+    text = given.get(option, str(default)).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{option} must be true or false, not {text!r}.")
+    return text == "true"
+
+
+def fraction(given: Mapping[str, str], option: str) -> float | None:
+    if option not in given:
+        return None
+    try:
+        value = float(given[option])
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise ValueError(f"{option} must be between 0 and 1, not {given[option]!r}.")
+    return value

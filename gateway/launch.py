@@ -18,7 +18,7 @@ from gateway.config import ConfigError, ReplicaConfig
 from gateway.engine_args import command_line, engine_args
 from gateway.engines import LAUNCHED, EngineSpec
 from gateway.gpu import Gpu, NoGpu, query_gpus
-from gateway.plan import Plan, PlanError, Workload, make_plan
+from gateway.plan import Plan, Workload, make_plan
 from gateway.supervisor import LocalEngine
 from modelfiles.folder import ModelFolder, ModelFolderError
 from modelfiles.lmdeploy_adapter import AdapterError, write_lmdeploy_adapter
@@ -115,7 +115,7 @@ def plan(folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], tak
     smallest = dataclasses.replace(smallest, free=smallest.free - taken)
     try:
         made = make_plan(folder, smallest, Workload(), len(gpus) if replica.gpus else 1, given)
-    except PlanError as error:
+    except ValueError as error:
         raise ConfigError(str(error), where) from None
     if made.cache is None:
         raise ConfigError(f"{made.problems[-1].what} Change: {made.problems[-1].change}.", (*where, "folder"))

@@ -2,6 +2,7 @@
 
 Source: lmdeploy 0.18.0, pytorch/engine/executor/base.py (`_get_runtime_size`, `_update_num_gpu_blocks`),
 pytorch/engine/cache_engine/schema.py and layout.py, pytorch/configurations/. Sizes are bytes, counts are of one rank.
+What is not in those files was measured: benchmarks/lmdeploy_kv.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from gateway.gpu import MIB, Gpu
 from modelfiles.folder import ModelFolder, positive_int
 
 BLOCK_TOKENS = 64  # LMDeploy's --cache-block-seq-len
@@ -17,6 +19,15 @@ ALIGNMENT = 256  # of one layer's keys, and of its values, in a block
 DTYPE_BYTES = 2  # it computes and caches in float16 or bfloat16
 RESERVED_BLOCKS = 2  # one holds padding, and the longest session leaves one free
 MIN_BLOCKS = 16  # with fewer it halves the prefill budget; with 2 or none it gives up
+
+# What a process holds on the card besides tensors once it sizes the cache: CUDA's context and kernels. Measured on an
+# H200 with PyTorch 2.11; it grows with the card's multiprocessors, so smaller cards have some more memory than planned.
+CONTEXT = 722_337_792
+# What PyTorch's allocator holds beyond the weights: parts of its 20 MiB segments. Measured with Qwen3-VL-2B.
+SLACK, SLACK_SHARE = 96 * MIB, 0.03
+LATE_KERNELS = 256 * MIB  # loaded, and workspaces allocated, when the first requests come; measured
+GRAPHS = 256 * MIB  # CUDA graphs and their buffers for up to 256 answers; measured
+MARGIN = 0.03  # of the card, for what this estimate does not know
 
 # Tensors that tensor parallelism splits over the ranks; embeddings, norms and the output head are on every one.
 _SPLIT = re.compile(r"\.(layers|blocks)\.\d+\.")
@@ -83,6 +94,31 @@ def _state_slot(text: dict[str, object], layers: int, tp: int) -> int:
     convolution = layers * convolved * _needed(text, "linear_conv_kernel_dim") * DTYPE_BYTES
     recurrent = layers * value_heads * value_dim * key_dim * DTYPE_BYTES
     return _aligned(convolution) + _aligned(recurrent)
+
+
+def activations(folder: ModelFolder, prefill_tokens: int, batch: int, vocabulary: int) -> int:
+    """Bytes that a step may need at once: a prefill step full of images, and the logits of a whole batch.
+
+    The widest layer's inputs and outputs in 16 bit, times what Qwen3-VL-2B took on an H200 beyond them: 170 KB a token.
+    """
+    text, vision = folder.text_config, folder.vision_config
+    hidden, inner = positive_int(text.get("hidden_size")), positive_int(text.get("intermediate_size"))
+    inner = max(inner, positive_int(text.get("moe_intermediate_size")) * positive_int(text.get("num_experts_per_tok")))
+    text_width = 7 * hidden + 3 * inner
+    vision_hidden = positive_int(vision.get("hidden_size")) or positive_int(vision.get("embed_dim"))
+    vision_inner = positive_int(vision.get("intermediate_size")) or 4 * vision_hidden
+    patches = folder.merge_size**2
+    vision_width = patches * max(9 * vision_hidden, 2 * vision_hidden + 2 * vision_inner)
+    deepstack = vision.get("deepstack_visual_indexes")
+    kept = hidden * (2 + (len(deepstack) if isinstance(deepstack, list) else 0))
+    step = prefill_tokens * (max(text_width, vision_width) + kept) * 2
+    logits = batch * vocabulary * 16  # 16 bit, float32, and what sorts them
+    return int(step * 1.7 + logits) + LATE_KERNELS
+
+
+def left_by_weights(gpu: Gpu, model: ModelMemory) -> int:
+    """Bytes of the card's free memory that weights and process leave."""
+    return gpu.free - CONTEXT - model.weights - min(SLACK, int(SLACK_SHARE * model.weights))
 
 
 def runtime_reserve(prefill_tokens: int, batch: int, vocabulary: int) -> int:

@@ -9,12 +9,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.engine_args import as_text, command_line
-from gateway.gpu import CARDS, GIB, MIB, Gpu
-from gateway.lmdeploy_memory import KvCache, ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
+from gateway.engine_args import as_text, boolean, command_line, fraction, integer
+from gateway.gpu import CARDS, GIB, Gpu
+from gateway.lmdeploy_memory import (
+    CONTEXT,
+    GRAPHS,
+    MARGIN,
+    KvCache,
+    ModelMemory,
+    NoRoom,
+    activations,
+    kv_cache,
+    left_by_weights,
+    model_memory,
+    runtime_reserve,
+)
+from gateway.plan_flags import Choice, choices
 from modelfiles.budget import TEXT_TOKENS
 from modelfiles.families import find_family
-from modelfiles.folder import ModelFolder, positive_int
+from modelfiles.folder import ModelFolder
 from modelfiles.smart_resize import smart_resize
 
 # Architectures with images that LMDeploy 0.18's PyTorch engine has (pytorch/models/module_map.py).
@@ -26,14 +39,6 @@ ARCHITECTURES = {
     *("DeepseekVLV2ForCausalLM", "Llama4ForConditionalGeneration", "Phi3VForCausalLM", "MiniCPMV"),
 }
 
-# What a process holds on the card besides tensors once it sizes the cache: CUDA's context and kernels. Measured on an
-# H200 with PyTorch 2.11; it grows with the card's multiprocessors, so smaller cards have some more memory than planned.
-CONTEXT = 722_337_792
-# What PyTorch's allocator holds beyond the weights: parts of its 20 MiB segments. Measured with Qwen3-VL-2B.
-SLACK, SLACK_SHARE = 96 * MIB, 0.03
-LATE_KERNELS = 256 * MIB  # loaded, and workspaces allocated, when the first requests come; measured
-GRAPHS = 256 * MIB  # CUDA graphs and their buffers for up to 256 answers; measured
-MARGIN = 0.03  # of the card, for what this estimate does not know
 PREFILL_BUDGETS = (8192, 4096, 2048)  # tokens; larger ones gave no more answers a second, measured on an H200
 PREFILL_SHARE = 0.1  # of the memory left by the weights, that the logits of a prefill step may reserve
 MOST_BATCH = 64  # batches above it gave no more answers a second with images, measured on an H200
@@ -41,9 +46,6 @@ LONG_SESSION = 32768  # tokens; one session that is longer would push out too ma
 SHORT_TEXT = 512  # tokens of a session that one image leaves for the question and the answer
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MOST_FRACTION = 0.95
-# Options that change what a token takes or how many there are.
-RESIZING = {"quant-policy", "num-gpu-blocks", "cache-block-seq-len", "kernel-block-size", "model-format"}
-UNPLANNED = "as given; the cache's size above does not reckon with it"
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,6 @@ class Workload:
     image_size: tuple[int, int] = (1024, 1024)
     concurrency: int | None = None
     session_len: int | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A flag of `lmdeploy serve api_server` without its dashes; `value` True is a flag that takes none."""
-
-    option: str
-    value: str | int | float | bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -109,29 +102,29 @@ def make_plan(
 ) -> Plan:
     """The plan for `gpu.free` bytes. `overrides` replaces flags; those it does not know are passed on.
 
-    Raises PlanError, ModelFolderError.
+    Raises ValueError (PlanError and ModelFolderError among it) with one sentence.
     """
     given = dict(overrides or {})
-    tp = _integer(given, "tp", tp)
+    tp = integer(given, "tp", tp)
     try:
         model = model_memory(folder, tp)
     except ValueError as error:
         raise PlanError(f"{folder.name} cannot be planned: {error}.") from None
     tokens = image_tokens(folder, workload.image_size)
     request = workload.images * tokens + TEXT_TOKENS
-    free = _left(gpu, model)
-    prefill = _integer(given, "max-prefill-token-num", _prefill(model, free, tokens))
-    eager = _boolean(given, "eager-mode", not gpu.bf16)
+    free = left_by_weights(gpu, model)
+    prefill = integer(given, "max-prefill-token-num", _prefill(model, free, tokens))
+    eager = boolean(given, "eager-mode", not gpu.bf16)
     graphs = 0 if eager else GRAPHS
-    fraction = _fraction(given, "cache-max-entry-count")
+    asked = fraction(given, "cache-max-entry-count")
 
     def sized(batch: int) -> tuple[KvCache, float, int]:
         """The cache for so many answers at once, the fraction that makes it, and what the steps need. Raises NoRoom."""
         needed = activations(folder, prefill, batch, model.vocabulary) + graphs + int(MARGIN * gpu.memory)
-        share = fraction or _safe_fraction(free, runtime_reserve(prefill, batch, model.vocabulary), needed)
+        share = asked or _safe_fraction(free, runtime_reserve(prefill, batch, model.vocabulary), needed)
         return kv_cache(model, free, share, prefill, batch), share, needed
 
-    wanted = _integer(given, "max-batch-size", workload.concurrency or 0)
+    wanted = integer(given, "max-batch-size", workload.concurrency or 0)
     problems: list[Problem] = []
     if folder.architecture not in ARCHITECTURES:
         problems.append(
@@ -140,7 +133,7 @@ def make_plan(
                 "use --engine transformers, or a server that has it with --engine URL",
             )
         )
-    batch, sessions, share, needed = wanted or 1, 0, fraction or 0.0, 0
+    batch, sessions, share, needed = wanted or 1, 0, asked or 0.0, 0
     cache: KvCache | None = None
     try:
         cache, share, needed = sized(batch)
@@ -168,10 +161,10 @@ def make_plan(
         problems=problems,
     )
     if cache is not None:
-        session = _integer(given, "session-len", _session_len(folder, workload, cache, request))
+        session = integer(given, "session-len", _session_len(folder, workload, cache, request))
         plan.image_pixels = _image_pixels(folder, min(prefill, session - SHORT_TEXT))
-        problems += _shortages(plan, cache, batch, session)
-        plan.choices = _choices(folder, plan, cache, share, batch, prefill, session, eager, given)
+        problems += _shortages(plan, cache, batch, prefill, session)
+        plan.choices = choices(folder, plan, cache, share, batch, prefill, session, eager, given)
     return plan
 
 
@@ -183,30 +176,6 @@ def image_tokens(folder: ModelFolder, size: tuple[int, int]) -> int:
     unit = (folder.patch_size or 14) * folder.merge_size
     width, height = smart_resize(size, unit, *folder.image_pixel_limits)
     return width * height // unit**2
-
-
-def activations(folder: ModelFolder, prefill_tokens: int, batch: int, vocabulary: int) -> int:
-    """Bytes that a step may need at once: a prefill step full of images, and the logits of a whole batch.
-
-    The widest layer's inputs and outputs in 16 bit, times what Qwen3-VL-2B took on an H200 beyond them: 170 KB a token.
-    """
-    text, vision = folder.text_config, folder.vision_config
-    hidden, inner = positive_int(text.get("hidden_size")), positive_int(text.get("intermediate_size"))
-    inner = max(inner, positive_int(text.get("moe_intermediate_size")) * positive_int(text.get("num_experts_per_tok")))
-    text_width = 7 * hidden + 3 * inner
-    vision_hidden = positive_int(vision.get("hidden_size")) or positive_int(vision.get("embed_dim"))
-    vision_inner = positive_int(vision.get("intermediate_size")) or 4 * vision_hidden
-    patches = folder.merge_size**2
-    vision_width = patches * max(9 * vision_hidden, 2 * vision_hidden + 2 * vision_inner)
-    deepstack = vision.get("deepstack_visual_indexes")
-    kept = hidden * (2 + (len(deepstack) if isinstance(deepstack, list) else 0))
-    step = prefill_tokens * (max(text_width, vision_width) + kept) * 2
-    logits = batch * vocabulary * 16  # 16 bit, float32, and what sorts them
-    return int(step * 1.7 + logits) + LATE_KERNELS
-
-
-def _left(gpu: Gpu, model: ModelMemory) -> int:
-    return gpu.free - CONTEXT - model.weights - min(SLACK, int(SLACK_SHARE * model.weights))
 
 
 def _safe_fraction(free: int, reserve: int, needed: int) -> float:
@@ -270,7 +239,7 @@ def _roomy(folder: ModelFolder, gpu: Gpu, tp: int) -> bool:
         return False
 
 
-def _shortages(plan: Plan, cache: KvCache, batch: int, session: int) -> list[Problem]:
+def _shortages(plan: Plan, cache: KvCache, batch: int, prefill: int, session: int) -> list[Problem]:
     problems = []
     tokens = plan.request_tokens
     if tokens > session:
@@ -284,101 +253,11 @@ def _shortages(plan: Plan, cache: KvCache, batch: int, session: int) -> list[Pro
             f"{batch} requests of {tokens:,} tokens need {batch * tokens:,} tokens; the cache holds {cache.tokens:,}."
         )
         problems.append(Problem(what, f"--concurrency {max(1, plan.sessions)}, or the rest waits inside the engine"))
-    if cache.prefill_tokens != plan.value("max-prefill-token-num") and plan.choices:
-        problems.append(Problem("LMDeploy will halve the prefill budget.", f"set it to {cache.prefill_tokens}"))
+    if cache.prefill_tokens != prefill:
+        what = f"LMDeploy would lower the prefill budget from {prefill:,} to {cache.prefill_tokens:,} tokens."
+        problems.append(Problem(what, f"--engine-arg max-prefill-token-num={cache.prefill_tokens}"))
     left = plan.free - cache.tokens * plan.token_bytes
     if left < plan.activations:
         what = f"Beside the cache {left / GIB:.2f} GiB are left; a step may need {plan.activations / GIB:.2f} GiB."
         problems.append(Problem(what, "a smaller cache-max-entry-count or max-prefill-token-num"))
     return problems
-
-
-def _choices(
-    folder: ModelFolder,
-    plan: Plan,
-    cache: KvCache,
-    share: float,
-    batch: int,
-    prefill: int,
-    session: int,
-    eager: bool,
-    given: Mapping[str, str],
-) -> list[Choice]:
-    gpu, left = plan.gpu, plan.free - cache.tokens * plan.token_bytes
-    graphs = (
-        f"CUDA graphs would take memory that the cache needs on a {gpu.name}"
-        if eager
-        else "CUDA graphs decode up to 5 times as fast as eager mode"
-    )
-    chosen = [
-        Choice("backend", "pytorch", "TurboMind has no Qwen3-VL; unasked, LMDeploy would choose by model"),
-        _dtype(folder, gpu),
-        Choice("tp", plan.tp, f"{plan.weights / GIB:.2f} GiB of weights on each GPU"),
-        Choice("eager-mode", eager, graphs),
-        Choice("session-len", session, f"most tokens of one prompt and answer; the cache holds {cache.tokens:,}"),
-        Choice("max-batch-size", batch, f"requests of {plan.request_tokens:,} tokens; {plan.sessions} fit at once"),
-        Choice(
-            "max-prefill-token-num",
-            prefill,
-            f"reserves {plan.reserve / GIB:.2f} GiB for logits; one image may have up to {prefill:,} tokens",
-        ),
-        Choice(
-            "cache-max-entry-count",
-            share,
-            f"keeps {left / GIB:.2f} GiB beside the cache; a step needs {plan.activations / GIB:.2f}",
-        ),
-        _prefix_caching(folder),
-    ]
-    known = {choice.option: choice for choice in chosen}
-    for option, text in given.items():
-        value: str | bool = {"true": True, "false": False}.get(text.lower(), text)
-        known[option] = Choice(option, value, UNPLANNED if option in RESIZING else "as given")
-    return list(known.values())
-
-
-def _prefix_caching(folder: ModelFolder) -> Choice:
-    option = "enable-prefix-caching"
-    if not folder.vision_config:
-        return Choice(option, True, "equal beginnings are computed once")
-    # lmdeploy 0.18, pytorch/multimodal/data_type.py: SHA-256 over the float32 pixels, 14 MB for 768x768, in the
-    # engine's loop. benchmarks/results/lmdeploy_serving.json: 42.7 instead of 55.3 req/s where every picture is new.
-    return Choice(option, False, "hashing each image's pixels costs a quarter of the answers; true if images recur")
-
-
-def _dtype(folder: ModelFolder, gpu: Gpu) -> Choice:
-    named = folder.text_config.get("dtype") or folder.text_config.get("torch_dtype")
-    named = named or folder.config.get("dtype") or folder.config.get("torch_dtype")
-    if not gpu.bf16:
-        capability = "{}.{}".format(*gpu.capability)
-        return Choice("dtype", "float16", f"compute capability {capability} has no bfloat16")
-    if named == "float16":
-        return Choice("dtype", "float16", "the model's own")
-    return Choice("dtype", "bfloat16", "the model's own" if named == "bfloat16" else "float32's range in 16 bit")
-
-
-def _integer(given: Mapping[str, str], option: str, default: int) -> int:
-    text = given.get(option)
-    if text is None:
-        return default
-    if not text.isdecimal() or not 0 < int(text) < 2**31:
-        raise PlanError(f"{option} must be a positive whole number, not {text!r}.")
-    return int(text)
-
-
-def _boolean(given: Mapping[str, str], option: str, default: bool) -> bool:
-    text = given.get(option, str(default)).lower()
-    if text not in ("true", "false"):
-        raise PlanError(f"{option} must be true or false, not {text!r}.")
-    return text == "true"
-
-
-def _fraction(given: Mapping[str, str], option: str) -> float | None:
-    if option not in given:
-        return None
-    try:
-        value = float(given[option])
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise PlanError(f"{option} must be between 0 and 1, not {given[option]!r}.")
-    return value

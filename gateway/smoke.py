@@ -10,6 +10,7 @@ import base64
 import math
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -103,3 +104,29 @@ def check(answer: Any) -> Answer:
     if len(text.strip()) > 3 and set(text.strip()) == {"!"}:
         raise Unsound(f"was {text.strip()!r}, as of a model whose numbers overflow")
     return text, [float(number) for number in numbers]
+
+
+async def prove(
+    session: aiohttp.ClientSession,
+    url: URL,
+    key: str | None,
+    names: Sequence[str],
+    picture: bool,
+    seconds: float,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Of the names an engine knows, the model and its adapters, those that work: an adapter must change something.
+
+    Raises Unsound if the model itself doesn't work.
+    """
+    model, *adapters = names
+    own = check(await ask(session, url, key, request(model, picture), seconds))
+    proven = [model]
+    for adapter in adapters:
+        try:
+            if same(check(await ask(session, url, key, request(adapter, picture), seconds)), own):
+                raise Unsound("is the model's own: it changes nothing")
+            proven.append(adapter)
+        except Unsound as error:
+            say(f"lensmith: {adapter} is not served: its answer to a test picture {error}.")
+    return proven

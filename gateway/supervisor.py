@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -20,10 +18,11 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
+from gateway.child import die_with_parent, free_port, signal_group
 from gateway.engine import Engine
 from gateway.engines import EngineSpec
 from gateway.metrics import Metrics
-from gateway.smoke import Answer, Unsound, ask, check, request, same
+from gateway.smoke import Unsound, prove
 from gateway.startup import MEMORY, Cause, Startup, explain, is_dead, is_noise
 
 LOG_LINES = 200
@@ -35,9 +34,6 @@ DYING_SECONDS = 0.3  # from a connection that broke to the end of the process, i
 LAST_WORDS_SECONDS = 0.5  # for a traceback to come
 DIED = "stopped working and was ended"
 WRONG_ANSWER = "`lensmith verify` compares it with transformers; --engine-arg dtype=bfloat16 has float32's range."
-
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -52,22 +48,6 @@ class Timing:
     longest_delay: float = 30.0
     stable: float = 60.0  # time in health after which the delay starts from the beginning
     stop: float = 10.0  # from SIGTERM to SIGKILL
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    def preexec() -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died between the fork and the line above
-            os._exit(1)
-
-    return preexec
 
 
 class LocalEngine(Engine):
@@ -96,7 +76,7 @@ class LocalEngine(Engine):
         self.spec = spec
         self.name = name
         self.served = [model]
-        self._adapters = list(adapters)
+        self._names = [model, *adapters]
         self.url = URL("http://127.0.0.1")
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self._folder = folder
@@ -228,14 +208,14 @@ class LocalEngine(Engine):
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=die_with_parent(os.getpid()),
         )
         logs = asyncio.create_task(self._read_log(process))
         health = asyncio.create_task(self._watch_health())
         try:
             code = await process.wait()
             # Its own children may hold the pipe, the port or the GPU.
-            _signal_group(process.pid, signal.SIGKILL)
+            signal_group(process.pid, signal.SIGKILL)
             await asyncio.wait([logs], timeout=1.0)
             return code
         finally:
@@ -275,7 +255,7 @@ class LocalEngine(Engine):
         process = process or self._process
         if process is not None and process.returncode is None:
             self._ended_because = self._ended_because or because
-            _signal_group(process.pid, signal.SIGKILL)
+            signal_group(process.pid, signal.SIGKILL)
 
     async def _watch_health(self) -> None:
         """Ask for the child's health until it ends; end it when it hangs."""
@@ -312,23 +292,14 @@ class LocalEngine(Engine):
         self._startup.enter("answering a test picture", time.monotonic() - self._started)
         self._enter_phase()
         try:
-            own = await self._try(session, self.served[0])
+            self.served = await prove(
+                session, self.url, self.key, self._names, self._vision, self.spec.start_seconds, self._say
+            )
         except Unsound as error:
             self._cause = explain(self.log) or Cause(f"Its answer to a test picture {error}.", WRONG_ANSWER)
             self._put_down("was ended before it served")
             return False
-        self.served = self.served[:1]
-        for adapter in self._adapters:
-            try:
-                if same(await self._try(session, adapter), own):
-                    raise Unsound("is the model's own: it changes nothing")
-                self.served.append(adapter)
-            except Unsound as error:
-                self._say(f"lensmith: {adapter} is not served: its answer to a test picture {error}.")
         return True
-
-    async def _try(self, session: aiohttp.ClientSession, model: str) -> Answer:
-        return check(await ask(session, self.url, self.key, request(model, self._vision), self.spec.start_seconds))
 
     def _tell_ready(self, took: float) -> None:
         phases = f": {self._startup.summary(took)}" if self.spec.planned else ""
@@ -346,13 +317,8 @@ class LocalEngine(Engine):
         process = self._process
         if process is None or process.returncode is not None:
             return
-        _signal_group(process.pid, signal.SIGTERM)
+        signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(process.wait(), self._timing.stop)
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         await process.wait()
-
-
-def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)

@@ -19,8 +19,8 @@ import click
 from yarl import URL
 
 from gateway.bench.cli import KEY
+from gateway.child import free_port
 from gateway.engine import EngineUnreachable, base_url, fetch_models
-from gateway.supervisor import free_port
 from modelfiles.folder import ModelFolder
 
 START_SECONDS = 900

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from model_shapes import make_qwen3_vl
 
 from gateway.gpu import CARDS, GIB, Gpu, parse_gpu
@@ -182,3 +184,40 @@ def test_lmdeploy_halves_the_prefill_budget_when_few_blocks_are_left() -> None:
     assert halved.blocks == int((free - runtime_reserve(4096, 1, model.vocabulary)) * 0.8) // model.block
     with pytest.raises(NoRoom):
         kv_cache(model, runtime_reserve(8192, 1, model.vocabulary), 0.8, 8192, 1)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.sampled_from(["2B", "8B"]),
+    gib=st.floats(3, 200),
+    turing=st.booleans(),
+    images=st.integers(0, 16),
+    side=st.integers(28, 6000),
+    concurrency=st.none() | st.integers(1, 300),
+    tp=st.sampled_from([1, 2, 4, 8]),
+)
+def test_a_plan_without_problems_fits(
+    models: dict[str, Path],
+    size: str,
+    gib: float,
+    turing: bool,
+    images: int,
+    side: int,
+    concurrency: int | None,
+    tp: int,
+) -> None:
+    card = Gpu("card", int(gib * GIB), int(gib * GIB), (7, 5) if turing else (9, 0))
+    made = make_plan(ModelFolder.open(models[size]), card, Workload(images, (side, side), concurrency), tp)
+    if made.cache is None:
+        assert made.problems
+        return
+    flags = {choice.option: choice.value for choice in made.choices}
+    assert 0 < float(flags["cache-max-entry-count"]) < 1
+    assert flags["eager-mode"] is turing
+    assert 0 < int(flags["session-len"]) <= max(made.cache.longest_session, 0)
+    if not made.problems:
+        left = made.free - made.cache.tokens * made.token_bytes
+        assert left >= made.activations
+        assert int(flags["max-batch-size"]) * made.request_tokens <= made.cache.tokens
+        assert made.image_tokens <= int(flags["max-prefill-token-num"]) == made.cache.prefill_tokens
+        assert made.request_tokens <= int(flags["session-len"])
