@@ -57,8 +57,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining or not self.started:
             super().handle_exit(sig, frame)
+            return
         self._service.draining = True
-        self._drained_at = time.monotonic() + self._service.settings.drain_seconds
+        self._drained_at = time.monotonic() + self._service.gateway.settings.drain_seconds
 
     def handle_reload(self, sig: int, frame: FrameType | None) -> None:
         self._reload_wanted = True
