@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
@@ -18,11 +16,12 @@ from starlette.types import ASGIApp
 
 from gateway.asgi import Direct, RequestIds, error_body
 from gateway.auth import Authenticate
-from gateway.chat import SHUTDOWN_RETRY, ChatCompletions, Check, Translate
+from gateway.chat import ChatCompletions, Check, Translate
 from gateway.completions import check_completion
 from gateway.errors import ApiError, crashed
 from gateway.exposition import Exposition
 from gateway.limits import Tenant
+from gateway.management import ByPort, management_routes
 from gateway.ollama.requests import translate_chat, translate_generate
 from gateway.ollama.routes import ollama_routes
 from gateway.openapi import document
@@ -43,8 +42,11 @@ ROUTES: dict[str, tuple[Translate | None, Check]] = {
 }
 
 
-def create_app(service: Service) -> ASGIApp:
-    """The application in front of a service, which it starts and stops with itself."""
+def create_app(service: Service, management_port: int | None = None) -> ASGIApp:
+    """The application in front of a service, which it starts and stops with itself.
+
+    `management_port`: where /metrics and the details of /ready are then, and nowhere else.
+    """
     metrics = service.metrics
     exposition = Exposition(lambda: service.models, metrics)
     created = int(time.time())
@@ -66,10 +68,8 @@ def create_app(service: Service) -> ASGIApp:
             await service.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
-    app.openapi = lambda: document(__version__, keys=service.ring is not None)  # type: ignore[method-assign]
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(Exception, _crash)
+    app.openapi = lambda: document(__version__, keys=service.ring is not None, metrics=management_port is None)  # type: ignore[method-assign]
+    _answer_errors(app)
 
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": "lensmith"}
@@ -90,35 +90,25 @@ def create_app(service: Service) -> ASGIApp:
             raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
         return described(name)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether this process lives. Whether it can answer requests is /ready's business."""
-        return {"status": "ok"}
-
-    @app.get("/ready")
-    async def ready() -> Response:
-        """200 while at least one model can be used; what is the matter with the others is in the answer."""
-        models = service.models.all
-        described = {model.name: model.described() for model in models}
-        waiting = [model for model in models if not model.ready]
-        if len(waiting) < len(models) and not service.draining:
-            return JSONResponse({"status": "degraded" if waiting else "ready", "models": described})
-        reasons = ["The gateway is shutting down."] if service.draining else [model.reason for model in waiting]
-        wait = min((model.retry_after for model in waiting), default=SHUTDOWN_RETRY)
-        return JSONResponse(
-            {"status": "not ready", "reason": " ".join(dict.fromkeys(reasons)), "models": described},
-            status_code=503,
-            headers={"retry-after": str(max(1, round(wait)))},
-        )
-
-    @app.get("/metrics")
-    async def prometheus() -> Response:
-        return Response(await exposition.text(), headers={"content-type": CONTENT_TYPE_LATEST})
-
+    alone = management_port is None
+    app.include_router(
+        management_routes(service, exposition if alone else None, details=alone and service.ring is None)
+    )
     served: ASGIApp = Direct(app, endpoints)
     if service.ring is not None:
         served = Authenticate(served, service.ring, metrics)
+    if management_port is not None:
+        inside = FastAPI(openapi_url=None, redirect_slashes=False)
+        _answer_errors(inside)
+        inside.include_router(management_routes(service, exposition, details=True))
+        served = ByPort(inside, management_port, served)
     return RequestIds(served)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(Exception, _crash)
 
 
 def _envelope(request: Request, error: ApiError) -> Response:

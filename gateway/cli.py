@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -62,7 +63,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Keys of the file -> the names of their options here.
-PARTS = {"host": "host", "port": "port", "keys": "key_file", "redis": "redis_url"}
+PARTS = {"host": "host", "port": "port", "management_port": "management_port", "keys": "key_file", "redis": "redis_url"}
 
 
 @click.command()
@@ -75,6 +76,11 @@ PARTS = {"host": "host", "port": "port", "keys": "key_file", "redis": "redis_url
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option(
+    "--management-port",
+    type=click.IntRange(0, 65535),
+    help="Port for /metrics and all that /ready knows, on the same host; then nowhere else. It asks for no key.",
+)
 @click.option("--model-name", help="Name that clients give in 'model'.  [default: the folder's name]")
 @click.option(
     "--keys",
@@ -126,8 +132,14 @@ def serve(context: click.Context, /, config_path: Path | None, config_schema: bo
     bound = bind(service.config.host, service.config.port)
     if service.ring is None and not bound.getsockname()[0].startswith(("127.", "::1")):
         click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
-    with bound:
-        run(service, bound, reloads=config_path is not None)
+    with contextlib.ExitStack() as sockets:
+        sockets.enter_context(bound)
+        management = None
+        if service.config.management_port is not None:
+            management = sockets.enter_context(
+                bind(service.config.host, service.config.management_port, "--management-port")
+            )
+        run(service, bound, management, reloads=config_path is not None)
 
 
 def from_file(context: click.Context, file: ConfigFile) -> Load:

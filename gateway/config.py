@@ -146,6 +146,9 @@ class Config(Part):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    management_port: int | None = Field(
+        None, ge=0, le=65535, description="Port for /metrics and all of /ready, then nowhere else; it asks for no key."
+    )
     keys: RelativePath | None = Field(None, description="File of the API keys that clients need; see `lensmith keys`.")
     redis: str | None = Field(
         None, description="URL of a Redis that keeps the keys' limits, so that several gateways share them."

@@ -190,7 +190,7 @@ SCHEMAS: dict[str, Object] = {
     "OllamaShow": obj({"details": OBJECT, "model_info": OBJECT, "capabilities": array(STRING)}, "capabilities"),
     "OllamaVersion": obj({"version": STRING}, "version"),
     "Health": obj({"status": STRING}, "status"),
-    "Ready": obj({"status": STRING, "models": OBJECT}, "status", "models"),
+    "Ready": obj({"status": STRING, "reason": STRING, "models": OBJECT}, "status"),
 }
 JSON = "application/json"
 PROBLEMS = {
@@ -275,13 +275,13 @@ PATHS: dict[str, Object] = {
 }
 
 
-def document(version: str, keys: bool) -> Object:
-    """`keys`: whether a key is asked for."""
+def document(version: str, keys: bool, metrics: bool = True) -> Object:
+    """`keys`: whether a key is asked for; `metrics`: whether they are at this port."""
     schemes: Object = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keys else {}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Lensmith", "version": version},
-        "paths": PATHS,
+        "paths": {path: methods for path, methods in PATHS.items() if metrics or path != "/metrics"},
         "components": {"schemas": SCHEMAS, **schemes},
         **({"security": [{"key": []}]} if keys else {}),
     }

@@ -22,8 +22,8 @@ from gateway.service import Service
 from gateway.tracing import tracing_from_environment
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to host and port, listening later. Raises ClickException with one sentence."""
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A socket that listens at host and port. Raises ClickException with one sentence that names the option."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror:
@@ -36,9 +36,14 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise click.ClickException(f"Port {port} on {host} is in use; choose another one with --port.") from None
+            raise click.ClickException(f"Port {port} on {host} is in use; choose another one with {option}.") from None
         raise click.ClickException(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
     return bound
+
+
+def address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -74,9 +79,10 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def run(service: Service, bound: socket.socket, reloads: bool = False) -> None:
+def run(service: Service, bound: socket.socket, management: socket.socket | None = None, reloads: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests end and stop the engines.
 
+    `management`: what is for operators only is served there, and not at `bound`.
     `reloads`: SIGHUP loads the configuration again, instead of ending the process as a terminal that closes means it.
 
     Raises ClickException when no engine ever became ready.
@@ -89,7 +95,7 @@ def run(service: Service, bound: socket.socket, reloads: bool = False) -> None:
         ) from None
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, management.getsockname()[1] if management is not None else None),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -100,17 +106,20 @@ def run(service: Service, bound: socket.socket, reloads: bool = False) -> None:
         timeout_graceful_shutdown=1,  # the time to drain is over by then
     )
     server = Server(config, service)
-    drop_stalled(bound, service.settings.stall_timeout)
+    sockets = [bound] if management is None else [bound, management]
+    for listening in sockets:
+        drop_stalled(listening, service.settings.stall_timeout)
     service.on_failure = lambda: setattr(server, "should_exit", True)
     # uvicorn handles both signals itself, stops, and then raises them again: without this the exit code would not be 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     if reloads:
         signal.signal(signal.SIGHUP, server.handle_reload)
-    host, port = bound.getsockname()[:2]
-    click.echo(f"lensmith: Listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1", err=True)
+    click.echo(f"lensmith: Listening on {address(bound)}/v1", err=True)
+    if management is not None:
+        click.echo(f"lensmith: Metrics and details at {address(management)}/metrics and /ready", err=True)
     memory.tune()
-    server.run(sockets=[bound])
+    server.run(sockets=sockets)
     if service.failure is not None:
         raise click.ClickException(service.failure)
 

@@ -23,7 +23,7 @@ from gateway.upstream import new_session
 # Reads the configuration and makes its models, of those there were where it can. Raises ConfigError.
 Load = Callable[[Metrics, Models | None], tuple[Config, Models]]
 # What is bound when the process starts. Another value counts from the next start on.
-FIXED = ("host", "port", "keys", "redis")
+FIXED = ("host", "port", "management_port", "keys", "redis")
 
 
 class Gateway:

@@ -1,0 +1,60 @@
+"""What is for operators: liveness, readiness and its reasons, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.chat import SHUTDOWN_RETRY
+from gateway.exposition import Exposition
+from gateway.service import Service
+
+
+def management_routes(service: Service, exposition: Exposition | None, details: bool) -> APIRouter:
+    """`exposition`: None leaves /metrics out. `details`: whether /ready tells of models, engines and their problems."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether this process lives. Whether it can answer requests is /ready's business."""
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """200 while at least one model can be used; what is the matter with the others is in the answer."""
+        models = service.models.all
+        described = {"models": {model.name: model.described() for model in models}} if details else {}
+        waiting = [model for model in models if not model.ready]
+        if len(waiting) < len(models) and not service.draining:
+            return JSONResponse({"status": "degraded" if waiting else "ready", **described})
+        reasons = ["The gateway is shutting down."] if service.draining else [model.reason for model in waiting]
+        reason = {"reason": " ".join(dict.fromkeys(reasons))} if details else {}
+        wait = min((model.retry_after for model in waiting), default=SHUTDOWN_RETRY)
+        return JSONResponse(
+            {"status": "not ready", **reason, **described},
+            status_code=503,
+            headers={"retry-after": str(max(1, round(wait)))},
+        )
+
+    if exposition is not None:
+
+        @router.get("/metrics")
+        async def metrics() -> Response:
+            return Response(await exposition.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+class ByPort:
+    """Sends what comes in at the management port to the one application, and everything else to the other."""
+
+    def __init__(self, management: ASGIApp, port: int, others: ASGIApp) -> None:
+        self._management = management
+        self._port = port
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inside = scope["type"] == "http" and scope["server"][1] == self._port  # the socket's own port, not a header's
+        await (self._management if inside else self._others)(scope, receive, send)
