@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import ollama
 import openai
 import pytest
 from click.testing import CliRunner, Result
@@ -78,6 +79,16 @@ def test_no_route_answers_without_a_key(guarded: tuple[Process, str], path: str,
     headers = {"authorization": authorization.format(secret=secret).encode()} if authorization else {}
     assert envelope(httpx.get(gateway.url + path, headers=headers), 401)["code"] == "invalid_api_key"
     assert envelope(httpx.options(gateway.url + path, headers=headers), 401)
+
+
+def test_ollamas_routes_refuse_in_the_words_of_its_clients(guarded: tuple[Process, str]) -> None:
+    gateway, secret = guarded
+    for path in ("/api/chat", "/api/tags", "/api/nowhere"):
+        refused = httpx.post(gateway.url + path, json=BODY)
+        assert refused.status_code == 401
+        assert refused.json() == {"error": "An API key is needed: Authorization: Bearer <key>."}
+    client = ollama.Client(host=gateway.url, headers={"authorization": f"Bearer {secret}"})
+    assert client.chat(model="fake", messages=ask("count 2")).message.content == "0 1 "
 
 
 def test_the_probes_need_no_key(guarded: tuple[Process, str]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import ollama
 import openai
 import psutil
 import pytest
@@ -104,6 +105,25 @@ def test_the_engines_own_metrics_stand_beside_the_gateways(served: Process, clie
     assert served.metric("lensmith_engine_metrics_up") == 1
     assert served.metric("lensmith_engine_batch_size_count", engine="shapes/transformers-0") >= 1
     assert served.metric("lensmith_engine_images_total", engine="shapes/transformers-0") >= 1
+
+
+def test_all_apis_give_the_same_answer(served: Process, client: openai.OpenAI) -> None:
+    messages = question(PICTURE)
+    text = client.chat.completions.create(model="shapes", messages=messages, temperature=0, max_tokens=8)
+    expected = text.choices[0].message.content
+    uri = messages[0]["content"][0]["image_url"]["url"]
+    content = [{"type": "input_image", "image_url": uri}, {"type": "input_text", "text": "What is this?"}]
+    response = client.responses.create(
+        model="shapes", input=[{"role": "user", "content": content}], temperature=0, max_output_tokens=8
+    )
+    assert response.output_text == expected
+    asked = {"model": "shapes", "images": [uri.split(",")[1]], "options": {"temperature": 0, "num_predict": 8}}
+    given = ollama.Client(host=served.url).generate(prompt="What is this?", **asked)
+    assert given.response == expected
+    counted = httpx.post(served.url + "/tokenize", json={"model": "shapes", "messages": messages}).json()
+    assert counted["count"] == len(counted["tokens"]) == response.usage.input_tokens == given.prompt_eval_count
+    words = client.completions.create(model="shapes", prompt="red circle", temperature=0, max_tokens=3)
+    assert words.usage.completion_tokens <= 3
 
 
 def test_the_engine_killed_while_idle_comes_back(served: Process, client: openai.OpenAI) -> None:
