@@ -53,6 +53,7 @@ HARMLESS: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
     "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
@@ -70,6 +71,8 @@ NOWHERE: Mapping[str, str] = {
     "store": "completions are not stored",
     "service_tier": "there is only one service tier",
     "web_search_options": "web search is not supported",
+    "verbosity": "no engine has it",
+    "moderation": "nothing is moderated",
 }
 
 # And of /v1/completions.
@@ -112,6 +115,7 @@ LMDEPLOY = EngineSpec(
         "presence_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
         "frequency_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
         "tools": "the LMDeploy engine was started without --tool-call-parser",
+        "reasoning_effort": "the LMDeploy engine hands it to the chat template, and those of these models ignore it",
     },
     developer_role=False,
     drops_stop=True,

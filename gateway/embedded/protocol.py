@@ -16,6 +16,7 @@ from typing import Any
 from gateway.errors import ApiError, bad_request
 
 IGNORED = {"metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"}
+IGNORED |= {"prompt_cache_options"}
 IGNORED |= {"safety_identifier", "service_tier", "store", "user"}
 # Values that ask for nothing, for fields that are refused otherwise.
 HARMLESS: dict[str, tuple[Any, ...]] = {
@@ -25,6 +26,7 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "function_call": ("none",),
     "response_format": ({"type": "text"},),
     "logit_bias": ({},),
+    "reasoning_effort": ("none",),
     "modalities": (["text"],),
     "echo": (False,),
     "suffix": ("",),

@@ -30,6 +30,13 @@ IGNORED = (
 )
 # Fields that have the same name and meaning in a chat completion.
 SAME = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "user", "metadata")
+# All of its fields. Others are passed on: engines have their own.
+FIELDS = frozenset(
+    {
+        *("input", "instructions", "max_output_tokens", "text", "truncation", "reasoning", "include", "top_logprobs"),
+        *("tools", "tool_choice", "stream_options", *NOWHERE, *IGNORED, *SAME),
+    }
+)
 ROLES = ("user", "assistant", "system", "developer")
 NAMES: Mapping[str, str] = {
     "messages": "input",
@@ -62,9 +69,7 @@ def translate_response(body: Object) -> Translation:
         chat["max_tokens"] = body["max_output_tokens"]
     if body.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
-    known = {*NOWHERE, *IGNORED, *SAME, "input", "instructions", "max_output_tokens", "text", "truncation", "reasoning"}
-    known |= {"include", "top_logprobs", "tools", "tool_choice", "stream_options"}
-    chat |= {field: value for field, value in body.items() if field not in known}  # engines have their own
+    chat |= {field: value for field, value in body.items() if field not in FIELDS}
     return Translation(chat, ResponseWriter(body), {**NAMES, **conversation.names})
 
 

@@ -106,6 +106,7 @@ def test_a_deeply_nested_body(post: httpx.Client) -> None:
         (fine(modalities=["text", "audio"]), "modalities"),
         (fine(functions=[{"name": "x"}]), "functions"),
         (fine(store=True), "store"),
+        (fine(verbosity="high"), "verbosity"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(post: httpx.Client, body: dict[str, Any], param: str) -> None:

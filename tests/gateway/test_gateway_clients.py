@@ -21,8 +21,16 @@ from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
+from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
+from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 from processes import ROOT, Process
 from test_gateway_chat import ask, picture
+
+from gateway.completions import TEXT_FIELDS
+from gateway.engines import NOWHERE, NOWHERE_IN_TEXT
+from gateway.fields import FIELDS
+from gateway.responses import requests as responses
 
 CLIENTS = ROOT / "tests" / "clients"
 WEATHER = {
@@ -56,6 +64,28 @@ def test_text_completions_and_models_pass_openais_types(post: httpx.Client) -> N
     Completion.model_validate(post.post("/v1/completions", json={"model": "fake", "prompt": "count 3"}).json())
     for model in post.get("/v1/models").json()["data"]:
         Model.model_validate(model)
+
+
+# What cannot change an answer is passed on unchecked; how much to reason is the engine's own business.
+PASSED_ON = {
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+}
+
+
+@pytest.mark.parametrize(
+    ("documented", "known"),
+    [
+        (ChatParams, {"model", "messages", *FIELDS, *NOWHERE, *PASSED_ON}),
+        (TextParams, {"model", "prompt", *TEXT_FIELDS, *NOWHERE_IN_TEXT}),
+        (ResponseParams, set(responses.FIELDS)),
+    ],
+)
+def test_every_field_that_openai_documents_is_checked_or_refused(documented: type, known: set[str]) -> None:
+    assert set(documented.__annotations__) - known == set()
 
 
 def test_a_stream_keeps_to_the_form_that_clients_need(post: httpx.Client) -> None:

@@ -103,6 +103,7 @@ def test_a_developer_message_becomes_a_system_message(client: openai.OpenAI) -> 
         ({"frequency_penalty": -1}, "frequency_penalty"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"stop": "x", "logprobs": True}, "stop"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )
 def test_what_the_engine_would_drop_in_silence_is_refused(served: Process, fields: dict[str, Any], param: str) -> None:
