@@ -68,14 +68,22 @@ class Exposition:
             if time.monotonic() - self._fetched_at >= FRESH_SECONDS:
                 self._fetched = await self._engines()
                 self._fetched_at = time.monotonic()
-        running: dict[str, int] = {}
+        self._look_at_replicas()
+        return self._metrics.exposition() + self._fetched
+
+    def _look_at_replicas(self) -> None:
+        """Set the gauges whose values others keep; a replica that is no longer configured is no longer in them."""
+        running: dict[str, float] = {}
+        resting: dict[str, float] = {}
         for model in self._models().all:
             for replica in model.replicas:
                 running[replica.name] = running.get(replica.name, 0) + replica.outstanding
-        self._metrics.upstream_running.clear()
-        for name, answers in running.items():
-            self._metrics.upstream_running.labels(name).set(answers)
-        return self._metrics.exposition() + self._fetched
+                resting[replica.name] = max(resting.get(replica.name, 0), model.router.rest(replica) > 0)
+        gauges = self._metrics.upstream_running, self._metrics.upstream_resting
+        for gauge, values in zip(gauges, (running, resting), strict=True):
+            gauge.clear()
+            for name, value in values.items():
+                gauge.labels(name).set(value)
 
     async def close(self) -> None:
         if self._session is not None:

@@ -106,6 +106,11 @@ class Metrics:
             *(SECONDS, "engine"),
         )
         self.upstream_running = gauge("lensmith_upstream_running", "Answers an engine is working on.", "engine")
+        self.upstream_resting = gauge(
+            "lensmith_upstream_resting",
+            "1 while an engine is avoided because it failed several calls in a row.",
+            "engine",
+        )
         self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.", "engine")
         self.engine_failures = counter(
             "lensmith_engine_failures_total",

@@ -160,8 +160,10 @@ def test_an_engine_that_hangs_rests_and_its_requests_get_an_answer_at_once(tmp_p
             assert "could not be reached by 3 requests in a row" in envelope(refused, 503)["message"]
             assert int(refused.headers["retry-after"]) >= 1
             assert pair.stats("started") == started
+            assert gateway.metric("lensmith_upstream_resting", engine=f"127.0.0.1:{engine.port}") == 1
             until("it is tried again", lambda: pair.post("hi").status_code == 200)
             assert pair.post("hi").status_code == 200
+            assert gateway.metric("lensmith_upstream_resting", engine=f"127.0.0.1:{engine.port}") == 0
 
 
 def test_no_replica_at_all_is_a_503_that_says_why(tmp_path: Path) -> None:
