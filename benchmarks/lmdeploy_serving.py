@@ -8,7 +8,7 @@ The model has Qwen3-VL-2B's shape and random weights; its processor shrinks imag
     default   `lmdeploy serve api_server MODEL --backend pytorch`, asked directly, with its default threads
     lensmith  `lensmith serve MODEL --engine lmdeploy`; with 768x768 pictures the gateway and its own engine, asked past
               the gateway, take turns
-    few       one request at once and four, through that gateway and past it
+    few       one request at once and four, 128 new tokens, through that gateway and past it
     profile   where the time goes at 768x768: CPU by thread, GPU use, the engine's metrics, stacks by thread
     variants  768x768 past the gateway with other settings, one server after another; --variants chooses
     contract  the tests in tests/gpu, with --demo-model and with the 2B shape
@@ -159,10 +159,11 @@ def phase_lensmith(run: Run, gateway: Server) -> None:
 def phase_few(run: Run, gateway: Server) -> None:
     engine = engines_behind(gateway)[0].endpoint
     for turn in range(2):
-        for name, endpoint in (("gateway", gateway.endpoint), ("engine", engine)):
-            for at_once, requests in ((1, 16), (4, 48)):
-                figures = run.load(endpoint, "768x768", requests, at_once, tokens=128)
-                run.note("few", f"{name}-{at_once}-turn-{turn}", figures)
+        for size in ("224x224", "768x768"):
+            for name, endpoint in (("gateway", gateway.endpoint), ("engine", engine)):
+                for at_once, requests in ((1, 16), (4, 64)):
+                    figures = run.load(endpoint, size, requests, at_once, tokens=128)
+                    run.note("few", f"{size}-{name}-{at_once}-turn-{turn}", figures)
 
 
 def phase_profile(run: Run) -> None:
@@ -174,14 +175,16 @@ def phase_profile(run: Run) -> None:
         engine = engines_behind(gateway)[0].endpoint
         run.load(engine, "768x768", SIZES["768x768"] // 2)
         time.sleep(2.5)  # the sampler writes every two seconds
-        earlier = {file.name: read_stacks(file) for file in stacks.iterdir()}
+        earlier = {file.name: read_stacks(file) for file in stacks.glob("stacks.[0-9]*")}
         before = get(engine.url + "/metrics", engine.key)[1]
         with Usage(gateway.pid) as usage:
             figures = run.load(engine, "768x768", SIZES["768x768"] * 2)
         run.note("profile", "load", {**figures, "usage": usage.fields()})
         run.note("profile", "metrics", means(before, get(engine.url + "/metrics", engine.key)[1]))
         time.sleep(2.5)
-    for file in stacks.iterdir():
+    for file in stacks.glob("stacks.failed.*"):
+        shutil.copy(file, run.given.out.parent)
+    for file in stacks.glob("stacks.[0-9]*"):
         counts = read_stacks(file)
         counts.subtract(earlier.get(file.name, {}))
         lines = [f"{count} {stack}\n" for stack, count in counts.most_common(200) if count > 0]
@@ -189,7 +192,8 @@ def phase_profile(run: Run) -> None:
 
 
 def read_stacks(file: Path) -> Counter[str]:
-    return Counter({stack: int(count) for count, _, stack in (line.partition(" ") for line in file.open())})
+    lines = [line.partition(" ") for line in file.read_text().split("\n") if line]
+    return Counter({stack: int(count) for count, _, stack in lines})
 
 
 def means(before: str, after: str) -> dict[str, float]:
@@ -292,17 +296,15 @@ def compare(result: dict[str, Any]) -> list[str]:
             f"{rates[0] / rates[1]:.3f} (bar {GATEWAY_BAR}); TTFT p50 {times[0]:,.0f} and {times[1]:,.0f} ms"
         )
     few = result.get("few", {})
-    for name in ("gateway", "engine"):
+    for name in sorted({key.partition("-turn-")[0].removesuffix("-4") for key in few if "-4-turn-" in key}):
         rates = [
             median(row["tokens_per_second"] for key, row in few.items() if key.startswith(f"{name}-{at_once}-"))
             for at_once in (1, 4)
-            if any(key.startswith(f"{name}-{at_once}-") for key in few)
         ]
-        if len(rates) == 2:
-            lines.append(
-                f"Four at once over one ({name}): {rates[1]:.0f} and {rates[0]:.0f} tok/s, "
-                f"{rates[1] / rates[0]:.2f}x (bar {FOUR_BAR}x)"
-            )
+        lines.append(
+            f"Four at once over one ({name}): {rates[1]:.0f} and {rates[0]:.0f} tok/s, "
+            f"{rates[1] / rates[0]:.2f}x (bar {FOUR_BAR}x)"
+        )
     for name, row in result.get("variants", {}).items():
         seen = row.get("failed") or f"{row['requests_per_second']:.1f} req/s, GPU {row['usage']['gpu_percent']} %"
         lines.append(f"variant {name}: {seen}")
@@ -371,7 +373,7 @@ def phases_of(run: Run, wanted: list[str]) -> Iterator[tuple[str, Callable[[], N
 def through_gateway(run: Run, wanted: list[str]) -> None:
     with run.start_lensmith() as gateway:
         run.note("lensmith", "ready_seconds", round(gateway.wait_ready(), 1))
-        run.note("lensmith", "engine_command", " ".join(engines_behind(gateway)[0].command))
+        run.note("lensmith", "engine_command", " ".join(engines_behind(gateway)[0].command[1:]))
         if "lensmith" in wanted:
             phase_lensmith(run, gateway)
         if "few" in wanted:

@@ -11,9 +11,18 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 
 FRAMES = 8
+
+
+def run(path: str) -> None:
+    try:
+        sample(path)
+    except Exception:
+        with open(f"{path}.failed.{os.getpid()}", "w") as file:
+            traceback.print_exc(file=file)
 
 
 def sample(path: str) -> None:
@@ -34,9 +43,10 @@ def sample(path: str) -> None:
             seen[";".join([names.get(ident, "?"), *reversed(stack)])] += 1
         if time.monotonic() - written > 2:
             written = time.monotonic()
-            with open(f"{path}.{os.getpid()}", "w") as file:
+            with open(f"{path}.part.{os.getpid()}", "w") as file:
                 file.writelines(f"{count} {stack}\n" for stack, count in seen.most_common(400))
+            os.replace(file.name, f"{path}.{os.getpid()}")  # a reader never sees half of it
 
 
 if os.environ.get("STACKS"):
-    threading.Thread(target=sample, args=(os.environ["STACKS"],), daemon=True, name="stack sampler").start()
+    threading.Thread(target=run, args=(os.environ["STACKS"],), daemon=True, name="stack sampler").start()
