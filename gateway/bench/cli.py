@@ -203,7 +203,7 @@ def choose_model(base: URL, key: str | None, model: str | None) -> str:
 
 
 def image_files(folder: Path) -> tuple[Path, ...]:
-    found = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in MEDIA_TYPES))
+    found = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in MEDIA_TYPES and path.is_file()))
     if not found:
         raise click.ClickException(f"{folder} has no {', '.join(sorted(MEDIA_TYPES))} file.")
     return found

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -152,12 +153,15 @@ def work(pipe: Connection, target: Target, workload: Workload, level: Level, lim
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     bodies: list[bytes] = []
     size = 0
-    for number in range(level.requests):
-        if size > limit:
-            break
-        bodies.append(workload.body(level.seed + number))
-        size += len(bodies[-1])
-    warmup = [workload.body(level.seed + level.requests + number) for number in range(min(level.warmup, len(bodies)))]
+    try:
+        for number in range(level.requests):
+            if size > limit:
+                break
+            bodies.append(workload.body(level.seed + number))
+            size += len(bodies[-1])
+        warmup = [workload.body(level.seed + level.requests + n) for n in range(min(level.warmup, len(bodies)))]
+    except OSError as error:
+        sys.exit(f"lensmith bench: {error}")
     with contextlib.suppress(BrokenPipeError, EOFError):  # the parent went
         asyncio.run(Load(target, level, bodies, pipe).run(warmup))
 
