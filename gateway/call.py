@@ -42,6 +42,7 @@ class Call:
     stream: bool = False
     images: list[ImageHeader] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
+    events: int = 0  # of a stream, sent so far
     answering: bool = False  # a stream's status has been sent
     status: int = 200
     reason: str = ""
@@ -49,6 +50,11 @@ class Call:
     steps: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (start, end), as `Attempt.started`
     attempts: list[Attempt] = field(default_factory=list)
     first_token: float | None = None  # as `Attempt.started`
+
+    @property
+    def tokens(self) -> int:
+        """For the key's limit. Of an answer that was broken off, the events sent, mostly a token each."""
+        return self.prompt_tokens + self.generation_tokens if self.usage else self.events
 
     @property
     def prompt_tokens(self) -> int:

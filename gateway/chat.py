@@ -94,7 +94,7 @@ class Exchange:
         finally:
             self._gateway.bytes.give(call.bytes_held)
             if leave is not None:
-                leave(call.prompt_tokens + call.generation_tokens)
+                leave(call.tokens)
             account(call, self._gateway.metrics)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:

@@ -146,6 +146,7 @@ class Handover:
                     self._begun = True
                     self._model.begun(attempt)
                 if events:
+                    call.events += events.count(b"\n\n")
                     now = call.since()
                     if call.first_token is None:
                         call.first_token = now

@@ -147,6 +147,26 @@ def test_tokens_a_minute(guarded: tuple[Process, str], add: Callable[..., str]) 
     assert [chat(gateway, secret, stream=stream).status_code for stream in (False, True, False)] == [200, 200, 429]
 
 
+def test_a_stream_that_the_client_leaves_costs_its_tokens(
+    guarded: tuple[Process, str], add: Callable[..., str]
+) -> None:
+    gateway, _ = guarded
+    secret = add("leaving", "--tokens-per-minute", "30")
+    working(gateway, secret)
+    headers = {"authorization": f"Bearer {secret}"}
+    body = {**BODY, "messages": ask("count 2000 0.005"), "stream": True}
+    with httpx.stream("POST", gateway.url + CHAT, json=body, headers=headers, timeout=30) as answer:
+        lines = answer.iter_lines()
+        while "99 " not in next(lines):
+            pass
+
+    def left() -> str:
+        return httpx.get(gateway.url + "/v1/models", headers=headers).headers["x-ratelimit-remaining-tokens"]
+
+    until("its tokens are counted", lambda: left() == "0")
+    assert chat(gateway, secret).status_code == 429
+
+
 def test_requests_at_a_time(guarded: tuple[Process, str], add: Callable[..., str]) -> None:
     gateway, first = guarded
     secret = add("single", "--concurrency", "1")
