@@ -84,6 +84,8 @@ class _Builder:
     def _model(self, name: str, config: ModelConfig) -> Model:
         settings = self._settings
         replicas, budgets = [], []
+        if config.folder is not None:
+            budgets.append(pixel_budget(open_folder(config.folder, ("models", name, "folder")), settings))
         for at, described in enumerate(config.replicas):
             where = ("models", name, "replicas", at)
             if described.folder is not None:

@@ -103,6 +103,10 @@ class ModelConfig(Part):
         default_factory=dict,
         description="PEFT adapters that the replicas with a folder serve beside it, each under its own model name.",
     )
+    folder: RelativePath | None = Field(
+        None,
+        description="Its model folder, if all its engines run elsewhere: the processor says how large images are made.",
+    )
     replicas: list[ReplicaConfig] = Field(min_length=1, description="The engines that serve it.")
 
 

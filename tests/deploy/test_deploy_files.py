@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.config_file import ConfigFile
+
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
@@ -84,6 +86,22 @@ def test_everything_mounted_from_here_exists(compose: dict[str, Any]) -> None:
             source = volume.split(":")[0] if isinstance(volume, str) else volume["source"]
             if source.startswith(str(ROOT / "deploy")) and not source.endswith("keys.json"):
                 assert Path(source).exists(), source
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "gateway.compose.yaml",
+        "kubernetes/base/gateway-config.yaml",
+        "kubernetes/overlays/multi-gpu/gateway-config.yaml",
+    ],
+)
+def test_the_gateway_takes_its_configuration(file: str) -> None:
+    config = ConfigFile(ROOT / "deploy" / file).read()
+    assert (config.host, config.port, config.management_port) == ("0.0.0.0", 8000, 9000)
+    model = config.models["model"]
+    assert str(model.folder) == "/model"
+    assert {replica.api_key_env for replica in model.replicas} == {"LENSMITH_ENGINE_KEY"}
 
 
 def start_engine(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -21,13 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_corpus import ihdr, png
 from PIL import Image, ImageDraw
-from processes import Process, lensmith_serve, until
+from processes import ROOT, Process, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 
 from gateway.image_pool import LOW_DETAIL, PixelBudget
 from gateway.images import ImageHeader
 
 BUDGET = 256 * 256
+SHAPES = ROOT / "examples" / "shapes-vl"
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +305,13 @@ def test_the_target_is_the_processors_own_choice() -> None:
     low = budget.target(ImageHeader("JPEG", 4000, 3000), "low")
     assert low is not None
     assert low[0] * low[1] <= LOW_DETAIL
+
+
+def test_a_model_elsewhere_gets_images_as_its_folder_says(engine: Process, tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text(f"port: 0\nmodels: {{fake: {{folder: {SHAPES}, replicas: [{{url: '{engine.url}'}}]}}}}\n")
+    with lensmith_serve("--config", str(config)) as gateway:
+        gateway.wait_until("/ready", 200)
+        image, _ = sent_on(gateway, uri(quarters("RGB", (1000, 500)), "PNG"))
+    assert (image.width % 32, image.height % 32) == (0, 0)
+    assert 48_000 < image.width * image.height <= 256 * 256  # the most that examples/shapes-vl looks at

@@ -67,7 +67,7 @@ def prometheus(gateway: Process, tmp_path: Path) -> Iterator[Process]:
     """Prometheus with the configuration in deploy/, pointed at the gateway and in more of a hurry."""
     shutil.copy(DEPLOY / "alerts.yml", tmp_path)
     config = (DEPLOY / "prometheus.yml").read_text()
-    config = config.replace("gateway:8000", f"127.0.0.1:{gateway.port}")
+    config = config.replace("gateway:9000", f"127.0.0.1:{gateway.port}")
     config = re.sub(r"_interval: \d+s", "_interval: 200ms", config)
     (tmp_path / "prometheus.yml").write_text(config)
     port = free_port()
