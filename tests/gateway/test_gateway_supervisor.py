@@ -57,7 +57,8 @@ def test_a_child_killed_while_idle_comes_back_and_ready_tells_the_truth(served: 
     first.send_signal(number)
     told = served.wait_until("/ready", 503)
     assert "retry-after" in told.headers
-    assert "Next attempt in 1 s" in told.json()["reason"] or "starting" in told.json()["reason"]
+    # One that is asked to end may stop to answer before it has ended.
+    assert any(words in told.json()["reason"] for words in ("Next attempt in 1 s", "starting", "does not answer"))
     assert served.wait_until("/health", 200)
     served.wait_until("/ready", 200)
     assert child(served).pid != first.pid
