@@ -24,7 +24,6 @@ from modelfiles.safetensors_header import read_header
 
 T4 = "Tesla T4, 15360, 14910, 7.5, 580.95.05"
 POST = "import httpx, sys; httpx.post(sys.argv[1], content=sys.argv[2], timeout=60)"
-H200 = "NVIDIA H200, 143771, 143156, 9.0, 580.95.05"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def ask(gateway: Process, text: str) -> httpx.Response:
 
 
 def test_the_plan_starts_the_engine_and_the_log_tells_each_phase(serve: Serve) -> None:
-    with serve(pause=0.3, OMP_NUM_THREADS="") as gateway:
+    with serve(pause=0.3, OMP_NUM_THREADS="7") as gateway:
         told = gateway.wait_until("/ready", 503).text
         gateway.wait_until("/ready", 200)
         assert "starting" in told
@@ -93,6 +92,8 @@ def test_the_plan_starts_the_engine_and_the_log_tells_each_phase(serve: Serve) -
         assert "importing its libraries" in ready
         assert ready.endswith("the cache holds 84,608 tokens.")
         assert " - INFO - " not in log
+        from_cores = str(max(1, min(4, len(os.sched_getaffinity(0)) // 4)))
+        assert f"lmdeploy: threads: 7 {os.environ.get('MKL_NUM_THREADS', from_cores)}" in log
         assert ask(gateway, "hi").json()["choices"][0]["message"]["content"] == "Hello wörld 🙂"
 
 
@@ -129,38 +130,11 @@ def test_as_many_answers_at_once_as_the_engine_was_planned_for(serve: Serve) -> 
             third.wait()
 
 
-def test_threads_come_from_the_cores_unless_the_user_set_them(serve: Serve) -> None:
-    with serve(OMP_NUM_THREADS="7") as gateway:
-        gateway.wait_until("/ready", 200)
-        expected = max(1, min(4, len(os.sched_getaffinity(0)) // 4))
-        mkl = os.environ.get("MKL_NUM_THREADS", str(expected))
-        assert f"lmdeploy: threads: 7 {mkl}" in gateway.log()
-
-
-def test_a_newer_card_gets_cuda_graphs(serve: Serve) -> None:
-    with serve(gpu=H200) as gateway:
-        gateway.wait_until("/ready", 200)
-        words = arguments(gateway)
-        assert option(words, "dtype") == "bfloat16"
-        assert "--eager-mode" not in words
-
-
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
         ("no-bos", "config.json's text_config has no bos_token_id, without which LMDeploy does not load a model. Copy"),
-        ("no-memory", "free memory does not hold the weights and a key and value cache. `lensmith plan serve` says"),
-        ("bf16", "This GPU has no bfloat16. Start it with --engine-arg dtype=float16."),
-        ("shared-memory", "needs 81920 bytes of shared memory and this GPU has 65536."),
-        (
-            "transformers",
-            "transformers has no Qwen3VLForConditionalGeneration: its version does not fit.",
-        ),
-        ("arguments", "It does not take its arguments: unrecognized arguments: --frobnicate."),
         ("wrong !!!!!!!!", "Its answer to a test picture was '!!!!!!!!', as of a model whose numbers overflow."),
-        ("wrong", "Its answer to a test picture was empty."),
-        ("not-finite", "Its answer to a test picture had probabilities that are not numbers."),
-        ("wrong-status no kernel image", "was HTTP 500: "),
     ],
 )
 def test_a_start_that_can_never_succeed_ends_at_once_with_one_sentence(serve: Serve, fault: str, told: str) -> None:
@@ -218,21 +192,6 @@ def test_an_engine_killed_for_memory_says_so(serve: Serve) -> None:
         child = psutil.Process(gateway.process.pid).children()[0]
         child.send_signal(signal.SIGKILL)
         assert "The kernel does that when the machine's memory is full." in gateway.wait_until("/ready", 503).text
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--engine-arg", "server-port=1"), "server-port is the gateway's own part"),
-        (("--engine-arg", "cache-max-entry-count=2"), "cache-max-entry-count must be between 0 and 1"),
-        (("--engine-arg", "nonsense"), "KEY=VALUE"),
-    ],
-)
-def test_engine_arguments_that_cannot_be_given(serve: Serve, options: tuple[str, ...], told: str) -> None:
-    with serve(*options) as gateway:
-        assert gateway.process.wait(60) != 0
-        assert told in gateway.log()
-        assert "Traceback" not in gateway.log()
 
 
 def test_tools_are_served_with_a_parser_for_them(serve: Serve) -> None:

@@ -112,3 +112,24 @@ def test_help_shows_every_limit_with_its_default() -> None:
     help = serve("--help").output
     for text in ("--max-body-bytes", "33554432", "--max-images", "--engine-timeout", "600.0"):
         assert text in help
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--engine-arg", "server-port=1"), "server-port is the gateway's own part"),
+        (("--engine-arg", "nonsense"), "KEY=VALUE"),
+        (("--engine-arg", "a=1", "--engine-arg", "a=2"), "each key once"),
+        (("--engine-arg", "../x=1"), "is not the name of an engine's option"),
+        (("--adapters", "name"), "NAME=PATH"),
+        (("--adapters", "x=/nowhere", "--engine", "transformers"), "serves no adapters beside the model; merge them"),
+    ],
+)
+def test_engine_arguments_and_adapters_that_cannot_be_given(options: tuple[str, ...], told: str) -> None:
+    assert told in sentence(serve(SHAPES, "--port", "0", *options))
+
+
+def test_what_is_for_an_engine_started_here_is_refused_for_a_url() -> None:
+    for option, value in (("--engine-arg", "tp=2"), ("--adapters", "x=y")):
+        said = sentence(serve("--engine", "http://127.0.0.1:1", option, value, "--port", "0"))
+        assert f"{option} is for an engine that is started here" in said

@@ -32,22 +32,6 @@ Traceback (most recent call last):
     self.run()
 SystemExit: 1
 RuntimeError: PyTorch ZMQ engine process exited before publishing RPC server port.""",
-    "no-memory": """\
-Traceback (most recent call last):
-  File "lmdeploy/pytorch/engine/executor/base.py", line 180, in _get_num_gpu_blocks
-    raise RuntimeError('No enough gpu memory for kv cache.')
-RuntimeError: No enough gpu memory for kv cache.""",
-    "bf16": """\
-triton.compiler.errors.CompilationError: PTXASError: Internal Triton PTX codegen error
-ptxas /tmp/tmpx.ptx, line 40; error   : Feature '.bf16' requires .target sm_80 or higher
-ptxas fatal   : Ptx assembly aborted due to errors""",
-    "shared-memory": """\
-triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 81920, Hardware limit: 65536. \
-Reducing block sizes or `num_stages` may help.""",
-    "transformers": """\
-ImportError: cannot import name 'Qwen3VLForConditionalGeneration' from 'transformers' (/site/transformers/__init__.py)
-SystemExit: 1""",
-    "arguments": "usage: lmdeploy\nlmdeploy serve api_server: error: unrecognized arguments: --frobnicate",
     "strange": "ValueError: the moon is in the wrong house\nSystemExit: 1",
 }  # fmt: skip
 OUT_OF_MEMORY = """\
