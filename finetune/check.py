@@ -120,11 +120,10 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     console.print("What is learnt is [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
         console.print(_preview(row, encoder.image_token_id, processor.tokenizer), highlight=False)
-    micro = -(-len(kept) // recipe.per_device_train_batch_size)
     labels = sum(int(row.learnt.sum()) for row in kept)
     console.print(
         f"{len(kept):,} rows, {sum(map(len, kept)):,} tokens of which {labels:,} are learnt; "
-        f"{total_steps(recipe, micro):,} steps of up to "
+        f"{total_steps(recipe, len(kept)):,} steps of up to "
         f"{recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps} rows",
         highlight=False,
     )
@@ -161,7 +160,7 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, console: Cons
     from finetune.measure import measure
 
     result = measure(recipe)
-    steps = total_steps(recipe, math.ceil(rows / recipe.per_device_train_batch_size))
+    steps = total_steps(recipe, rows)
     samples = min(
         steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
         math.ceil(rows * recipe.num_train_epochs) if recipe.max_steps < 0 else math.inf,

@@ -13,32 +13,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from finetune.errors import FinetuneError
 from finetune.recipe import Recipe
-from finetune.weights import save_adapter
+from finetune.weights import save_trained
 
 BEST = "best_adapter"
+Trained = dict[str, Any]  # weights.trained_state
 # Keys that may differ between a run and its continuation without changing what is learnt.
 FREE_KEYS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
-    "plot_loss", "report_to", "max_new_tokens", "export_dir", "adapter_name_or_path",
+    "plot_loss", "report_to", "max_new_tokens", "export_dir", "adapter_name_or_path", "ddp_timeout",
 }  # fmt: skip
 
 
-def fingerprint(recipe: Recipe, base: str, data: str) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, base: str, data: str, processes: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: the recipe's keys that matter, base and data hashes."""
     keys = {key: value for key, value in recipe.model_dump().items() if key not in FREE_KEYS}
-    return keys | {"base model": base, "data": data}
+    return keys | {"base model": base, "data": data, "processes": processes}
 
 
-def save_checkpoint(folder: Path, step: int, peft_model: Any, state: dict[str, Any], keep: int | None) -> Path:
-    """Writes `folder`/checkpoint-`step`. Raises FinetuneError if the disk refuses; earlier checkpoints stay whole."""
+def save_checkpoint(
+    folder: Path, step: int, model: Any, trained: Trained, state: dict[str, Any], keep: int | None
+) -> Path:
+    """Writes `folder`/checkpoint-`step`: the model's `trained` weights and the run's state.
+
+    Raises FinetuneError if the disk refuses; earlier checkpoints stay whole.
+    """
     final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_adapter(peft_model, partial)
+        save_trained(model, trained, partial)
         torch.save(state, partial / "state.pt")
         for file in partial.iterdir():
             _flush(file)
@@ -46,7 +53,7 @@ def save_checkpoint(folder: Path, step: int, peft_model: Any, state: dict[str, A
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush(folder)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
         last = last_checkpoint(folder)
         raise FinetuneError(
@@ -59,18 +66,18 @@ def save_checkpoint(folder: Path, step: int, peft_model: Any, state: dict[str, A
     return final
 
 
-def save_best(folder: Path, peft_model: Any) -> None:
-    """Writes the best adapter so far to `folder`/best_adapter, whole or not at all. Raises FinetuneError."""
+def save_best(folder: Path, model: Any, trained: Trained) -> None:
+    """Writes the best weights so far to `folder`/best_adapter, whole or not at all. Raises FinetuneError."""
     final, partial = folder / BEST, folder / f".{BEST}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_adapter(peft_model, partial)
+        save_trained(model, trained, partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise FinetuneError(f"The best adapter {final} could not be written: {error}.") from None
+        raise FinetuneError(f"The best weights {final} could not be written: {error}.") from None
 
 
 def checkpoints(folder: Path) -> list[Path]:

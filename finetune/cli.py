@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,27 +13,37 @@ from finetune.recipe import Recipe, load_recipe
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
     loaded = load_recipe(recipe, overrides)
-    for warning in loaded.warnings:
+    for warning in loaded.warnings if _speaks() else ():
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     return loaded
+
+
+def _speaks() -> bool:
+    """Whether this is the process that prints: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def train(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Fine-tune a model as RECIPE says; KEY=VALUE changes a key of it."""
+    """Fine-tune a model as RECIPE says; KEY=VALUE changes a key of it.
+
+    On several GPUs: torchrun --nproc-per-node GPUS -m lensmith train RECIPE
+    """
     loaded = _load(recipe, overrides)
     from finetune.train import train as run
 
     result = run(loaded)
     if result.interrupted is not None:
-        click.echo(f"Stopped at step {result.steps} of {result.total_steps}; the same command goes on from there.")
+        if _speaks():
+            click.echo(f"Stopped at step {result.steps} of {result.total_steps}; the same command goes on from there.")
         sys.exit(128 + result.interrupted)
-    click.echo(
-        f"{result.output_dir}: {result.steps} steps in {result.seconds:.0f} s "
-        f"({result.samples_per_second:.1f} samples/s), loss {result.loss:.4f}"
-    )
+    if _speaks():
+        click.echo(
+            f"{result.output_dir}: {result.steps} steps in {result.seconds:.0f} s "
+            f"({result.samples_per_second:.1f} samples/s), loss {result.loss:.4f}"
+        )
 
 
 @click.command()
@@ -91,9 +102,19 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def export(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Merge RECIPE's adapter into its base: a model folder that servers load."""
+@click.option(
+    "--merge-base",
+    type=click.Choice(["original", "dequantized"]),
+    default="original",
+    show_default=True,
+    help="After QLoRA: merge into the base's weights, or into what their 4-bit copies hold.",
+)
+def export(recipe: str, overrides: tuple[str, ...], merge_base: str) -> None:
+    """Merge what RECIPE's training changed into its base: a model folder that servers load.
+
+    With an eval_dataset, after QLoRA, the validation losses of both merge bases are printed.
+    """
     loaded = _load(recipe, overrides)
     from finetune.merge import merge as run
 
-    click.echo(str(run(loaded)))
+    click.echo(str(run(loaded, merge_base=merge_base)))

@@ -1,4 +1,5 @@
-"""What the frozen vision tower makes of each image, computed once and kept while memory lasts.
+"""Images for the model: what the frozen vision tower makes of each, computed once and kept while memory lasts; or
+pixels, if the tower is trained.
 
 An image's features are the language model's image tokens and, for Qwen3-VL, the DeepStack features added to its first
 layers: (1 + DeepStack layers) x tokens x hidden size x bytes, so 1.2 MB x 4 for a 640x480 image of Qwen3-VL-2B in 16
@@ -15,41 +16,72 @@ from typing import Any
 import torch
 
 from finetune.images import ImageBank
+from finetune.model import encode_images
 
 CHUNK_PATCHES = 4096  # patches that go through the tower at once while the cache is filled
 THREADS = 2  # decoding threads; Pillow and torch work outside Python's lock
 
 
-def encode_images(model: Any, pixels: Any, grids: Any) -> Any:
-    """[1 + D, tokens, hidden] features of images: the tower's output, then its D DeepStack features.
+class PixelLoader:
+    """Decodes images in threads, the next batch's while this one is computed."""
 
-    `model` is the *ForConditionalGeneration module. Works with what transformers 4.57 (a tuple or a tensor) and 5 (an
-    output object) return.
-    """
-    visual = model.model.visual
-    out = visual(pixels.to(visual.dtype), grid_thw=grids)
-    if isinstance(out, torch.Tensor):
-        pooled, deep = out, []
-    elif isinstance(out, tuple):
-        pooled, deep = out[0], list(out[1])
-    else:
-        pooled, deep = out.pooler_output, list(getattr(out, "deepstack_features", None) or [])
-    return torch.stack([pooled, *deep])
+    def __init__(self, bank: ImageBank, processor: Any) -> None:
+        self.bank, self.processor = bank, processor.image_processor
+        self.pool = ThreadPoolExecutor(THREADS)
+        self.feeder = ThreadPoolExecutor(1)
+        self._coming: dict[tuple[int, ...], Future[tuple[Any, Any]]] = {}
+
+    def prefetch(self, images: tuple[int, ...]) -> None:
+        """Starts to decode these images in the background."""
+        if images not in self._coming:
+            self._coming[images] = self.feeder.submit(self.bank.pixels, images, self.processor, self.pool)
+
+    def get(self, images: tuple[int, ...]) -> tuple[Any, Any]:
+        """pixel_values [patches, patch dimension] and grids [images, 3], on the CPU. Raises FinetuneError."""
+        coming = self._coming.pop(images, None)
+        return coming.result() if coming else self.bank.pixels(images, self.processor, self.pool)
+
+    def close(self) -> None:
+        for pool in (self.feeder, self.pool):
+            pool.shutdown(cancel_futures=True)
+
+
+class TrainedVision:
+    """The pixels of each batch's images, for a vision tower that changes with every step."""
+
+    cached = False
+
+    def __init__(self, device: torch.device, bank: ImageBank, processor: Any) -> None:
+        self.device, self.loader = device, PixelLoader(bank, processor)
+
+    def prefetch(self, images: Sequence[int]) -> None:
+        if images:
+            self.loader.prefetch(tuple(images))
+
+    def get(self, images: Sequence[int]) -> tuple[Any, Any] | None:
+        """(pixels, grids) on the device, or None without images. Raises FinetuneError."""
+        if not images:
+            return None
+        pixels, grids = self.loader.get(tuple(images))
+        return pixels.to(self.device, non_blocking=True), grids.to(self.device)
+
+    def close(self) -> None:
+        self.loader.close()
 
 
 class FrozenFeatures:
     """Features by image index, from the frozen tower.
 
     `order` names images in the order of use: the tower gets them in chunks of the order of first use, so that a resumed
-    run computes bit for bit what an unbroken one does. `again`: the whole order is used more than once.
+    run computes bit for bit what an unbroken one does. `again`: the whole order is used more than once; sharers: the
+    processes of this machine, each of which keeps features of its own.
     """
 
-    def __init__(self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int], again: bool = False) -> None:
-        self.model, self.bank, self.processor = model, bank, processor.image_processor
-        self.device = next(model.parameters()).device
-        self.pool = ThreadPoolExecutor(THREADS)
-        self.feeder = ThreadPoolExecutor(1)  # makes the next batch's pixels while this one is computed
-        self._coming: dict[tuple[int, ...], Future[tuple[Any, Any]]] = {}
+    def __init__(
+        self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int], again: bool = False, sharers: int = 1
+    ) -> None:
+        self.model, self.bank, self.loader = model, bank, PixelLoader(bank, processor)
+        self.device = next(model.model.visual.parameters()).device
         self.chunk_of: dict[int, int] = {}
         self.chunks: list[list[int]] = []
         config = model.config.vision_config
@@ -58,7 +90,7 @@ class FrozenFeatures:
         tokens = sum(bank.tokens(index) for index in set(order))
         self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.cached = (again or len(set(order)) < len(order)) and self.bytes <= memory // 4
+        self.cached = (again or len(set(order)) < len(order)) and self.bytes <= memory // (4 * sharers)
         self._kept: dict[int, Any] = {}
         patches = 0
         for index in dict.fromkeys(order) if self.cached else ():
@@ -71,14 +103,12 @@ class FrozenFeatures:
             patches += rows * columns
 
     def close(self) -> None:
-        for pool in (self.feeder, self.pool):
-            pool.shutdown(cancel_futures=True)
+        self.loader.close()
 
     def prefetch(self, images: Sequence[int]) -> None:
         """Starts to decode what `get` will need for these images, in the background."""
         for chunk in self._missing(images):
-            if chunk not in self._coming:
-                self._coming[chunk] = self.feeder.submit(self.bank.pixels, chunk, self.processor, self.pool)
+            self.loader.prefetch(chunk)
 
     def get(self, images: Sequence[int]) -> Any | None:
         """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
@@ -100,8 +130,7 @@ class FrozenFeatures:
         return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
 
     def _compute(self, images: tuple[int, ...]) -> list[Any]:
-        coming = self._coming.pop(images, None)
-        pixels, grids = coming.result() if coming else self.bank.pixels(images, self.processor, self.pool)
+        pixels, grids = self.loader.get(images)
         with torch.no_grad():
             features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
         return list(features.split([self.bank.tokens(index) for index in images], dim=1))

@@ -19,7 +19,7 @@ from finetune.processor import load_processor
 from finetune.recipe import Recipe
 from finetune.rows import Dataset
 from finetune.template import ChatEncoder
-from finetune.weights import load_adapter
+from finetune.weights import ADAPTER, WHOLE, load_trained
 
 
 class LocalModel:
@@ -47,7 +47,7 @@ class LocalModel:
         recipe, prompts = self.recipe, self.prompts
         model = load_base(self.folder, recipe, self.device, self.dtype)
         if recipe.adapter_name_or_path:
-            model = load_adapter(model, recipe.adapter_name_or_path).get_base_model()
+            load_trained(model, recipe.adapter_name_or_path)  # adapters work inside the base
         by_length = sorted(open_rows, key=lambda index: -len(prompts[index]))
         size = recipe.per_device_eval_batch_size
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
@@ -57,7 +57,7 @@ class LocalModel:
         tokenizer, ends = self.processor.tokenizer, self.folder.eos_token_ids
         try:
             for batch in batches:
-                with autocast:
+                with autocast, torch.no_grad():
                     rows = [prompts[index] for index in batch]
                     answers = greedy(model, rows, features, ends, recipe.max_new_tokens, self.device)
                 for index, answer in zip(batch, answers, strict=True):
@@ -71,6 +71,7 @@ def _identity(recipe: Recipe, base: str, data: str) -> str:
     digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
     digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
     if recipe.adapter_name_or_path:
-        weights = Path(recipe.adapter_name_or_path) / "adapter_model.safetensors"
-        digest.update(weights.read_bytes() if weights.is_file() else b"")
+        for name in (ADAPTER, WHOLE):
+            weights = Path(recipe.adapter_name_or_path) / name
+            digest.update(weights.read_bytes() if weights.is_file() else b"")
     return digest.hexdigest()

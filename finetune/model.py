@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +35,10 @@ def open_base(recipe: Recipe) -> ModelFolder:
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU that is this process's, or the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
 def pick_dtype(recipe: Recipe, device: torch.device) -> tuple[torch.dtype, str]:
@@ -85,7 +90,7 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=["model.visual", "visual", "lm_head"],
         )
-    if device.type == "cuda":
+    if device.type == "cuda" and not recipe.fsdp:  # FSDP moves a layer at a time, as it shards it
         settings["device_map"] = {"": device.index or 0}
     model = AutoModelForImageTextToText.from_pretrained(folder.path, **settings)
     model.requires_grad_(False)
@@ -98,9 +103,11 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Keeps only each decoder layer's input for the backward pass and computes the rest again."""
+    """Keeps only each layer's input for the backward pass and computes the rest again."""
+    sees = any(p.requires_grad for p in model.model.visual.parameters())
     with old_names_allowed():
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        for part in [model.model.language_model, *([model.model.visual] if sees else [])]:
+            part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def dropout(model: Any, on: bool) -> None:
@@ -125,20 +132,40 @@ def four_bit_layers(model: Any) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
 
 
-def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | None = None) -> Any:
+def encode_images(model: Any, pixels: Any, grids: Any) -> Any:
+    """[1 + D, tokens, hidden] features of images: the tower's output, then its D DeepStack features.
+
+    `model` is the *ForConditionalGeneration module. Works with what transformers 4.57 (a tuple or a tensor) and 5 (an
+    output object) return.
+    """
+    visual = model.model.visual
+    out = visual(pixels.to(visual.dtype), grid_thw=grids)
+    if isinstance(out, torch.Tensor):
+        pooled, deep = out, []
+    elif isinstance(out, tuple):
+        pooled, deep = out[0], list(out[1])
+    else:
+        pooled, deep = out.pooler_output, list(getattr(out, "deepstack_features", None) or [])
+    return torch.stack([pooled, *deep])
+
+
+def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | None = None, noise: float = 0.0) -> Any:
     """[B, L, hidden] last hidden states of the language model.
 
-    `model` is the *ForConditionalGeneration module (adapters inside it work); features: [1 + D, image tokens, hidden].
+    `model` is the *ForConditionalGeneration module (adapters inside it work); features: [1 + D, image tokens, hidden];
+    noise: NEFTune's alpha (arXiv:2310.05914): the text's embeddings get uniform noise of up to alpha / sqrt(L hidden).
     """
     core = model.model
     deepstack: dict[str, Any] = {}
-    with torch.no_grad():
-        embeddings = core.get_input_embeddings()(batch.ids)
-        if features is not None:
-            is_image = batch.ids == model.config.image_token_id
-            embeddings[is_image] = features[0].to(embeddings.dtype)
-            if len(features) > 1:
-                deepstack = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(features[1:])}
+    embeddings = core.get_input_embeddings()(batch.ids)
+    if noise:
+        most = noise / math.sqrt(embeddings.shape[1] * embeddings.shape[2])
+        embeddings = embeddings + torch.empty_like(embeddings).uniform_(-most, most)
+    if features is not None:
+        is_image = batch.ids == model.config.image_token_id
+        embeddings = embeddings.masked_scatter(is_image[..., None], features[0].to(embeddings.dtype))
+        if len(features) > 1:
+            deepstack = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(features[1:])}
     return core.language_model(
         inputs_embeds=embeddings,
         position_ids=batch.positions,
@@ -149,7 +176,21 @@ def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | N
     ).last_hidden_state
 
 
-def label_loss(model: Any, batch: Batch, features: Any | None) -> Any:
-    """The summed cross entropy (float32) of the batch's label tokens; logits exist only at those positions."""
-    logits = model.lm_head(hidden_states(model, batch, features)[batch.labelled]).float()
-    return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+class LabelLoss(torch.nn.Module):  # type: ignore[misc]
+    """The summed cross entropy (float32) of a batch's label tokens; logits exist only at those positions.
+
+    A module, so that DDP and FSDP can wrap it. `base` is the *ForConditionalGeneration module; noise: NEFTune's alpha,
+    added only while `noisy` is true.
+    """
+
+    def __init__(self, base: Any, noise: float = 0.0) -> None:
+        super().__init__()
+        self.base, self.noise, self.noisy = base, noise, True
+
+    def forward(self, batch: Batch, images: Any | None) -> Any:
+        """images: the features of the batch's images, or their (pixels, grids) if the vision tower is trained."""
+        if isinstance(images, tuple):
+            images = encode_images(self.base, *images)
+        states = hidden_states(self.base, batch, images, noise=self.noise if self.noisy else 0.0)
+        logits = self.base.lm_head(states[batch.labelled]).float()
+        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")

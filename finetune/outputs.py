@@ -17,6 +17,7 @@ from modelfiles.folder import ModelFolder
 
 OWN_FILES = (
     "adapter_model.safetensors",
+    "trained_weights.safetensors",
     "adapter_config.json",
     "trainer_log.jsonl",
     "train_results.json",

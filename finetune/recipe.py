@@ -26,7 +26,9 @@ class Recipe(BaseModel):
     # Model
     model_name_or_path: str = Field(description="The base model: a folder, or its id on the Hugging Face hub.")
     adapter_name_or_path: str | None = Field(None, description="Folder of a trained adapter, for eval and export.")
-    finetuning_type: Literal["lora"] = Field("lora", description="What is trained: `lora`, small adapters.")
+    finetuning_type: Literal["lora", "freeze", "full"] = Field(
+        "lora", description="What is trained: `lora`, small adapters; `freeze`, the last layers; `full`, all weights."
+    )
     stage: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
     quantization_bit: Literal[4] | None = Field(None, description="4 for QLoRA: NF4 weights of the language model.")
     quantization_method: Literal["bnb"] = Field("bnb", description="Who quantises: bitsandbytes.")
@@ -39,14 +41,28 @@ class Recipe(BaseModel):
         "auto", description="Attention: `auto` and `sdpa` are PyTorch's, `disabled` is transformers' eager one."
     )
 
+    # What is trained
+    freeze_language_model: bool = Field(False, description="The language model is not trained.")
+    freeze_vision_tower: bool = Field(True, description="The vision tower is not trained.")
+    freeze_multi_modal_projector: bool = Field(True, description="The projector (`visual.merger`) is not trained.")
+    freeze_trainable_layers: int = Field(
+        2, description="With `freeze`: the last N layers of the language model are trained, or the first -N."
+    )
+    freeze_trainable_modules: str = Field("all", description="With `freeze`: modules of those layers, or `all`.")
+    neftune_noise_alpha: float | None = Field(
+        None, gt=0, description="NEFTune: noise on the text's embeddings (arXiv:2310.05914)."
+    )
+
     # LoRA
     lora_rank: int = Field(8, ge=1, description="Rank of the adapters.")
     lora_alpha: int | None = Field(None, ge=1, description="Scale of the adapters is alpha / rank. Unset: 2 x rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
-    lora_target: str = Field("all", description="`all` linears of the language model, or their names: `q_proj,v_proj`.")
-    freeze_vision_tower: Literal[True] = Field(True, description="The vision tower is not trained.")
-    freeze_multi_modal_projector: Literal[True] = Field(True, description="The projector is not trained.")
-    freeze_language_model: Literal[False] = Field(False, description="The language model gets the adapters.")
+    lora_target: str = Field(
+        "all", description="Linears with adapters: `all`, names (`q_proj,v_proj`) or one regular expression."
+    )
+    additional_target: str | None = Field(
+        None, description="Modules trained whole beside the adapters, and saved with them: `embed_tokens,lm_head`."
+    )
     use_dora: bool = Field(False, description="Train each row's length apart from its direction (arXiv:2402.09353).")
     loraplus_lr_ratio: float | None = Field(
         None, gt=0, description="LoRA+: B matrices learn this many times faster than A (arXiv:2402.12354)."
@@ -100,12 +116,18 @@ class Recipe(BaseModel):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this; 0 does not clip.")
-    optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimiser.")
+    optim: Literal["adamw_torch", "paged_adamw_8bit"] = Field(
+        "adamw_torch", description="AdamW; `paged_adamw_8bit` keeps its states in 8 bits, on a GPU."
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the adapters' start, the order and the dropout.")
     group_by_length: bool = Field(True, description="Batches of rows with similar length: less padding.")
     disable_gradient_checkpointing: bool | None = Field(
         None, description="True keeps activations in memory: quicker, larger. Unset: true on a CPU, false on a GPU."
     )
+    fsdp: Literal["full_shard", "full_shard auto_wrap"] | None = Field(
+        None, description="Under torchrun, share the weights out over the GPUs. Unset: each GPU has them all (DDP)."
+    )
+    ddp_timeout: int | None = Field(None, ge=1, description="Seconds that processes wait for each other.")
     logging_steps: int = Field(10, ge=1, description="Log every N steps.")
     save_steps: int = Field(500, ge=1, description="Save a checkpoint every N steps.")
     save_total_limit: int | None = Field(None, ge=1, description="Keep only the newest N checkpoints.")
@@ -141,7 +163,6 @@ class Recipe(BaseModel):
     overwrite_cache: bool = Field(False, description="No effect: nothing is cached on disk.")
     preprocessing_num_workers: int | None = Field(None, ge=1, description="No effect: reading rows needs no workers.")
     dataloader_num_workers: int | None = Field(None, ge=0, description="No effect: images are decoded in threads.")
-    ddp_timeout: int | None = Field(None, description="No effect: one process trains.")
     use_unsloth: Literal[False] = Field(False, description="No effect.")
     video_max_pixels: int | None = Field(None, ge=1, description="No effect: videos are not supported yet.")
     video_min_pixels: int | None = Field(None, ge=1, description="No effect: videos are not supported yet.")
@@ -182,6 +203,14 @@ class Recipe(BaseModel):
                 raise ValueError("interleave_probs needs mix_strategy: interleave_under or interleave_over")
             if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
                 raise ValueError(f"interleave_probs {self.interleave_probs!r} are not positive shares that sum to 1")
+        if self.finetuning_type != "lora":
+            for key in ("quantization_bit", "use_dora", "use_rslora", "loraplus_lr_ratio", "additional_target"):
+                if getattr(self, key):
+                    raise ValueError(f"{key} goes with finetuning_type: lora, not with {self.finetuning_type}")
+        if self.fsdp and self.quantization_bit:
+            raise ValueError("fsdp cannot share out 4-bit weights; unset fsdp or quantization_bit")
+        if self.freeze_language_model and self.freeze_vision_tower and self.freeze_multi_modal_projector:
+            raise ValueError("language model, vision tower and projector are all frozen; nothing would be trained")
         validates = self.val_size or self.eval_dataset
         for key in ("load_best_model_at_end", "early_stopping_steps"):
             if getattr(self, key) and self.eval_strategy == "no":
@@ -217,9 +246,9 @@ class Recipe(BaseModel):
 
 # Keys of LLaMA-Factory's that people have in their files and that are not supported (yet).
 UNSUPPORTED = {
-    "additional_target", "badam_mode", "cache_dir", "compute_accuracy", "data_seed", "deepspeed", "default_system",
+    "badam_mode", "cache_dir", "compute_accuracy", "data_seed", "deepspeed", "default_system",
     "enable_liger_kernel", "enable_thinking", "export_hub_model_id", "export_quantization_bit",
-    "freeze_trainable_layers", "fsdp", "galore_rank", "mask_history", "neat_packing", "neftune_noise_alpha", "packing",
+    "galore_rank", "mask_history", "neat_packing", "packing",
     "pissa_init", "pref_beta", "push_to_hub", "rope_scaling", "shift_attn", "streaming", "tokenized_path",
     "train_on_prompt", "use_unsloth_gc", "video_fps", "video_maxlen",
 }  # fmt: skip

@@ -64,6 +64,11 @@ class RunLog:
             self._writer.close()
 
 
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as LLaMA-Factory's log has them."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a trainer_log.jsonl; a line that a killed run left half written is passed over."""
     records = []

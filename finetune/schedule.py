@@ -7,11 +7,17 @@ import math
 from finetune.recipe import Recipe
 
 
-def total_steps(recipe: Recipe, batches: int) -> int:
-    """Optimiser steps of a run whose epoch has `batches` forward passes; a rest of them still makes a step."""
+def steps_per_epoch(recipe: Recipe, rows: int, processes: int = 1) -> int:
+    """Optimiser steps of an epoch of so many rows; a rest of them still makes a step."""
+    batches = math.ceil(rows / recipe.per_device_train_batch_size)
+    return math.ceil(batches / (recipe.gradient_accumulation_steps * processes))
+
+
+def total_steps(recipe: Recipe, rows: int, processes: int = 1) -> int:
+    """Optimiser steps of a run over so many rows."""
     if recipe.max_steps > 0:
         return recipe.max_steps
-    return math.ceil(recipe.num_train_epochs * math.ceil(batches / recipe.gradient_accumulation_steps))
+    return math.ceil(recipe.num_train_epochs * steps_per_epoch(recipe, rows, processes))
 
 
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:

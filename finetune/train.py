@@ -1,7 +1,7 @@
-"""The training loop: recipe in, adapter out.
+"""The training loop: recipe in, trained weights out, on one GPU, several, or none.
 
-Gradients are normalised by the label tokens of the whole accumulated batch, so a short answer weighs what its tokens
-weigh, whatever the accumulation.
+Gradients are normalised by the label tokens of the whole accumulated batch of all processes, so a short answer weighs
+what its tokens weigh, whatever the accumulation.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,27 +20,29 @@ import torch
 from rich.console import Console
 
 from finetune import checkpoint as checkpoints
-from finetune.batches import collate_train, epoch_batches
+from finetune.batches import Window, collate_train, epoch_batches, step_windows
 from finetune.dataset import TrainingData, load_training_data
 from finetune.errors import FinetuneError
-from finetune.features import FrozenFeatures
+from finetune.features import FrozenFeatures, TrainedVision
 from finetune.model import (
+    LabelLoss,
     checkpoint_activations,
     dropout,
     four_bit_layers,
-    label_loss,
     load_base,
     pick_device,
     pick_dtype,
 )
+from finetune.optimizer import load_optimizer, make_optimizer
 from finetune.outputs import environment, prepare_output
+from finetune.parallel import World, distribute, no_sync, processes, whole
 from finetune.recipe import Recipe, save_recipe
 from finetune.report import write_training_report
-from finetune.runlog import RunLog, plot_loss, progress_bar
-from finetune.schedule import learning_rate, total_steps
+from finetune.runlog import RunLog, clock, plot_loss, progress_bar
+from finetune.schedule import learning_rate, steps_per_epoch, total_steps
 from finetune.signals import stop_on_signals
-from finetune.template import Encoded
-from finetune.weights import add_adapters, load_adapter_weights, save_adapter
+from finetune.validation import validation_loss
+from finetune.weights import make_trainable, restore_trained, save_trained, trained_state
 
 FIGURES = "loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.2e}  {task.fields[speed]:.0f} samples/s"
 LINE_SECONDS = 30.0  # how often a run without a terminal says where it is
@@ -51,11 +53,12 @@ MAX_SKIPPED = 3  # steps without a finite gradient in a row that end the run
 class TrainResult:
     """What a run did.
 
-    output_dir: the adapter's folder; steps: optimiser steps done in all; seconds: of this call, loading included;
-    first_step_seconds: from the call to the end of its first step; samples: rows trained on in this call;
-    samples_per_second: over the steps after the first; loss: mean of the last logged steps; eval_loss: of the adapter
-    that was kept, or None without validation rows; best_step: the step it is from; skipped_steps: steps without a
-    finite gradient; peak_memory_gib: reserved on the GPU, or None; interrupted: the signal that ended the run early.
+    output_dir: the folder of the trained weights; steps: optimiser steps done in all; seconds: of this call, loading
+    included; first_step_seconds: from the call to the end of its first step; processes: how many trained; samples:
+    rows trained on in this call; samples_per_second: over the steps after the first; loss: mean of the last logged
+    steps; eval_loss: of the weights that were kept, or None without validation rows; best_step: the step it is from;
+    skipped_steps: steps without a finite gradient; peak_memory_gib: reserved on the fullest GPU, or None; interrupted:
+    the signal that ended the run early.
     """
 
     output_dir: str
@@ -68,6 +71,7 @@ class TrainResult:
     loss: float
     eval_loss: float | None
     best_step: int | None
+    processes: int
     trainable_parameters: int
     four_bit_layers: int
     dropped_rows: int
@@ -91,24 +95,27 @@ class State:
 
 
 def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
-    """Trains an adapter as the recipe says and writes it to output_dir. Raises FinetuneError."""
+    """Trains as the recipe says and writes the trained weights to output_dir. Raises FinetuneError.
+
+    Under torchrun every process calls it, and the processes train together.
+    """
     began = time.monotonic()
     console = console or Console(stderr=True, soft_wrap=True)
     recipe.require("dataset", "output_dir")
-    resume = prepare_output(recipe)
-    data = load_training_data(recipe, console)
-    run = _Run(recipe, data, console)
-    if resume is not None:
-        run.restore(resume)
-        console.print(f"Going on from {resume}.", highlight=False)
-    return run.go(began)
+    with processes(recipe.ddp_timeout) as world:
+        console.quiet = console.quiet or not world.main
+        resume = world.on_main(lambda: prepare_output(recipe))
+        run = world.together(lambda: _Run(recipe, world, load_training_data(recipe, console), console, resume))
+        if resume is not None:
+            console.print(f"Going on from {resume}.", highlight=False)
+        return run.go(began)
 
 
 class _Run:
     """A training run: what is loaded once, and the loop over it."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, console: Console) -> None:
-        self.recipe, self.data, self.console = recipe, data, console
+    def __init__(self, recipe: Recipe, world: World, data: TrainingData, console: Console, resume: Path | None) -> None:
+        self.recipe, self.world, self.data, self.console = recipe, world, data, console
         self.output = Path(str(recipe.output_dir))
         self.device = pick_device()
         dtype, reason = pick_dtype(recipe, self.device)
@@ -121,72 +128,87 @@ class _Run:
                 f"4-bit layers: {self.quantised} ({kind}); the vision tower and the projector stay as they are.",
                 highlight=False,
             )
-        self.model = add_adapters(self.base, recipe)
+        self.model = make_trainable(self.base, recipe)
+        self.identity = checkpoints.fingerprint(recipe, data.folder.fingerprint(), data.digest, world.size)
+        saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
+        if resume is not None:
+            restore_trained(self.model, resume)
         keep_activations = recipe.disable_gradient_checkpointing
         if not (self.device.type == "cpu" if keep_activations is None else keep_activations):
             checkpoint_activations(self.base)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.trainable = sum(p.numel() for p in self.parameters)
+        self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         console.print(
             f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {len(data.bank.paths)} images; "
-            f"{self.trainable:,} trainable parameters.",
+            f"{self.trainable:,} trainable parameters"
+            + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
             highlight=False,
         )
-        fast = [p for name, p in self.model.named_parameters() if p.requires_grad and ".lora_B." in name]
-        slow = [p for name, p in self.model.named_parameters() if p.requires_grad and ".lora_B." not in name]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": slow, "ratio": 1.0}, {"params": fast, "ratio": recipe.loraplus_lr_ratio or 1.0}],
-            lr=recipe.learning_rate,
-            betas=(recipe.adam_beta1, recipe.adam_beta2),
-            eps=recipe.adam_epsilon,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self.loss = LabelLoss(self.base, recipe.neftune_noise_alpha or 0.0)
+        unseen = any(not row.images for row in data.rows)
+        self.parallel = distribute(self.loss, self.base, recipe, world, self.device, dtype, unseen)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.model, recipe, self.device, console)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.autocast = nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
-        self.lengths = [len(row) for row in data.rows]
-        self.per_epoch = math.ceil(len(data.rows) / recipe.per_device_train_batch_size)
-        self.steps_per_epoch = math.ceil(self.per_epoch / recipe.gradient_accumulation_steps)
-        self.total = total_steps(recipe, self.per_epoch)
-        used = [image for batch in self._epoch(0) for row in batch for image in row.images]
-        self.features = FrozenFeatures(self.base, data.bank, data.processor, used, self.total > self.steps_per_epoch)
-        held_out = [image for row in data.validation for image in row.images]
-        self.held_out_features = FrozenFeatures(self.base, data.bank, data.processor, held_out, True)
-        self.identity = checkpoints.fingerprint(recipe, data.folder.fingerprint(), data.digest)
+        self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
+        self.total = total_steps(recipe, len(data.rows), world.size)
+        self.images, self.held_out_images = self._images()
         self.state = State()
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout
+        if saved is not None:
+            self._restore(saved)
+
+    def _images(self) -> tuple[Any, Any]:
+        """What turns the images of the training and of the validation rows into something for the model."""
+        recipe, data, world = self.recipe, self.data, self.world
+        if any(p.requires_grad for p in self.base.model.visual.parameters()):
+            vision = TrainedVision(self.device, data.bank, data.processor)
+            return vision, vision
+        lengths = [len(row) for row in data.rows]
+        size, seed, grouped = recipe.per_device_train_batch_size, recipe.seed, recipe.group_by_length
+        batches = epoch_batches(lengths, size, seed, 0, grouped)
+        mine = batches[world.rank :: world.size]
+        others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
+        used = [i for batch in [*mine, *others] for row in batch for i in data.rows[row].images]
+        again = self.total > self.steps_per_epoch
+        held_out = [image for row in data.validation for image in row.images]
+        return (
+            FrozenFeatures(self.base, data.bank, data.processor, used, again, world.local_size),
+            FrozenFeatures(self.base, data.bank, data.processor, held_out, True, world.local_size),
+        )
 
     def go(self, began: float) -> TrainResult:
         """The loop, from the state's step to the last."""
-        recipe, state = self.recipe, self.state
-        save_recipe(recipe, self.output / "recipe.yaml")
-        surroundings = environment(self.device, self.data.folder, self.data.digest)
-        (self.output / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n", encoding="utf-8")
-        log = RunLog(self.output, recipe.report_to != "none", state.step)
-        samples = tokens = in_a_row = first_samples = 0
+        recipe, state, world = self.recipe, self.state, self.world
+        if world.main:
+            save_recipe(recipe, self.output / "recipe.yaml")
+            surroundings = environment(self.device, self.data.folder, self.data.digest) | {"processes": world.size}
+            (self.output / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n", encoding="utf-8")
+        log = RunLog(self.output, recipe.report_to != "none", state.step) if world.main else None
+        samples = tokens = in_a_row = first_samples = stop = 0
         saved_at = state.step
         first_step_seconds = speed = math.nan
         stepping = now = after_first = said = time.monotonic()
-        batches = self._batches()
+        windows = step_windows(self.data.rows, recipe, state.step, world.rank, world.size)
         with stop_on_signals() as stopped, progress_bar(self.console, "training", FIGURES) as progress:
             bar = progress.add_task(
                 "training", total=self.total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0
             )
-            following = next(batches)
-            while state.step < self.total and not stopped and not self._stale():
-                rows, following = following, next(batches)
+            following = next(windows)
+            while state.step < self.total and not stop and not self._stale():
+                window, following = following, next(windows)
                 lr = learning_rate(recipe, state.step, self.total)
                 more = state.step + 1 < self.total
-                loss, norm = self._step(rows, lr, following[0] if more else [])
-                samples += sum(map(len, rows))
-                tokens += sum(len(row) for batch in rows for row in batch)
+                loss, norm = self._step(window, lr, following if more else None)
+                stop = int(world.total(len(stopped))[0])
+                samples += window.samples
+                tokens += window.tokens
                 in_a_row = 0 if math.isfinite(norm) and math.isfinite(loss) else in_a_row + 1
                 # A loss scale that is still coming down from its high start is no reason to stop.
                 if in_a_row >= MAX_SKIPPED and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
-                    where = "; ".join(dict.fromkeys(row.source for batch in rows for row in batch))
-                    raise FinetuneError(
-                        f"{MAX_SKIPPED} steps in a row had no finite gradient; the last one's rows are: {where}. "
-                        "Lower learning_rate, or look at those rows."
+                    world.fail(
+                        f"{MAX_SKIPPED} steps in a row had no finite gradient; the last one's rows are: "
+                        f"{'; '.join(dict.fromkeys(window.sources))}. Lower learning_rate, or look at those rows."
                     )
                 state.step += 1
                 now = time.monotonic()
@@ -203,19 +225,22 @@ class _Run:
                 last = state.step == self.total
                 if (state.step % recipe.logging_steps == 0 or last) and state.recent:
                     state.loss, state.recent = sum(state.recent) / len(state.recent), []
-                    elapsed = now - stepping
-                    log.write(self._record(lr, norm, elapsed, samples, tokens))
+                    if log:
+                        log.write(self._record(lr, norm, now - stepping, samples, tokens))
                 if self._evaluates(last):
                     self._evaluate()
-                    log.write({"current_steps": state.step, "total_steps": self.total, "eval_loss": state.eval_loss})
+                    if log:
+                        record = {"current_steps": state.step, "total_steps": self.total, "eval_loss": state.eval_loss}
+                        log.write(record)
                 if state.step % recipe.save_steps == 0 and not last:
                     saved_at = self._save()
             if state.step != saved_at:
                 self._save()
-        log.close()
-        self.features.close()
-        self.held_out_features.close()
-        interrupted = stopped[0] if stopped else None
+        if log:
+            log.close()
+        self.images.close()
+        self.held_out_images.close()
+        interrupted = (stopped[0] if stopped else int(signal.SIGTERM)) if stop else None
         if interrupted is None:
             self._finish()
         if state.skipped:
@@ -233,50 +258,48 @@ class _Run:
             loss=state.loss,
             eval_loss=None if math.isnan(state.eval_loss) else state.best_loss if best else state.eval_loss,
             best_step=state.best_step or None,
+            processes=world.size,
             trainable_parameters=self.trainable,
             four_bit_layers=self.quantised,
             dropped_rows=self.data.dropped,
             skipped_steps=state.skipped,
-            peak_memory_gib=torch.cuda.max_memory_reserved(self.device) / 2**30 if gpu else None,
+            peak_memory_gib=max(world.gather(torch.cuda.max_memory_reserved(self.device) / 2**30)) if gpu else None,
             interrupted=interrupted,
         )
-        if interrupted is None:
+        if interrupted is None and world.main:
             text = json.dumps(asdict(result), indent=2) + "\n"
             (self.output / "train_results.json").write_text(text, encoding="utf-8")
             write_training_report(self.output, recipe, asdict(result))
         return result
 
-    def restore(self, path: Path) -> None:
-        """Goes on from a checkpoint bit for bit. Raises FinetuneError."""
-        saved = checkpoints.load_checkpoint(path, self.identity)
-        load_adapter_weights(self.model, path)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        torch.set_rng_state(saved["rng"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"])
-        self.state = State(**saved["state"])
+    def _step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
+        """One optimiser step: (loss a label token, gradient norm before clipping), of all processes together.
 
-    def _step(self, rows: list[list[Encoded]], lr: float, following: list[Encoded]) -> tuple[float, float]:
-        """One optimiser step on the micro-batches `rows`: (loss a label token, gradient norm before clipping).
-
-        `following` is the micro-batch after them, whose images are decoded meanwhile.
+        The images of the micro-batch after this one, at last of the `following` window, are decoded meanwhile.
         """
-        window = [collate_train(batch, self.device) for batch in rows]
-        labels = sum(len(batch.labels) for batch in window)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
+        mine = [collate_train(rows, self.device) for rows in window.mine]
         loss = 0.0
-        for batch, next_rows in zip(window, [*rows[1:], following], strict=True):
-            self.features.prefetch(batch.images)  # first in line, if nothing fetched it before
-            self.features.prefetch([image for row in next_rows for image in row.images])
-            features = self.features.get(batch.images)
-            with self.autocast:
-                loss_sum = label_loss(self.base, batch, features)
-            self.scaler.scale(loss_sum / labels).backward()
-            loss += loss_sum.item() / labels
+        for n, batch in enumerate(mine):
+            self.images.prefetch(batch.images)  # first in line, if nothing fetched it before
+            if n + 1 < len(mine):
+                self.images.prefetch(mine[n + 1].images)
+            elif following is not None:
+                self.images.prefetch([image for row in following.mine[0] for image in row.images])
+            images = self.images.get(batch.images)
+            last = n + 1 == len(mine)
+            share = 0.0 if last and window.idle else 1.0 / window.labels
+            with no_sync(self.parallel, last):
+                with self.autocast:
+                    loss_sum = self.parallel(batch, images)
+                # DDP and FSDP take the mean over the processes where the sum is wanted.
+                self.scaler.scale(loss_sum * (share * self.world.size)).backward()
+            loss += loss_sum.item() * share
+        (loss,) = self.world.total(loss)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf).item()
+        total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)
+        norm = whole(total_norm).item()
         if math.isfinite(norm) and math.isfinite(loss):
             self.scaler.step(self.optimizer)
             self.state.recent.append(loss)
@@ -298,22 +321,22 @@ class _Run:
         return recipe.eval_strategy != "no" and step > recipe.eval_delay and step % every == 0
 
     def _evaluate(self) -> None:
-        """The loss a label token on the validation rows; keeps the adapter if it is the best so far."""
-        state, loss, labels = self.state, 0.0, 0
-        rows = self.data.validation
+        """Validates; keeps the weights if they are the best so far."""
+        state, size = self.state, self.recipe.per_device_eval_batch_size
         dropout(self.model, False)
-        with torch.no_grad(), self.autocast:
-            for start in range(0, len(rows), self.recipe.per_device_eval_batch_size):
-                chosen = rows[start : start + self.recipe.per_device_eval_batch_size]
-                batch = collate_train(chosen, self.device)
-                loss += label_loss(self.base, batch, self.held_out_features.get(batch.images)).item()
-                labels += len(batch.labels)
+        self.loss.noisy = False
+        with self.autocast:
+            state.eval_loss = validation_loss(
+                self.parallel, self.data.validation, self.held_out_images, size, self.device, self.world
+            )
+        self.loss.noisy = True
         dropout(self.model, True)
-        state.eval_loss = loss / labels
         if state.eval_loss < state.best_loss:
             state.best_loss, state.best_step, state.stale = state.eval_loss, state.step, 0
             if self.recipe.load_best_model_at_end:
-                checkpoints.save_best(self.output, self.model)
+                trained = trained_state(self.model)
+                if self.world.main:
+                    checkpoints.save_best(self.output, self.model, trained)
         else:
             state.stale += 1
 
@@ -322,29 +345,45 @@ class _Run:
         return patience is not None and self.state.stale >= patience
 
     def _save(self) -> int:
+        cuda = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
         saved = {
             "state": asdict(self.state),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "rng": self.world.gather((torch.get_rng_state(), cuda)),
             "fingerprint": self.identity,
         }
-        checkpoints.save_checkpoint(self.output, self.state.step, self.model, saved, self.recipe.save_total_limit)
+        trained = trained_state(self.model)
+        if self.world.main:
+            keep = self.recipe.save_total_limit
+            checkpoints.save_checkpoint(self.output, self.state.step, self.model, trained, saved, keep)
         return self.state.step
 
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's state bit for bit."""
+        load_optimizer(self.optimizer, saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        rng, cuda_rng = saved["rng"][self.world.rank]
+        torch.set_rng_state(rng)
+        if cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng)
+        self.state = State(**saved["state"])
+
     def _finish(self) -> None:
-        """Writes the adapter that is kept, and the curve."""
+        """Writes the weights that are kept, and the curve."""
+        trained = trained_state(self.model)
+        if not self.world.main:
+            return
         best = self.output / checkpoints.BEST
         if self.recipe.load_best_model_at_end and self.state.best_step:
             if not best.is_dir():
                 raise FinetuneError(
-                    f"{best} is gone, so the best adapter cannot be kept; the last checkpoint is whole."
+                    f"{best} is gone, so the best weights cannot be kept; the last checkpoint is whole."
                 )
             for file in best.iterdir():
                 shutil.copyfile(file, self.output / file.name)
         else:
-            save_adapter(self.model, self.output)
+            save_trained(self.model, trained, self.output)
         if self.recipe.plot_loss:
             plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
 
@@ -361,28 +400,8 @@ class _Run:
             "percentage": round(100 * state.step / self.total, 2),
             "samples_per_second": round(samples / max(1e-9, elapsed), 2),
             "throughput": round(tokens / max(1e-9, elapsed), 2),
-            "elapsed_time": _clock(elapsed),
+            "elapsed_time": clock(elapsed),
         }
         if self.device.type == "cuda":
             record["vram_reserved"] = round(torch.cuda.max_memory_reserved(self.device) / 2**30, 2)
         return record
-
-    def _epoch(self, epoch: int) -> list[list[Encoded]]:
-        recipe = self.recipe
-        size, grouped = recipe.per_device_train_batch_size, recipe.group_by_length
-        order = epoch_batches(self.lengths, size, recipe.seed, epoch, grouped)
-        return [[self.data.rows[index] for index in batch] for batch in order]
-
-    def _batches(self) -> Iterator[list[list[Encoded]]]:
-        """The micro-batches of each optimiser step from the state's step on, without end."""
-        epoch, at = divmod(self.state.step, self.steps_per_epoch)
-        accumulate = self.recipe.gradient_accumulation_steps
-        while True:
-            batches = self._epoch(epoch)
-            for first in range(at * accumulate, len(batches), accumulate):
-                yield batches[first : first + accumulate]
-            epoch, at = epoch + 1, 0
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -1,9 +1,14 @@
-"""The weights that a run trains: which they are, how they are saved and put back."""
+"""The weights that a run trains: which they are, how they are saved and put back.
+
+Adapters are saved in PEFT's format. `freeze` and `full` save the trained weights alone, whole and in float32, under the
+names that transformers gives them in memory, as trained_weights.safetensors; merging puts either into the base's files.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,79 +16,221 @@ import torch
 
 from finetune.errors import FinetuneError
 from finetune.model import dropout, old_names_allowed
+from finetune.parallel import whole
 from finetune.recipe import Recipe
 
-LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\..*"
+ADAPTER_CONFIG, ADAPTER, WHOLE = "adapter_config.json", "adapter_model.safetensors", "trained_weights.safetensors"
+LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.(.+)")
+
+
+def part_of(name: str) -> str:
+    """The key that freezes a module or parameter: LLaMA-Factory's division, DeepStack's mergers to the vision tower."""
+    if name.startswith("model.visual.merger."):
+        return "freeze_multi_modal_projector"
+    return "freeze_vision_tower" if name.startswith("model.visual.") else "freeze_language_model"
+
+
+def make_trainable(model: Any, recipe: Recipe) -> Any:
+    """Makes what the recipe trains trainable, in float32; the model, wrapped in PEFT for LoRA. Raises FinetuneError."""
+    wrapped = add_adapters(model, recipe) if recipe.finetuning_type == "lora" else _unfreeze(model, recipe)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
 
 
 def add_adapters(model: Any, recipe: Recipe) -> Any:
-    """Wraps the model in PEFT with fresh float32 LoRA adapters on the recipe's targets."""
+    """Wraps the model in PEFT with fresh float32 LoRA adapters on the recipe's targets. Raises FinetuneError."""
     from peft import LoraConfig, get_peft_model
 
     if recipe.use_dora and recipe.quantization_bit and not torch.cuda.is_available():
         raise FinetuneError("use_dora on a 4-bit base needs a GPU: PEFT dequantises there; unset quantization_bit.")
-    linears = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and re.fullmatch(LANGUAGE_LINEARS, name)
-    ]
-    names = sorted({name.rpartition(".")[2] for name in linears})
-    wanted = names if recipe.lora_target == "all" else [part.strip() for part in recipe.lora_target.split(",")]
-    for name in wanted:
-        if name not in names:
-            raise FinetuneError(f"lora_target: the language model has no {name!r}; it has {', '.join(names)}.")
+    extra = _additional_targets(model, recipe)
+    targets = [name for name in _lora_targets(model, recipe) if name not in extra]
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.lora_dropout,
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
-        target_modules=[name for name in linears if name.rpartition(".")[2] in wanted],
+        target_modules=targets,
+        modules_to_save=extra or None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(recipe.seed)
+    tied = _is_tied(model)
     with old_names_allowed():
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    if tied:
+        _tie(model)
+    return wrapped
 
 
-def load_adapter(model: Any, path: str | Path) -> Any:
-    """Wraps the model in a trained adapter. Raises FinetuneError."""
+def _lora_targets(model: Any, recipe: Recipe) -> list[str]:
+    """Names of the linears that get adapters, in the parts that are not frozen."""
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name != "lm_head"
+        and ".patch_embed." not in name  # a convolution in the base's files
+        and not getattr(recipe, part_of(name))
+    ]
+    if recipe.lora_target == "all":
+        return linears
+    names = sorted({name.rpartition(".")[2] for name in linears})
+    if re.fullmatch(r"[\w., -]+", recipe.lora_target):
+        wanted = [part.strip() for part in recipe.lora_target.split(",") if part.strip()]
+        for want in wanted:
+            if not _named(linears, want):
+                raise FinetuneError(
+                    f"lora_target: the parts that are not frozen have no linear {want!r}; they have {', '.join(names)}."
+                )
+        return [name for name in linears if any(_named([name], want) for want in wanted)]
+    try:
+        chosen = [name for name in linears if re.fullmatch(recipe.lora_target, name)]
+    except re.error as error:
+        raise FinetuneError(f"lora_target: {recipe.lora_target} is not a regular expression: {error}.") from None
+    if not chosen:
+        raise FinetuneError(
+            f"lora_target: {recipe.lora_target} matches no linear; they are named like {linears[0]}, and the last "
+            f"parts are {', '.join(names)}."
+        )
+    return chosen
+
+
+def _named(names: Sequence[str], want: str) -> list[str]:
+    return [name for name in names if name == want or name.endswith(f".{want}")]
+
+
+def _additional_targets(model: Any, recipe: Recipe) -> list[str]:
+    """Full names of the modules of `additional_target`; of tied embeddings, the input's alone."""
+    modules = dict(model.named_modules())
+    found: list[str] = []
+    for want in (recipe.additional_target or "").split(","):
+        if not want.strip():
+            continue
+        names = _named(list(modules), want.strip())
+        if not names:
+            raise FinetuneError(f"additional_target: the model has no module {want.strip()!r}.")
+        for name in names:
+            if not any(p.is_floating_point() for p in modules[name].parameters()):
+                raise FinetuneError(f"additional_target: {name} is in 4 bits, which cannot be trained; adapters can.")
+        found += names
+    if "lm_head" in found and _is_tied(model):
+        found.remove("lm_head")
+        found += [name for name in modules if name.endswith(".embed_tokens")]
+    return list(dict.fromkeys(found))
+
+
+def _is_tied(model: Any) -> bool:
+    return model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def _tie(model: Any) -> None:
+    """Ties the output to the embeddings again, if PEFT made a copy of them to train.
+
+    Untied, the merged model would need an lm_head that the base's files and configuration do not have.
+    """
+    embeddings = model.get_input_embeddings()
+    if hasattr(embeddings, "modules_to_save"):
+        model.lm_head.weight = embeddings.modules_to_save["default"].weight
+
+
+def _unfreeze(model: Any, recipe: Recipe) -> Any:
+    """Marks whole weights as trainable: all of the parts that are not frozen, or with `freeze` some layers of them."""
+    layers = len(model.model.language_model.layers)
+    count = recipe.freeze_trainable_layers
+    chosen = range(layers)[-count:] if count > 0 else range(layers)[:-count]
+    wanted = [part.strip() for part in recipe.freeze_trainable_modules.split(",")]
+    used = set()
+    for name, parameter in model.named_parameters():
+        if getattr(recipe, part_of(name)):
+            continue
+        if recipe.finetuning_type == "freeze" and part_of(name) == "freeze_language_model":
+            layer = LAYER.fullmatch(name)
+            if layer is None or int(layer[1]) not in chosen:
+                continue
+            here = {want for want in wanted if want == "all" or want in layer[2].split(".")}
+            if not here:
+                continue
+            used |= here
+        parameter.requires_grad_(True)
+    if recipe.finetuning_type == "freeze" and not recipe.freeze_language_model and used != set(wanted):
+        missing = ", ".join(sorted(set(wanted) - used))
+        raise FinetuneError(f"freeze_trainable_modules: the layers have no {missing}; `all` trains all their modules.")
+    return model
+
+
+def trained_state(model: Any) -> dict[str, Any]:
+    """The trained weights by the names in their file, on the CPU. Under FSDP all processes must call it."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    if isinstance(model, PeftModel):
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    else:
+        state = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: whole(tensor).contiguous() for name, tensor in state.items()}
+
+
+def save_trained(model: Any, state: dict[str, Any], path: Path) -> None:
+    """Writes `state`, the model's trained_state, deterministically; for an adapter its configuration too."""
+    from safetensors.torch import save_file
+
+    config = getattr(model, "peft_config", None)
+    save_file(state, path / (WHOLE if config is None else ADAPTER), metadata={"format": "pt"})
+    if config is not None:
+        values = config["default"].to_dict() | {"inference_mode": True}
+        values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+        values["target_modules"] = sorted(values["target_modules"])
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+        (path / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def restore_trained(model: Any, path: Path) -> None:
+    """Puts the trained weights of a folder back into the model that trains them. Raises FinetuneError."""
+    from safetensors.torch import load_file
+
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        result = set_peft_model_state_dict(model, load_file(path / ADAPTER))
+        if result.unexpected_keys:
+            raise FinetuneError(f"{path} has adapter tensors the model lacks, such as {result.unexpected_keys[0]}.")
+    else:
+        _copy_whole(model, path)
+
+
+def load_trained(model: Any, path: str | Path) -> Any:
+    """The base with what a run trained: wrapped in its adapter, or with its whole weights. Raises FinetuneError."""
     from peft import PeftModel
 
     path = Path(path)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    if (path / WHOLE).is_file():
+        _copy_whole(model, path)
+        return model
+    for name in (ADAPTER_CONFIG, ADAPTER):
         if not (path / name).is_file():
             raise FinetuneError(f"adapter_name_or_path: {path} has no {name}; give the folder of a trained adapter.")
+    tied = _is_tied(model)
     try:
         with old_names_allowed():
             wrapped = PeftModel.from_pretrained(model, path, is_trainable=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         message = str(error).splitlines()[0][:200]
         raise FinetuneError(f"The adapter {path} does not fit the base model: {message}") from None
+    if tied:
+        _tie(model)
     wrapped.train()
     dropout(wrapped, False)
     return wrapped
 
 
-def save_adapter(peft_model: Any, path: Path) -> None:
-    """Writes an adapter in PEFT's format: adapter_config.json and adapter_model.safetensors, deterministically."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    weights = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-              path / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
-    config = peft_model.peft_config["default"].to_dict() | {"inference_mode": True}
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    config["target_modules"] = sorted(config["target_modules"])
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def load_adapter_weights(peft_model: Any, path: Path) -> None:
-    """Puts a checkpoint's adapter into the model, in float32 as saved."""
-    from peft import set_peft_model_state_dict
+def _copy_whole(model: Any, path: Path) -> None:
     from safetensors.torch import load_file
 
-    result = set_peft_model_state_dict(peft_model, load_file(path / "adapter_model.safetensors"))
-    if result.unexpected_keys:
-        raise FinetuneError(f"The adapter in {path} has tensors the model lacks, such as {result.unexpected_keys[0]}.")
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(path / WHOLE).items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise FinetuneError(f"{path / WHOLE}: {name} does not fit the base model (quantised or another one?).")
+        parameters[name].data.copy_(tensor)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +20,15 @@ from finetune.batches import collate_train
 from finetune.dataset import load_training_data
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
-from finetune.features import FrozenFeatures
+from finetune.features import FrozenFeatures, TrainedVision
 from finetune.images import decode
 from finetune.merge import merge
-from finetune.model import four_bit_layers, label_loss, load_base, open_base
+from finetune.model import LabelLoss, four_bit_layers, load_base, open_base
 from finetune.recipe import Recipe
 from finetune.rows import load_rows
 from finetune.template import prove
 from finetune.train import train
-from finetune.weights import add_adapters, load_adapter
+from finetune.weights import add_adapters, load_trained, make_trainable
 from modelfiles.folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]
@@ -88,7 +90,7 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
         labels[0, ~torch.from_numpy(ours.learnt)] = -100
         theirs = base(**inputs, labels=labels).loss
         batch = collate_train([ours], CPU)
-        loss = label_loss(base, batch, features.get(batch.images)) / len(batch.labels)
+        loss = LabelLoss(base)(batch, features.get(batch.images)) / len(batch.labels)
         assert torch.allclose(loss, theirs, rtol=1e-4), row.source
 
 
@@ -106,11 +108,82 @@ def test_four_bit_adapters_learn(recipe_of: MakeRecipe) -> None:
     batch = collate_train(data.rows, CPU)
     for _ in range(2):
         optimizer.zero_grad()
-        label_loss(base, batch, features.get(batch.images)).backward()
+        LabelLoss(base)(batch, features.get(batch.images)).backward()
         optimizer.step()
     trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * len(names)
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for _, gradient in trained)
+
+
+SEES = {"freeze_vision_tower": False, "freeze_multi_modal_projector": False}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora-everywhere": {**SEES, "quantization_bit": 4},
+    "lora-vision": {"freeze_vision_tower": False, "freeze_language_model": True},
+    "lora-regex": {"lora_target": r".*layers\.1\..*(q|v)_proj"},
+    "lora-embeddings": {"lora_target": "q_proj", "additional_target": "embed_tokens,lm_head"},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "freeze-mlp": {"finetuning_type": "freeze", "freeze_trainable_modules": "mlp"},
+    "full": {"finetuning_type": "full"},
+    "full-projector": {
+        "finetuning_type": "full", "freeze_language_model": True, "freeze_multi_modal_projector": False,
+    },
+    "full-everywhere": {**SEES, "finetuning_type": "full"},
+}  # fmt: skip
+
+
+def expected(base: Any, method: str) -> set[str]:
+    """The trained parameters of each method, in other words than the code's."""
+    parameters = [name for name, _ in base.named_parameters()]
+    last = len(base.model.language_model.layers) - 1
+    language = {name for name in parameters if not name.startswith("model.visual.")}
+    projector = {name for name in parameters if name.startswith("model.visual.merger.")}
+    return {
+        "freeze": {name for name in language if f"layers.{last}." in name},
+        "freeze-mlp": {
+            name for name in language if ".mlp." in name and (f".{last}." in name or f".{last - 1}." in name)
+        },
+        "full": language,
+        "full-projector": projector,
+        "full-everywhere": set(parameters),
+    }[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_what_it_says(recipe_of: MakeRecipe, method: str) -> None:
+    """After a step or two every trained parameter has a finite gradient that is not zero, and no other has one."""
+    made = recipe_of(**METHODS[method])
+    data = load_training_data(made, Console(quiet=True))
+    base = load_base(data.folder, made, CPU, torch.float32)
+    assert all("language_model" in name for name in four_bit_layers(base))
+    model = make_trainable(base, made)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if method.startswith("lora"):
+        wrapped = [name.partition(".lora_")[0] for name in trained if ".lora_" in name]
+        assert bool([name for name in wrapped if "language_model" in name]) == (method != "lora-vision")
+        assert bool([name for name in wrapped if "visual.blocks" in name]) == ("freeze_vision_tower" in METHODS[method])
+        assert bool([name for name in wrapped if "visual.merger" in name]) == (method == "lora-everywhere")
+        assert not [name for name in wrapped if "patch_embed" in name]
+        if method == "lora-regex":
+            assert {name.rpartition(".")[2] for name in wrapped} == {"q_proj", "v_proj"}
+            assert all("layers.1." in name for name in wrapped)
+        whole = [name for name in trained if ".lora_" not in name]
+        assert len(whole) == (method == "lora-embeddings")
+        assert (model.base_model.model.lm_head.weight is trained[whole[0]]) if whole else True  # still tied
+    else:
+        assert trained.keys() == expected(base, method)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    vision = TrainedVision(CPU, data.bank, data.processor)
+    batch = collate_train(data.rows, CPU)
+    optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
+    found: set[str] = set()
+    for _ in range(2):
+        optimizer.zero_grad()
+        LabelLoss(base)(batch, vision.get(batch.images)).backward()
+        assert all(torch.isfinite(p.grad).all() for p in trained.values() if p.grad is not None)
+        found |= {name for name, p in trained.items() if p.grad is not None and p.grad.abs().sum() > 0}
+        optimizer.step()
+    assert trained.keys() - found == set()
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
 
 
 def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: Path) -> None:
@@ -127,13 +200,44 @@ def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: P
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     base = load_base(folder, recipe_of(), CPU, torch.float32)
-    reference = load_adapter(base, tmp_path / "out").merge_and_unload().state_dict()
+    reference = load_trained(base, tmp_path / "out").merge_and_unload().state_dict()
     for name, tensor in merged.state_dict().items():
         assert torch.allclose(tensor, reference[name].to(torch.bfloat16).float(), atol=0, rtol=2**-7), name
     evaluate(recipe_of(**adapter, output_dir=str(tmp_path / "first")))
     evaluate(recipe_of(model_name_or_path=str(target), output_dir=str(tmp_path / "second")))
     first, second = ((tmp_path / name / "generated_predictions.jsonl").read_text() for name in ("first", "second"))
     assert first == second
+
+
+@pytest.mark.parametrize("method", ["lora-everywhere", "lora-embeddings", "freeze", "full-everywhere"])
+def test_every_method_merges_into_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: Path, method: str) -> None:
+    """The merged folder, read by transformers, is the base with what was trained."""
+    from transformers import AutoModelForImageTextToText
+
+    keys = METHODS[method] | {"quantization_bit": None, "learning_rate": 1e-2, "save_steps": 2}
+    train(recipe_of(**keys))
+    target = merge(recipe_of(adapter_name_or_path=str(tmp_path / "out"), export_dir=str(tmp_path / "merged")))
+    folder = open_base(recipe_of())
+    assert ModelFolder.open(target).tensors.keys() == folder.tensors.keys()
+    assert (target / "config.json").read_bytes() == (folder.path / "config.json").read_bytes()
+    merged, info = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    reference = load_trained(load_base(folder, recipe_of(), CPU, torch.float32), tmp_path / "out")
+    if method.startswith("lora"):
+        reference = reference.merge_and_unload()
+    theirs, changed = dict(reference.named_parameters()), 0
+    original = load_base(folder, recipe_of(), CPU, torch.float32).state_dict()
+    for name, tensor in merged.named_parameters():
+        assert torch.allclose(tensor, theirs[name].to(torch.bfloat16).float(), atol=0, rtol=2**-7), name
+        changed += not torch.equal(tensor, original[name])
+    assert changed
+    # the checkpoint goes on bit for bit
+    whole = (tmp_path / "out").glob("*.safetensors")
+    shutil.copytree(tmp_path / "out/checkpoint-2", tmp_path / "half/checkpoint-2")
+    train(recipe_of(**keys, output_dir=str(tmp_path / "half")))
+    for file in whole:
+        assert (tmp_path / "half" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_answers_are_transformers_generates(recipe_of: MakeRecipe, tmp_path: Path) -> None:

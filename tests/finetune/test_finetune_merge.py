@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from shapes_data import BASE
 
+from finetune import changes
 from finetune import merge as merge_module
+from finetune.changes import base_tensor
 from finetune.errors import FinetuneError
 from finetune.evaluate import evaluate
-from finetune.merge import merge, weight_name
+from finetune.merge import merge
 from finetune.model import load_base, open_base
 from finetune.recipe import Recipe
 from finetune.train import train
-from finetune.weights import add_adapters, load_adapter, save_adapter
+from finetune.weights import add_adapters, load_trained, save_trained, trained_state
 from modelfiles.folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]
@@ -37,7 +41,7 @@ def random_adapter(recipe: Recipe, path: Path, size: float = 0.05) -> Path:
             elif "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * size)
     path.mkdir()
-    save_adapter(model, path)
+    save_trained(model, trained_state(model), path)
     return path
 
 
@@ -67,7 +71,7 @@ def test_merged_weights_are_pefts(exported: MakeRecipe, keys: dict[str, Any]) ->
     recipe = exported(**keys)
     merged = load_file(merge(recipe) / "model.safetensors")
     base = load_base(open_base(recipe), recipe, CPU, torch.float32)
-    reference = load_adapter(base, str(recipe.adapter_name_or_path)).merge_and_unload().state_dict()
+    reference = load_trained(base, str(recipe.adapter_name_or_path)).merge_and_unload().state_dict()
     original = load_file(BASE / "model.safetensors")
     changed = {name for name in merged if not torch.equal(merged[name], original[name])}
     assert len(changed) == (28 if "lora_target" not in keys else 8)
@@ -249,10 +253,52 @@ def test_a_quantised_base_is_refused(exported: MakeRecipe, tmp_path: Path) -> No
 
 
 def test_names_of_both_eras_are_found() -> None:
-    names = ["model.layers.0.mlp.up_proj.weight", "visual.blocks.0.attn.qkv.weight"]
-    folder: Any = SimpleNamespace(path=Path("base"), tensors=dict.fromkeys(names))
-    assert weight_name(folder, "model.language_model.layers.0.mlp.up_proj") == "model.layers.0.mlp.up_proj.weight"
-    assert weight_name(folder, "model.visual.blocks.0.attn.qkv") == "visual.blocks.0.attn.qkv.weight"
-    assert weight_name(folder, "model.layers.0.mlp.up_proj") == "model.layers.0.mlp.up_proj.weight"
-    with pytest.raises(FinetuneError, match="is that its base"):
-        weight_name(folder, "model.layers.1.mlp.up_proj")
+    names = ["model.layers.0.mlp.up_proj.weight", "visual.blocks.0.attn.qkv.bias"]
+    folder: Any = SimpleNamespace(path=Path("base"), tensors=dict.fromkeys(names, SimpleNamespace(dtype="BF16")))
+    for name, found in [
+        ("model.language_model.layers.0.mlp.up_proj.weight", names[0]),
+        ("model.visual.blocks.0.attn.qkv.bias", names[1]),
+        (names[0], names[0]),
+    ]:
+        assert base_tensor(folder, name)[0] == found
+    with pytest.raises(FinetuneError, match=r"which base does not have; is that its"):
+        base_tensor(folder, "model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("keys", [{}, {"use_dora": True}, {"lora_target": "q_proj"}])
+def test_blocks_of_rows_change_nothing(
+    exported: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    recipe = exported(**keys)
+    whole = (merge(recipe) / "model.safetensors").read_bytes()
+    monkeypatch.setattr(changes, "BLOCK_BYTES", 10_000)
+    blocks = merge(recipe.model_copy(update={"export_dir": str(tmp_path / "blocks")}))
+    assert (blocks / "model.safetensors").read_bytes() == whole
+
+
+def test_the_dequantized_base_is_what_training_saw(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Answers of the adapter on the 4-bit base, and of it merged into the dequantised one, have the same loss."""
+    train(recipe(quantization_bit=4, max_steps=12))
+    keys = {"adapter_name_or_path": str(tmp_path / "out"), "export_dir": str(tmp_path / "merged")}
+    said = {}
+    for merge_base in ("original", "dequantized"):
+        console = Console(file=io.StringIO(), width=300)
+        target = merge(recipe(**keys), console, merge_base)
+        said[merge_base] = json.loads((target / "lensmith.json").read_text())
+        (line,) = (line for line in console.file.getvalue().splitlines() if "Validation loss on shapes" in line)
+        for name, value in said[merge_base]["validation_loss"].items():
+            assert f"{name} {value:.4f}" in line
+    original, dequantized = (said[name]["validation_loss"] for name in ("original", "dequantized"))
+    assert original.keys() == {"merged (original)", "adapter on the 4-bit base"}
+    assert dequantized.keys() == {"merged (dequantized)", "adapter on the original base"}
+    assert dequantized["merged (dequantized)"] == pytest.approx(original["adapter on the 4-bit base"], rel=2e-3)
+    assert original["merged (original)"] == pytest.approx(dequantized["adapter on the original base"], rel=2e-3)
+    gap = abs(original["merged (original)"] - original["adapter on the 4-bit base"])
+    assert gap > 10 * abs(dequantized["merged (dequantized)"] - original["adapter on the 4-bit base"])
+
+
+def test_a_base_that_was_not_quantised_has_no_dequantized_one(recipe: MakeRecipe, tmp_path: Path) -> None:
+    train(recipe(max_steps=1))
+    keys = {"adapter_name_or_path": str(tmp_path / "out"), "export_dir": str(tmp_path / "merged")}
+    with pytest.raises(FinetuneError, match=r"out was not trained on a 4-bit base"):
+        merge(recipe(**keys), merge_base="dequantized")

@@ -33,7 +33,7 @@ def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
         ("model_name_or_path: m\nlearning_rate: -1\n", r"learning_rate: .*greater than 0.*-1"),
         ("model_name_or_path: m\nfp16: true\nbf16: true\n", "fp16 and bf16 are both true"),
         ("model_name_or_path: m\nseed: 1\nseed: 2\n", "line 3, seed: this key is already set above"),
-        ("model_name_or_path: m\nfinetuning_type: full\n", r"'full' is not supported"),
+        ("model_name_or_path: m\nfinetuning_type: oft\n", r"'oft' is not supported"),
         ("model_name_or_path: m\nuse_unsloth: true\n", "True is not supported"),
         ("model_name_or_path: m\neval_strategy: steps\n", "eval_strategy steps needs val_size or eval_dataset"),
         ("model_name_or_path: m\nload_best_model_at_end: true\n", "load_best_model_at_end needs eval_strategy"),

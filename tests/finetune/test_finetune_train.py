@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,17 +17,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
 
 from finetune import images
-from finetune import train as train_module
 from finetune.batches import collate_train
 from finetune.dataset import split_by_image
 from finetune.errors import FinetuneError
 from finetune.features import FrozenFeatures
 from finetune.images import ImageBank, pixel_limits
-from finetune.model import four_bit_layers, label_loss, load_base, old_names_allowed, open_base
+from finetune.model import LabelLoss, four_bit_layers, load_base, old_names_allowed, open_base
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
 from finetune.rows import load_rows
@@ -34,7 +35,7 @@ from finetune.runlog import read_log
 from finetune.schedule import learning_rate, total_steps
 from finetune.template import ChatEncoder, Encoded
 from finetune.train import train
-from finetune.weights import add_adapters
+from finetune.weights import make_trainable
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
@@ -54,11 +55,11 @@ class Parts:
         self.base = load_base(folder, recipe, CPU, torch.float32)
         order = [image for row in self.rows for image in row.images]
         self.features = FrozenFeatures(self.base, self.bank, self.processor, order)
-        self.model = add_adapters(self.base, recipe)
+        self.model = make_trainable(self.base, recipe)
 
     def loss(self, *rows: int) -> Any:
         batch = collate_train([self.rows[row] for row in rows], CPU)
-        return label_loss(self.base, batch, self.features.get(batch.images))
+        return LabelLoss(self.base)(batch, self.features.get(batch.images))
 
     def gradients(self) -> dict[str, Any]:
         return {n: p.grad.clone() for n, p in self.model.named_parameters() if p.requires_grad}
@@ -97,6 +98,37 @@ def test_every_adapter_parameter_learns_and_nothing_else(recipe: MakeRecipe, key
         optimizer.step()
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in found.values())
     assert all(p.dtype == torch.float32 for p in parts.model.parameters() if p.requires_grad)
+
+
+def test_neftune_is_noise_in_training_alone(recipe: MakeRecipe, tmp_path: Path) -> None:
+    parts = Parts(recipe())
+    batch = collate_train([parts.rows[0], parts.rows[5]], CPU)
+    features = parts.features.get(batch.images)
+    seen = []
+    parts.base.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].detach()), with_kwargs=True
+    )
+    loss = LabelLoss(parts.base, noise=5.0)
+    loss(batch, features)
+    loss.noisy = False
+    loss(batch, features)
+    noise = seen[0] - seen[1]
+    is_image = batch.ids == parts.base.config.image_token_id
+    assert not noise[is_image].any()
+    most = 5.0 / (noise.shape[1] * noise.shape[2]) ** 0.5
+    assert noise.abs().max() <= most * 1.001
+    assert noise[~is_image].std() == pytest.approx(most / 3**0.5, rel=0.05)  # uniform
+    keys = {"eval_dataset": None, "val_size": 0.25, "learning_rate": 1e-9}
+    plain = train(recipe(**keys))
+    noisy = train(recipe(**keys, neftune_noise_alpha=5.0, output_dir=str(tmp_path / "noisy")))
+    assert noisy.loss != pytest.approx(plain.loss, rel=1e-6)
+    assert noisy.eval_loss == pytest.approx(plain.eval_loss, rel=1e-4)
+
+
+def test_paged_adamw_says_what_it_is_without_a_gpu(recipe: MakeRecipe, tmp_path: Path) -> None:
+    said = io.StringIO()
+    train(recipe(optim="paged_adamw_8bit", max_steps=1), Console(file=said, width=200))
+    assert "paged_adamw_8bit needs a GPU; adamw_torch is used instead" in said.getvalue()
 
 
 def test_loraplus_moves_b_faster(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -222,7 +254,7 @@ def test_validation_is_the_loss_of_held_out_rows(recipe: MakeRecipe, tmp_path: P
     held_out = split_by_image(parts.rows, parts.bank.paths, 0.25, 42)[1]
     assert len(held_out) == 6
     batch = collate_train(held_out, CPU)
-    loss = label_loss(parts.base, batch, parts.features.get(batch.images)) / len(batch.labels)
+    loss = LabelLoss(parts.base)(batch, parts.features.get(batch.images)) / len(batch.labels)
     assert loss.item() == pytest.approx(result.eval_loss, rel=1e-5)
 
 
@@ -381,19 +413,46 @@ def test_long_rows_are_left_out_whole(recipe: MakeRecipe, dataset: Path) -> None
         train(recipe(cutoff_len=10, overwrite_output_dir=True))
 
 
+def broken_from(first: int, until: int = 1000) -> Callable[..., Any]:
+    """LabelLoss.forward with a NaN in its calls `first` to `until`."""
+    forward, calls = LabelLoss.forward, []
+
+    def broken(self: LabelLoss, *args: Any) -> Any:
+        calls.append(1)
+        return forward(self, *args) * (float("nan") if first < len(calls) <= until else 1.0)
+
+    return broken
+
+
 def test_a_loss_that_is_not_finite_names_the_rows(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        train_module, "label_loss", lambda model, batch, features: label_loss(model, batch, features) * float("nan")
-    )
+    monkeypatch.setattr(LabelLoss, "forward", broken_from(0))
     with pytest.raises(FinetuneError, match=r"3 steps in a row had no finite gradient.*shapes.json, row \d+"):
         train(recipe())
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LabelLoss, "forward", broken_from(2, until=4))
+    result = train(recipe(max_steps=6))
+    assert (result.steps, result.skipped_steps) == (6, 2)
+    log = read_log(tmp_path / "out/trainer_log.jsonl")
+    assert [record["current_steps"] for record in log] == [1, 2, 5, 6]
+    assert all(
+        torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "out/adapter_model.safetensors").values()
+    )
 
 
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
         ({"model_name_or_path": "/nowhere"}, "model_name_or_path: /nowhere does not exist"),
-        ({"lora_target": "q_proj,z_proj"}, "no 'z_proj'; it has down_proj"),
+        ({"lora_target": "q_proj,z_proj"}, "no linear 'z_proj'; they have down_proj"),
+        ({"lora_target": ".*(q|v)_prj"}, r"matches no linear; they are named like model\.language_model"),
+        ({"lora_target": "(q_proj"}, "is not a regular expression"),
+        ({"additional_target": "head"}, "additional_target: the model has no module 'head'"),
+        ({"additional_target": "q_proj", "quantization_bit": 4}, r"additional_target: .*q_proj is in 4 bits"),
+        ({"finetuning_type": "freeze", "freeze_trainable_modules": "mlp,moe"}, "the layers have no moe"),
         ({"use_dora": True, "quantization_bit": 4}, "use_dora on a 4-bit base needs a GPU"),
         ({"dataset": None}, "The recipe lacks dataset"),
         ({"resume_from_checkpoint": True}, "has no checkpoint"),
@@ -420,4 +479,4 @@ def test_the_learning_rate_is_transformers_own(recipe: MakeRecipe, kind: str) ->
 
 def test_steps_are_counted_as_transformers_does(recipe: MakeRecipe) -> None:
     made = recipe(max_steps=-1, num_train_epochs=1.5, gradient_accumulation_steps=4)
-    assert total_steps(made, batches=10) == 5  # ceil(1.5 x 3 steps an epoch)
+    assert total_steps(made, rows=40) == 5  # ceil(1.5 x 3 steps an epoch)

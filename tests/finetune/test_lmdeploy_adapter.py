@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from shapes_data import BASE
 from test_finetune_merge import random_adapter
 
-from finetune.merge import plan, read_adapter
+from finetune.changes import plan, read_trained
 from finetune.recipe import Recipe
 from modelfiles.folder import ModelFolder
 from modelfiles.lmdeploy_adapter import AdapterError, write_lmdeploy_adapter
@@ -63,13 +63,15 @@ def test_every_parameter_is_filled_once_with_the_same_change(
     assert loaded.keys() == parameters(set(config["target_modules"]))
     scale = config["lora_alpha"] / config["r"]
     assert config["r"] == rank
-    deltas = plan(folder, *read_adapter(adapter))
+    deltas = plan(folder, *read_trained(adapter))
     assert len(deltas) * 2 == len(loaded)
     for delta in deltas:
         layer, block, name = delta.weight.removesuffix(".weight").split(".")[-3:]
         place = f"language_model.layers.{layer}.{block}.{PACKED.get(name, name)}.lora_adapters.{name}"
         change = scale * (loaded[f"{place}.lora_B"].float() @ loaded[f"{place}.lora_A"].float())
-        torch.testing.assert_close(change, delta.change(torch.zeros(delta.b.shape[0], delta.a.shape[1])))
+        torch.testing.assert_close(
+            change, delta.merged(torch.zeros(delta.b.shape[0], delta.a.shape[1]), slice(0, delta.b.shape[0]))
+        )
 
 
 def test_layers_that_the_adapter_leaves_out_get_zeros(recipe: MakeRecipe, tmp_path: Path) -> None:

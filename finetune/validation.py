@@ -1,0 +1,77 @@
+"""The loss on rows that are not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from finetune.batches import collate_train
+from finetune.dataset import load_training_data
+from finetune.features import FrozenFeatures
+from finetune.model import LabelLoss, load_base, pick_device, pick_dtype
+from finetune.parallel import World
+from finetune.recipe import Recipe
+from finetune.template import Encoded
+from finetune.weights import load_trained
+
+
+def validation_loss(
+    loss: Any, rows: Sequence[Encoded], images: Any, size: int, device: torch.device, world: World
+) -> float:
+    """The loss a label token over `rows`, `size` at a time, each process taking its share.
+
+    loss: the module that computes a batch's summed loss; images: FrozenFeatures or TrainedVision. To be called under
+    autocast, with dropout off.
+    """
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    summed, labels = 0.0, 0
+    with torch.no_grad():
+        for first in range(0, len(batches), world.size):
+            mine = first + world.rank
+            # FSDP needs every process in every forward pass, so one without a batch repeats the first.
+            batch = collate_train(batches[mine if mine < len(batches) else 0], device)
+            value = loss(batch, images.get(batch.images)).item()
+            if mine < len(batches):
+                summed, labels = summed + value, labels + len(batch.labels)
+    summed, counted = world.total(summed, labels)
+    return summed / counted
+
+
+def merge_losses(recipe: Recipe, trained_by: Recipe, merged: Path, merge_base: str) -> dict[str, float]:
+    """The validation loss of a merged folder, and of the other base with the adapter beside it.
+
+    recipe: of the merge, with its eval_dataset; trained_by: of the training on a 4-bit base. Raises FinetuneError.
+    """
+    rows = {"dataset": recipe.eval_dataset, "dataset_dir": recipe.dataset_dir, "media_dir": recipe.media_dir}
+    common = rows | {"eval_strategy": "no", "eval_dataset": None, "val_size": 0.0, "fsdp": None}
+    base, adapter = {"model_name_or_path": recipe.model_name_or_path}, recipe.adapter_name_or_path
+    whole = trained_by.model_copy(update=common | {"model_name_or_path": str(merged), "quantization_bit": None})
+    if merge_base == "original":
+        other, name = trained_by.model_copy(update=common | base), "adapter on the 4-bit base"
+    else:
+        other, name = (
+            trained_by.model_copy(update=common | base | {"quantization_bit": None}),
+            "adapter on the original base",
+        )
+    return {f"merged ({merge_base})": _dataset_loss(whole, None), name: _dataset_loss(other, adapter)}
+
+
+def _dataset_loss(recipe: Recipe, adapter: str | None) -> float:
+    data = load_training_data(recipe, Console(quiet=True))
+    device = pick_device()
+    dtype, _ = pick_dtype(recipe, device)
+    base = load_base(data.folder, recipe, device, dtype)
+    if adapter is not None:
+        load_trained(base, adapter)
+    images = FrozenFeatures(base, data.bank, data.processor, [i for row in data.rows for i in row.images])
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with autocast:
+        size = recipe.per_device_eval_batch_size
+        loss = validation_loss(LabelLoss(base), data.rows, images, size, device, World())
+    images.close()
+    return loss
