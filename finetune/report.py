@@ -12,6 +12,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 from finetune.images import decode
 from finetune.recipe import Recipe
+from finetune.samples import Sample
 
 SHOWN_PAIRS = 100
 THUMBNAIL = (160, 160)
@@ -27,16 +28,27 @@ pre { background: #f6f8fa; padding: .8rem; overflow-x: auto }
 """
 
 
-def write_training_report(folder: Path, recipe: Recipe, result: dict[str, Any]) -> Path:
-    """report.html of a finished run: its curve, its results and the keys of its recipe that are not the defaults."""
+def write_training_report(folder: Path, recipe: Recipe, result: dict[str, Any], samples: Sequence[Sample] = ()) -> Path:
+    """report.html of a finished run: its curve, answers before and after, results, and its recipe's own keys."""
     plot = folder / "training_loss.png"
     curve = ""
     if plot.is_file():
         curve = f'<h2>Loss</h2><img alt="Loss by step" src="{_data_uri(plot.read_bytes(), "image/png")}">'
     chosen = recipe.model_dump(exclude_defaults=True)
+    rows = "".join(
+        f"<tr><td>{''.join(map(_thumbnail, sample.images))}</td><td>{escape(sample.question)}</td>"
+        f"<td>{escape(sample.label)}</td><td>{_answer(sample.before, sample.label)}</td>"
+        f"<td>{_answer(sample.after, sample.label)}</td></tr>"
+        for sample in samples
+    )
+    answers = (
+        "<h2>Answers before and after</h2><table><tr><th>images</th><th>question</th><th>label</th><th>before</th>"
+        f"<th>after</th></tr>{rows}</table>"
+    )
     page = _page(
         f"Training of {folder.name}",
         curve
+        + (answers if samples else "")
         + "<h2>Result</h2>"
         + _table(["", ""], [[key.replace("_", " "), _number(value)] for key, value in result.items()])
         + "<h2>Recipe</h2>"
@@ -98,15 +110,16 @@ def _answer(text: str, label: str) -> str:
     return f'<span class="{"right" if right else "wrong"}">{escape(text)}</span>'
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Path | str) -> str:
+    name = path.name if isinstance(path, Path) else "image"
     try:
         image = decode(path)
     except FinetuneError:
-        return escape(f"({path.name} is gone)")
+        return escape(f"({name} is gone)")
     image.thumbnail(THUMBNAIL)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f'<img alt="{escape(path.name)}" src="{_data_uri(buffer.getvalue(), "image/png")}">'
+    return f'<img alt="{escape(name)}" src="{_data_uri(buffer.getvalue(), "image/png")}">'
 
 
 def _data_uri(data: bytes, kind: str) -> str:

@@ -2,8 +2,8 @@
 
 The whole chat is rendered once and tokenised once, so the ids are those of `processor.apply_chat_template` on the whole
 chat. What is learnt is found by rendering the chat up to each answer with a generation prompt: an answer begins where
-that prefix ends, and lasts up to and including its end-of-turn token (`<|im_end|>`). The newline that ChatML puts after
-that token is not learnt: generation stops before it.
+that prefix ends, and lasts up to and including its end-of-turn token (`<|im_end|>`) and the newline that ChatML puts
+after it. Generation stops before that newline; it is learnt so that a loss is LLaMA-Factory's loss.
 """
 
 from __future__ import annotations
@@ -113,21 +113,25 @@ class ChatEncoder:
             for n, (key, row) in enumerate(group):
                 ids = np.array(tokens["input_ids"][n], dtype=np.int64)
                 offsets = np.array(tokens["offset_mapping"][n], dtype=np.int64).reshape(-1, 2)
-                self._texts[key] = ids, self._learnt(ids, offsets[:, 0], starts[n], row)
+                self._texts[key] = ids, self._learnt(ids, offsets, wholes[n], starts[n], row)
 
-    def _learnt(self, ids: Any, begins: Any, starts: list[int], row: Row) -> Any:
-        """[L] bool: from each answer's first token to its end-of-turn token.
+    def _learnt(self, ids: Any, offsets: Any, text: str, starts: list[int], row: Row) -> Any:
+        """[L] bool: from each answer's first token to its end-of-turn token and the newline after it.
+
+        offsets: [L, 2], where each token begins and ends in the chat's text.
 
         A token that begins in the prompt and reaches into the answer is not learnt: the model never writes it.
         """
         ends = np.flatnonzero(np.isin(ids, self.eos))
         learnt = np.zeros(len(ids), dtype=bool)
         for start in starts:
-            first = int(np.searchsorted(begins, start))
+            first = int(np.searchsorted(offsets[:, 0], start))
             later = ends[ends >= first]
             if not len(later):
                 raise FinetuneError(f"{row.source}: the chat template does not end answers with an end-of-turn token.")
-            learnt[first : later[0] + 1] = True
+            after = later[0] + 1
+            newline = after < len(ids) and text[slice(*offsets[after])].isspace()
+            learnt[first : after + newline] = True
         return learnt
 
     def _place(self, key: str, row: Row, most: int | None = None) -> Encoded:

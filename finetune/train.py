@@ -33,12 +33,14 @@ from finetune.model import (
     pick_device,
     pick_dtype,
 )
+from finetune.oom import out_of_memory
 from finetune.optimizer import load_optimizer, make_optimizer
 from finetune.outputs import environment, prepare_output
 from finetune.parallel import World, distribute, no_sync, processes, whole
 from finetune.recipe import Recipe, save_recipe
 from finetune.report import write_training_report
 from finetune.runlog import RunLog, clock, plot_loss, progress_bar
+from finetune.samples import Sample, answer_samples
 from finetune.schedule import learning_rate, steps_per_epoch, total_steps
 from finetune.signals import stop_on_signals
 from finetune.validation import validation_loss
@@ -105,10 +107,14 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     with processes(recipe.ddp_timeout) as world:
         console.quiet = console.quiet or not world.main
         resume = world.on_main(lambda: prepare_output(recipe))
-        run = world.together(lambda: _Run(recipe, world, load_training_data(recipe, console), console, resume))
-        if resume is not None:
-            console.print(f"Going on from {resume}.", highlight=False)
-        return run.go(began)
+        data = world.together(lambda: load_training_data(recipe, console))
+        try:
+            run = world.together(lambda: _Run(recipe, world, data, console, resume))
+            if resume is not None:
+                console.print(f"Going on from {resume}.", highlight=False)
+            return run.go(began)
+        except torch.OutOfMemoryError:
+            raise out_of_memory(recipe, data) from None
 
 
 class _Run:
@@ -118,9 +124,9 @@ class _Run:
         self.recipe, self.world, self.data, self.console = recipe, world, data, console
         self.output = Path(str(recipe.output_dir))
         self.device = pick_device()
-        dtype, reason = pick_dtype(recipe, self.device)
+        self.dtype, reason = pick_dtype(recipe, self.device)
         console.print(f"Compute dtype {reason}.", highlight=False)
-        self.base = load_base(data.folder, recipe, self.device, dtype)
+        self.base = load_base(data.folder, recipe, self.device, self.dtype)
         self.quantised = len(four_bit_layers(self.base)) if recipe.quantization_bit == 4 else 0
         if self.quantised:
             kind = "NF4, double quantised" if recipe.double_quantization else "NF4"
@@ -145,11 +151,11 @@ class _Run:
         )
         self.loss = LabelLoss(self.base, recipe.neftune_noise_alpha or 0.0)
         unseen = any(not row.images for row in data.rows)
-        self.parallel = distribute(self.loss, self.base, recipe, world, self.device, dtype, unseen)
+        self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, recipe, self.device, console)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.autocast = nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
         self.total = total_steps(recipe, len(data.rows), world.size)
         self.images, self.held_out_images = self._images()
@@ -238,8 +244,6 @@ class _Run:
                 self._save()
         if log:
             log.close()
-        self.images.close()
-        self.held_out_images.close()
         interrupted = (stopped[0] if stopped else int(signal.SIGTERM)) if stop else None
         if interrupted is None:
             self._finish()
@@ -269,7 +273,9 @@ class _Run:
         if interrupted is None and world.main:
             text = json.dumps(asdict(result), indent=2) + "\n"
             (self.output / "train_results.json").write_text(text, encoding="utf-8")
-            write_training_report(self.output, recipe, asdict(result))
+            write_training_report(self.output, recipe, asdict(result), self._samples())
+        self.images.close()
+        self.held_out_images.close()
         return result
 
     def _step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
@@ -386,6 +392,18 @@ class _Run:
             save_trained(self.model, trained, self.output)
         if self.recipe.plot_loss:
             plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
+
+    def _samples(self) -> list[Sample]:
+        """Answers before and after, from the weights that are kept; none where FSDP has shared the model out."""
+        if self.recipe.fsdp:
+            return []
+        restore_trained(self.model, self.output)
+        self.optimizer.state.clear()
+        try:
+            images = self.held_out_images if self.data.validation else self.images
+            return answer_samples(self.model, self.base, self.data, images, self.dtype, self.recipe.max_new_tokens)
+        except torch.OutOfMemoryError:
+            return []
 
     def _record(self, lr: float, norm: float, elapsed: float, samples: int, tokens: int) -> dict[str, Any]:
         """A line of trainer_log.jsonl; throughput is in tokens a second."""

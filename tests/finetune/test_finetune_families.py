@@ -67,7 +67,9 @@ def test_ids_are_the_processors(recipe_of: MakeRecipe) -> None:
     data = load_training_data(recipe_of(), Console(quiet=True))
     prove(load_rows("shapes", recipe_of()).rows, data.rows, data.processor, data.bank)
     answers = [data.processor.tokenizer.decode(row.ids[row.learnt]) for row in data.rows]
-    assert answers == ["red<|im_end|>", "no<|im_end|>", "hi there<|im_end|>", "red<|im_end|>blue<|im_end|>"]
+    assert answers == [
+        "red<|im_end|>\n", "no<|im_end|>\n", "hi there<|im_end|>\n", "red<|im_end|>\nblue<|im_end|>\n",
+    ]  # fmt: skip
 
 
 def test_positions_are_the_models(recipe_of: MakeRecipe, family: str) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,10 +23,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
 
-from finetune import images
+from finetune import images, oom
 from finetune.batches import collate_train
-from finetune.dataset import split_by_image
+from finetune.cards import Card
+from finetune.dataset import load_training_data, split_by_image
 from finetune.errors import FinetuneError
+from finetune.evaluate import evaluate
 from finetune.features import FrozenFeatures
 from finetune.images import ImageBank, pixel_limits
 from finetune.model import LabelLoss, four_bit_layers, load_base, old_names_allowed, open_base
@@ -40,6 +44,7 @@ from finetune.weights import make_trainable
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
 QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
+FULL = {"finetuning_type": "full", "freeze_vision_tower": False, "freeze_multi_modal_projector": False}
 
 
 class Parts:
@@ -462,6 +467,44 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 def test_what_cannot_be_trained_is_explained(recipe: MakeRecipe, keys: dict[str, Any], complaint: str) -> None:
     with pytest.raises(FinetuneError, match=complaint):
         train(recipe(**keys))
+
+
+def test_out_of_memory_names_the_keys_to_change(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate fits the card, so something else took its memory: the advice is for a smaller one."""
+
+    def full(self: LabelLoss, *args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LabelLoss, "forward", full)
+    monkeypatch.setattr(oom, "this_card", lambda: Card("a card", 0.5, (7, 5)))
+    with pytest.raises(FinetuneError, match=r"out of memory; it should fit with \w+=") as caught:
+        train(recipe(disable_gradient_checkpointing=True, per_device_train_batch_size=24))
+    assert "disable_gradient_checkpointing=false" in caught.value.message
+
+
+@pytest.mark.parametrize("keys", [{"quantization_bit": 4}, {"additional_target": "embed_tokens"}, FULL])
+def test_the_report_shows_answers_before_and_after(recipe: MakeRecipe, tmp_path: Path, keys: dict[str, Any]) -> None:
+    """Those of `eval` with the base, and with what was trained."""
+    keys = keys | {"max_steps": 8, "learning_rate": 3e-3, "disable_gradient_checkpointing": False}
+    train(recipe(**keys))
+    data = load_training_data(recipe(), Console(quiet=True))
+    shown = [row.source for row in (data.rows[0], data.rows[8], data.rows[15], data.rows[23])]
+    page = (tmp_path / "out/report.html").read_text()
+    rows = re.findall(r"<tr><td><img alt=(.*?)</tr>", page)
+    assert len(rows) == 4
+    ran = {"before": {}, "after": {"adapter_name_or_path": str(tmp_path / "out")}}
+    for name, adapter_keys in ran.items():
+        base = {key: value for key, value in keys.items() if key == "quantization_bit"}
+        evaluate(recipe(**base, **adapter_keys, output_dir=str(tmp_path / name)))
+        answers = [json.loads(line) for line in (tmp_path / name / "generated_predictions.jsonl").open()]
+        by_row = {f"{source.source}": answer for source, answer in zip(data.rows, answers, strict=True)}
+        for row, source in zip(rows, shown, strict=True):
+            cells = re.sub(r"</?span.*?>", "", row).split("<td>")
+            question, label, before, after = (html.unescape(cell.removesuffix("</td>")) for cell in cells[1:])
+            assert by_row[source]["prompt"].endswith(question)
+            assert label == by_row[source]["label"]
+            assert {"before": before, "after": after}[name] == by_row[source]["predict"].strip()
+    assert page.count('class="right"') + page.count('class="wrong"') == 8
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])

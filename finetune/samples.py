@@ -1,0 +1,108 @@
+"""A few rows answered by the model as it was and as it is trained, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.changes import base_tensor, read_tensor
+from finetune.dataset import TrainingData
+from finetune.features import FrozenFeatures, TrainedVision
+from finetune.generate import greedy
+from finetune.model import dropout
+from finetune.template import Encoded
+
+SHOWN = 4
+LONGEST = 64  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question with its images (paths or data URIs), the right answer, and the answers before and after training."""
+
+    images: list[Path | str]
+    question: str
+    label: str
+    before: str
+    after: str
+
+
+def answer_samples(
+    model: Any, base: Any, data: TrainingData, images: Any, dtype: torch.dtype, most: int
+) -> list[Sample]:
+    """Answers some validation rows (training rows if there are none), at most `most` tokens long.
+
+    To be called when nothing more is to be trained or saved: the model is left as it was before training.
+    model: as trained; base: the *ForConditionalGeneration module in it; images: those rows' FrozenFeatures, or
+    TrainedVision.
+    """
+    rows = data.validation or data.rows
+    rows = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))]
+    parts = [last_answer(row) for row in rows]
+    base.model.language_model.gradient_checkpointing_disable()  # it would drop the key-value cache
+    dropout(model, False)
+    after = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST))
+    _untrain(model, data)
+    before = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST))
+    tokenizer = data.processor.tokenizer
+    return [
+        Sample(
+            images=[data.bank.paths[index] for index in prompt.images],
+            question=_question(prompt, tokenizer, base.config.image_token_id),
+            label=tokenizer.decode(label, skip_special_tokens=True).strip(),
+            before=old,
+            after=new,
+        )
+        for (prompt, label), old, new in zip(parts, before, after, strict=True)
+    ]
+
+
+def last_answer(row: Encoded) -> tuple[Encoded, Any]:
+    """A chat up to its last answer, and the ids of that answer."""
+    learnt = np.flatnonzero(row.learnt)
+    start = int(learnt[-1]) - int(np.argmax(np.append(np.diff(learnt[::-1]) != -1, True)))
+    return Encoded(row.ids[:start], row.learnt[:start], row.positions[:, :start], row.images, row.source), row.ids[
+        start:
+    ]
+
+
+def _answers(
+    base: Any, data: TrainingData, images: Any, prompts: Sequence[Encoded], dtype: torch.dtype, most: int
+) -> list[str]:
+    device = base.lm_head.weight.device
+    if isinstance(images, TrainedVision):  # the tower is not now what it was
+        images = FrozenFeatures(base, data.bank, data.processor, [i for prompt in prompts for i in prompt.images])
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with autocast, torch.no_grad():
+        ids = greedy(base, prompts, images, data.folder.eos_token_ids, most, device)
+    return [data.processor.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+
+
+def _untrain(model: Any, data: TrainingData) -> None:
+    """Turns the adapter off, or puts the base's own weights back."""
+    if hasattr(model, "peft_config"):
+        model.base_model.disable_adapter_layers()
+        base = model.get_base_model()
+        embeddings = base.get_input_embeddings()
+        if (
+            hasattr(embeddings, "modules_to_save")
+            and base.lm_head.weight is embeddings.modules_to_save["default"].weight
+        ):
+            base.lm_head.weight = embeddings.original_module.weight
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(read_tensor(base_tensor(data.folder, name)[1]))
+
+
+def _question(prompt: Encoded, tokenizer: Any, image_token_id: int) -> str:
+    """The last thing the user said."""
+    text = tokenizer.decode(prompt.ids[prompt.ids != image_token_id])
+    said = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+    return str(said.replace("<|vision_start|><|vision_end|>", "").strip())
