@@ -15,7 +15,7 @@ from finetune.changes import base_tensor, read_tensor
 from finetune.dataset import TrainingData
 from finetune.features import FrozenFeatures, TrainedVision
 from finetune.generate import greedy
-from finetune.model import dropout
+from finetune.model import dropout, old_names_allowed
 from finetune.template import Encoded
 
 SHOWN = 4
@@ -45,7 +45,8 @@ def answer_samples(
     rows = data.validation or data.rows
     rows = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))]
     parts = [last_answer(row) for row in rows]
-    base.model.language_model.gradient_checkpointing_disable()  # it would drop the key-value cache
+    with old_names_allowed():
+        base.model.language_model.gradient_checkpointing_disable()  # it would drop the key-value cache
     dropout(model, False)
     after = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST))
     _untrain(model, data)

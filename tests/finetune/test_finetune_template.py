@@ -50,14 +50,14 @@ CHATS: dict[str, dict[str, Any]] = {
     },
 }
 LEARNT = {
-    "one image": ["red<|im_end|>"],
-    "no image": ["hi there<|im_end|>"],
-    "two images of different sizes": ["no<|im_end|>"],
-    "an image between words": ["a ball<|im_end|>"],
-    "an empty answer": ["<|im_end|>"],
-    "system and two turns": ["red<|im_end|>", "blue\nI think<|im_end|>"],
-    "tools": ['<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
-              "It rains.<|im_end|>"],
+    "one image": ["red<|im_end|>\n"],
+    "no image": ["hi there<|im_end|>\n"],
+    "two images of different sizes": ["no<|im_end|>\n"],
+    "an image between words": ["a ball<|im_end|>\n"],
+    "an empty answer": ["<|im_end|>\n"],
+    "system and two turns": ["red<|im_end|>\n", "blue\nI think<|im_end|>\n"],
+    "tools": ['<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>\n',
+              "It rains.<|im_end|>\n"],
 }  # fmt: skip
 
 
