@@ -9,8 +9,8 @@ outside: from the start of the process to its first line in trainer_log.jsonl, a
 
 Losses are compared from the same adapter over the same batches. What LLaMA-Factory does otherwise is made the same and
 told here: it quantises the vision tower too (so the comparison is without quantisation), it computes in the weights'
-bfloat16 even on a CPU (the compared base is in float32), it learns the newline after <|im_end|> (dropped from its
-template), and its adapter would start from other random numbers (it loads the one that Lensmith starts from).
+bfloat16 even on a CPU (the compared base is in float32), and its adapter would start from other random numbers (it
+loads the one that Lensmith starts from).
 """
 
 from __future__ import annotations
@@ -53,27 +53,17 @@ RECIPE: dict[str, Any] = {
     "disable_gradient_checkpointing": True,
 }
 QUANTISED = {"quantization_bit": 4, "double_quantization": True}
-# LLaMA-Factory's command line, and the same with a template whose answers end where Lensmith's labels do.
 THEIRS = "from llamafactory.cli import main; main()"
-THEIRS_WITHOUT_NEWLINE = """
-from llamafactory.data.template import TEMPLATES
-template = TEMPLATES["qwen3_vl_nothink"]
-assert template.format_assistant.slots == ["{{content}}<|im_end|>\\n"], template.format_assistant.slots
-template.format_assistant.slots = ["{{content}}<|im_end|>"]
-from llamafactory.train.tuner import run_exp
-import sys, yaml
-run_exp(yaml.safe_load(open(sys.argv[1])))
-"""
 START = """
 import sys, torch
 from pathlib import Path
 from finetune.model import load_base, open_base
 from finetune.recipe import load_recipe
-from finetune.weights import add_adapters, save_adapter
+from finetune.weights import add_adapters, save_trained, trained_state
 recipe = load_recipe(sys.argv[1])
 model = add_adapters(load_base(open_base(recipe), recipe, torch.device("cpu"), torch.float32), recipe)
 Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
-save_adapter(model, Path(sys.argv[2]))
+save_trained(model, trained_state(model), Path(sys.argv[2]))
 """
 
 
@@ -120,7 +110,7 @@ def write(path: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
-def sides(args: argparse.Namespace, name: str, keys: dict[str, Any], theirs: dict[str, Any], code: str) -> Any:
+def sides(args: argparse.Namespace, name: str, keys: dict[str, Any], theirs: dict[str, Any]) -> Any:
     """One run of each side with the same recipe: {"lensmith": figures, "llamafactory": figures}."""
     found = {}
     for side in ("llamafactory", "lensmith"):
@@ -132,7 +122,7 @@ def sides(args: argparse.Namespace, name: str, keys: dict[str, Any], theirs: dic
             command = [sys.executable, "-m", "lensmith", "train", str(path)]
         else:
             path = write(args.work / f"{name}-{side}.yaml", recipe | theirs)
-            command = [args.llamafactory, "-c", code, *(["train"] if code == THEIRS else []), str(path)]
+            command = [args.llamafactory, "-c", THEIRS, "train", str(path)]
         found[side] = run(command, output, args.steps)
         figures = {key: value for key, value in found[side].items() if key != "losses"}
         print(f"{name:10} {side:13} {json.dumps(figures)}", flush=True)
@@ -151,14 +141,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     args.data = args.data.resolve()
 
-    speeds = [sides(args, f"speed-{n}", QUANTISED, {"quantization_method": "bnb"}, THEIRS) for n in range(args.rounds)]
+    speeds = [sides(args, f"speed-{n}", QUANTISED, {"quantization_method": "bnb"}) for n in range(args.rounds)]
 
     start = args.work / "start"
     base = {"model_name_or_path": str(float32_base(args.work / "base"))}
     plain = RECIPE | base | {"dataset_dir": str(args.data), "output_dir": str(start)}
     made = [sys.executable, "-c", START, str(write(args.work / "start.yaml", plain)), str(start)]
     subprocess.run(made, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    curves = sides(args, "losses", base, {"adapter_name_or_path": str(start)}, THEIRS_WITHOUT_NEWLINE)
+    curves = sides(args, "losses", base, {"adapter_name_or_path": str(start)})
     pairs = list(zip(curves["lensmith"]["losses"], curves["llamafactory"]["losses"], strict=False))[:50]
     apart = [abs(one - other) for one, other in pairs]
 
