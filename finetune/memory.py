@@ -104,54 +104,101 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Est
     hidden, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     head = text.get("head_dim") or hidden // text["num_attention_heads"]
     query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
-    four_bit = recipe.quantization_bit == 4
-
-    linears = {name: info.shape for name, info in folder.tensors.items() if LINEAR.match(name)}
-    others = sum(prod(info.shape) for name, info in folder.tensors.items() if name not in linears)
-    linear_weights = sum(prod(shape) for shape in linears.values())
-    wanted = recipe.lora_target.split(",")
-    adapted = [s for name, s in linears.items() if recipe.lora_target == "all" or name.split(".")[-2] in wanted]
-    trained = recipe.lora_rank * sum(sum(shape) for shape in adapted)
-    standing = {
-        "weights in 4 bits": round(linear_weights * nf4_bytes(recipe.double_quantization)) if four_bit else 0,
-        "weights in 16 bits": 2 * (others + (0 if four_bit else linear_weights)),
-        "trained parameters": 4 * trained,
-        "gradients": 4 * trained,
-        "optimiser": 8 * trained,
-    }
+    four_bit, lora = recipe.quantization_bit == 4, recipe.finetuning_type == "lora"
+    standing = _standing(folder, recipe)
 
     # Bytes a token that autograd keeps of one decoder layer: 16-bit tensors are 2, float32 ones 4, a dropout mask 1.
     norms = 4 * 2 * hidden + (4 * (query + key) if folder.model_type == "qwen3_vl" else 0)
     flash = card.capability >= (8, 0)
     attention = 2 * query + 2 * 2 * (key if flash else query) + 2 * query  # queries, keys and values, output
     gated = 3 * 2 * inner  # gate, its SiLU, up
-    if recipe.lora_dropout:
-        adapters = 3 * (3 * hidden + query + 2 * hidden + inner)  # a copy and a mask for each adapter
-    elif four_bit:
-        adapters = 2 * (hidden + hidden + inner)  # the input itself, shared by the adapters that read it
+    if lora and recipe.lora_dropout:
+        inputs = 3 * (3 * hidden + query + 2 * hidden + inner)  # a copy and a mask for each adapter
+    elif four_bit or not lora:
+        inputs = 2 * (hidden + hidden + inner)  # the input itself, shared by those that read it
     else:
-        adapters = 2 * (3 * hidden + query + 2 * hidden + inner)  # a copy for each: PEFT goes by float32
-    kept = norms + attention + gated + adapters
+        inputs = 2 * (3 * hidden + query + 2 * hidden + inner)  # a copy for each adapter: PEFT goes by float32
+    kept = norms + attention + gated + inputs
     # What the moment at the peak needs besides: gradients, and PEFT's float32 inputs where nothing is in 4 bits.
+    goes_by_float32 = lora and not four_bit
     if recipe.disable_gradient_checkpointing:
         behind = kept * layers
-        working = 8 * hidden if four_bit else 8 * inner + (8 * hidden if recipe.lora_dropout else 0)
+        working = 8 * inner + (8 * hidden if recipe.lora_dropout else 0) if goes_by_float32 else 8 * hidden
     else:
         behind = 2 * hidden * layers
         working = kept
-        if four_bit:
-            working += inner + 4 * hidden if recipe.lora_dropout else 2 * inner + 5 * hidden // 2
-        else:
+        if goes_by_float32:
             working += 10 * inner + 12 * hidden if recipe.lora_dropout else 6 * inner + 10 * hidden
+        else:
+            working += inner + 4 * hidden if recipe.lora_dropout else 2 * inner + 5 * hidden // 2
     deep = 1 + len(vision.get("deepstack_visual_indexes") or [])
     features = 2 * deep * load.image_tokens * hidden
+    whole = 0 if lora else standing["trained parameters"] // 2  # their 16-bit copies, while autocast is on
+    tower = load.patches * tower_bytes(vision)
+    if not (recipe.freeze_vision_tower and recipe.freeze_multi_modal_projector):
+        features += load.patches * _kept_by_tower(vision, bool(recipe.disable_gradient_checkpointing))
     moments = {
-        "vision tower": load.patches * vision_bytes(vision),
-        "loss": load.tokens * (behind + 6 * hidden) + 12 * load.labels * text["vocab_size"] + features,
-        "backward": load.tokens * (behind + working) + features + (2 * hidden * inner if four_bit else 0),
+        "vision tower": tower,
+        "loss": load.tokens * (behind + 6 * hidden) + 12 * load.labels * text["vocab_size"] + features + whole,
+        "backward": load.tokens * (behind + working) + features + whole + (2 * hidden * inner if four_bit else 0),
     }
     allocated = sum(standing.values()) + max(moments.values())
     return Estimate(standing, moments, round(allocated * (1 + FRAGMENTATION)) + WORKSPACE)
+
+
+def _standing(folder: ModelFolder, recipe: Recipe) -> dict[str, int]:
+    """Bytes that stand all the time: frozen weights, trained parameters in float32, gradients, the optimiser's states."""
+    four_bit = recipe.quantization_bit == 4
+    small = frozen = trained = 0
+    for name, info in folder.tensors.items():
+        size = prod(info.shape)
+        if recipe.finetuning_type != "lora" and _is_trained_whole(name, folder, recipe):
+            trained += size
+            continue
+        if _has_adapter(name, info.shape, recipe):
+            trained += recipe.lora_rank * sum(info.shape) + (info.shape[0] if recipe.use_dora else 0)
+        if four_bit and LINEAR.match(name):
+            small += size
+        else:
+            frozen += size
+    return {
+        "weights in 4 bits": round(small * nf4_bytes(recipe.double_quantization)),
+        "weights in 16 bits": 2 * frozen,
+        "trained parameters": 4 * trained,
+        "gradients": 4 * trained,
+        "optimiser": (2 if recipe.optim == "paged_adamw_8bit" else 8) * trained,
+    }
+
+
+def _is_frozen(name: str, recipe: Recipe) -> bool:
+    if "visual.merger." in name:
+        return recipe.freeze_multi_modal_projector
+    return recipe.freeze_vision_tower if "visual." in name else recipe.freeze_language_model
+
+
+def _has_adapter(name: str, shape: Sequence[int], recipe: Recipe) -> bool:
+    """Whether a tensor is the weight of a linear that gets an adapter."""
+    module = name.removesuffix(".weight")
+    embeds = "embed" in name or module == "lm_head"
+    if recipe.finetuning_type != "lora" or len(shape) != 2 or embeds or module == name or _is_frozen(name, recipe):
+        return False
+    if recipe.lora_target == "all":
+        return True
+    if re.fullmatch(r"[\w., -]+", recipe.lora_target):
+        return any(f".{module}".endswith(f".{want.strip()}") for want in recipe.lora_target.split(","))
+    return re.fullmatch(recipe.lora_target, module) is not None
+
+
+def _is_trained_whole(name: str, folder: ModelFolder, recipe: Recipe) -> bool:
+    if _is_frozen(name, recipe):
+        return False
+    if recipe.finetuning_type == "full" or "visual." in name:
+        return True
+    layer = re.search(r"layers\.(\d+)\.", name)
+    layers, count = range(folder.text_config["num_hidden_layers"]), recipe.freeze_trainable_layers
+    chosen = layers[-count:] if count > 0 else layers[:-count]
+    modules = recipe.freeze_trainable_modules.split(",")
+    return bool(layer and int(layer[1]) in chosen and (modules == ["all"] or set(modules) & set(name.split("."))))
 
 
 def nf4_bytes(double: bool) -> float:
@@ -159,13 +206,17 @@ def nf4_bytes(double: bool) -> float:
     return 0.5 + (1 + 4 / 256) / 64 if double else 0.5 + 4 / 64
 
 
-def vision_bytes(vision: dict[str, object]) -> int:
+def tower_bytes(vision: dict[str, Any]) -> int:
     """Bytes a patch that the frozen tower needs at once.
 
     At the peak, in a block's rotary embedding, queries and keys are in float32 several times; the pixels wait beside.
     """
-    width, patch = vision.get("embed_dim") or vision["hidden_size"], vision["patch_size"]
-    assert isinstance(width, int)
-    assert isinstance(patch, int)
-    pixels = 3 * 2 * patch**2  # channels and the two frames that an image counts for
-    return 41 * width + 6 * pixels
+    pixels = 3 * 2 * vision["patch_size"] ** 2  # channels and the two frames that an image counts for
+    return int(41 * (vision.get("embed_dim") or vision["hidden_size"]) + 6 * pixels)
+
+
+def _kept_by_tower(vision: dict[str, Any], whole: bool) -> int:
+    """Bytes a patch that autograd keeps of a tower that is trained: blocks' inputs, or (`whole`) all they compute."""
+    width = vision.get("embed_dim") or vision["hidden_size"]
+    inner = vision.get("intermediate_size") or int(vision.get("mlp_ratio", 4) * width)
+    return int(vision["depth"] * (28 * width + 6 * inner if whole else 2 * width))

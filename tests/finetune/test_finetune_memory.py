@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import family_folder
 from shapes_data import BASE
 
 from finetune.cards import CARDS
 from finetune.memory import Load, estimate
 from finetune.model import load_base, open_base
 from finetune.recipe import make_recipe
-from finetune.weights import add_adapters
+from finetune.weights import make_trainable
 
 LOAD = Load(rows=2, tokens=1000, labels=40, image_tokens=600, patches=2400)
 
@@ -21,14 +23,32 @@ def recipe(**keys: Any) -> Any:
     return make_recipe({"model_name_or_path": str(BASE), **keys})
 
 
-@pytest.mark.parametrize("target", ["all", "q_proj,down_proj"])
-def test_trained_parameters_are_those_of_the_adapters(target: str) -> None:
-    ours = recipe(lora_target=target, lora_rank=4)
-    base = load_base(open_base(ours), ours, torch.device("cpu"), torch.float32)
-    trained = sum(p.numel() for p in add_adapters(base, ours).parameters() if p.requires_grad)
-    standing = estimate(open_base(ours), ours, LOAD, CARDS["t4"]).standing
-    assert standing["trained parameters"] == 4 * trained
+WHAT_IS_TRAINED: list[dict[str, Any]] = [
+    {"lora_target": "all", "lora_rank": 4},
+    {"lora_target": "q_proj,down_proj"},
+    {"lora_target": r".*layers\.[01]\.mlp\..*"},
+    {"freeze_vision_tower": False},
+    {"freeze_multi_modal_projector": False, "freeze_language_model": True},
+    {"use_dora": True},
+    {"finetuning_type": "full"},
+    {"finetuning_type": "full", "freeze_vision_tower": False, "freeze_multi_modal_projector": False},
+    {"finetuning_type": "freeze", "freeze_trainable_layers": 2},
+    {"finetuning_type": "freeze", "freeze_trainable_layers": -1, "freeze_trainable_modules": "mlp"},
+]
+
+
+@pytest.mark.parametrize("keys", WHAT_IS_TRAINED, ids=str)
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_vl"])
+def test_trained_parameters_are_those_of_the_run(family: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    ours = make_recipe({"model_name_or_path": str(family_folder(family, tmp_path / "model")), **keys})
+    folder = open_base(ours)
+    model = make_trainable(load_base(folder, ours, torch.device("cpu"), torch.float32), ours)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    standing = estimate(folder, ours, LOAD, CARDS["t4"]).standing
+    assert standing["trained parameters"] == standing["gradients"] == 4 * trained
     assert standing["optimiser"] == 8 * trained
+    assert standing["weights in 16 bits"] == 2 * frozen
 
 
 @pytest.mark.parametrize("double", [True, False])
