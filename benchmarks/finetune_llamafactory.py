@@ -53,15 +53,15 @@ RECIPE: dict[str, Any] = {
     "disable_gradient_checkpointing": True,
 }
 QUANTISED = {"quantization_bit": 4, "double_quantization": True}
-THEIRS = "from llamafactory.cli import main; main()"
+THEIRS = "from llamafactory.cli import main; main()"  # its command line
 START = """
 import sys, torch
 from pathlib import Path
 from finetune.model import load_base, open_base
 from finetune.recipe import load_recipe
-from finetune.weights import add_adapters, save_trained, trained_state
+from finetune.weights import make_trainable, save_trained, trained_state
 recipe = load_recipe(sys.argv[1])
-model = add_adapters(load_base(open_base(recipe), recipe, torch.device("cpu"), torch.float32), recipe)
+model = make_trainable(load_base(open_base(recipe), recipe, torch.device("cpu"), torch.float32), recipe)
 Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
 save_trained(model, trained_state(model), Path(sys.argv[2]))
 """

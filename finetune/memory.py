@@ -147,7 +147,7 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Est
 
 
 def _standing(folder: ModelFolder, recipe: Recipe) -> dict[str, int]:
-    """Bytes that stand all the time: frozen weights, trained parameters in float32, gradients, the optimiser's states."""
+    """Bytes that stand all the time: frozen weights; what is trained, in float32; gradients; the optimiser's states."""
     four_bit = recipe.quantization_bit == 4
     small = frozen = trained = 0
     for name, info in folder.tensors.items():
