@@ -11,19 +11,20 @@ from gateway.metrics import Metrics
 
 
 def account(call: Call, metrics: Metrics) -> None:
-    metrics.requests.labels(call.model, str(call.status)).inc()
-    metrics.request_seconds.labels(call.model).observe(call.since())
+    child = metrics.child
+    child(metrics.requests, call.model, str(call.status)).inc()
+    child(metrics.request_seconds, call.model).observe(call.since())
     if call.reason:
-        metrics.rejections.labels(call.reason).inc()
+        child(metrics.rejections, call.reason).inc()
     if call.first_token is not None:
-        metrics.first_token_seconds.labels(call.model).observe(call.first_token)
-    metrics.prompt_tokens.labels(call.model).inc(call.prompt_tokens)
-    metrics.generation_tokens.labels(call.model).inc(call.generation_tokens)
+        child(metrics.first_token_seconds, call.model).observe(call.first_token)
+    child(metrics.prompt_tokens, call.model).inc(call.prompt_tokens)
+    child(metrics.generation_tokens, call.model).inc(call.generation_tokens)
     for attempt in call.attempts:
-        metrics.upstream_requests.labels(attempt.engine, attempt.outcome).inc()
-        metrics.upstream_seconds.labels(attempt.engine).observe(attempt.ended - attempt.started)
+        child(metrics.upstream_requests, attempt.engine, attempt.outcome).inc()
+        child(metrics.upstream_seconds, attempt.engine).observe(attempt.ended - attempt.started)
         if attempt.answered is not None:
-            metrics.upstream_first_byte.labels(attempt.engine).observe(attempt.answered - attempt.started)
+            child(metrics.upstream_first_byte, attempt.engine).observe(attempt.answered - attempt.started)
     call.trace.end(call)
     # Not through `logging`, which costs more than everything else here.
     sys.stderr.write(orjson.dumps(call.line()).decode() + "\n")

@@ -100,6 +100,7 @@ def run(service: Service, bound: socket.socket, management: socket.socket | None
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address
         ws="none",
         http=connection_class(service.settings),
         timeout_keep_alive=math.ceil(service.settings.keepalive_timeout),
