@@ -34,13 +34,13 @@ class Sample:
 
 
 def answer_samples(
-    model: Any, base: Any, data: TrainingData, images: Any, dtype: torch.dtype, most: int
+    model: Any, base: Any, data: TrainingData, images: Any, dtype: torch.dtype, most: int, size: int
 ) -> list[Sample]:
     """Answers some validation rows (training rows if there are none), at most `most` tokens long.
 
     To be called when nothing more is to be trained or saved: the model is left as it was before training.
     model: as trained; base: the *ForConditionalGeneration module in it; images: those rows' FrozenFeatures, or
-    TrainedVision.
+    TrainedVision; size: rows answered at once, no more than training held, so that the memory suffices.
     """
     rows = data.validation or data.rows
     rows = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))]
@@ -48,9 +48,9 @@ def answer_samples(
     with old_names_allowed():
         base.model.language_model.gradient_checkpointing_disable()  # it would drop the key-value cache
     dropout(model, False)
-    after = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST))
+    after = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
     _untrain(model, data)
-    before = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST))
+    before = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
     tokenizer = data.processor.tokenizer
     return [
         Sample(
@@ -74,14 +74,16 @@ def last_answer(row: Encoded) -> tuple[Encoded, Any]:
 
 
 def _answers(
-    base: Any, data: TrainingData, images: Any, prompts: Sequence[Encoded], dtype: torch.dtype, most: int
+    base: Any, data: TrainingData, images: Any, prompts: Sequence[Encoded], dtype: torch.dtype, most: int, size: int
 ) -> list[str]:
     device = base.lm_head.weight.device
     if isinstance(images, TrainedVision):  # the tower is not now what it was
         images = FrozenFeatures(base, data.bank, data.processor, [i for prompt in prompts for i in prompt.images])
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast, torch.no_grad():
-        ids = greedy(base, prompts, images, data.folder.eos_token_ids, most, device)
+        ids: list[list[int]] = []
+        for start in range(0, len(prompts), size):
+            ids += greedy(base, prompts[start : start + size], images, data.folder.eos_token_ids, most, device)
     return [data.processor.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 
 

@@ -223,9 +223,11 @@ class Trainer:
             return []
         restore_trained(self.model, self.output)
         self.optimizer.state.clear()
+        torch.cuda.empty_cache()  # blocks of training's sizes; does nothing without a GPU
         try:
             images = self.held_out_images if self.data.validation else self.images
-            return answer_samples(self.model, self.base, self.data, images, self.dtype, self.recipe.max_new_tokens)
+            most, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
+            return answer_samples(self.model, self.base, self.data, images, self.dtype, most, size)
         except torch.OutOfMemoryError:
             return []
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
 
-from finetune import images, oom
+from finetune import images, oom, trainer
 from finetune.batches import collate_train
 from finetune.cards import Card
 from finetune.dataset import load_training_data, split_by_image
@@ -505,6 +505,25 @@ def test_the_report_shows_answers_before_and_after(recipe: MakeRecipe, tmp_path:
             assert label == by_row[source]["label"]
             assert {"before": before, "after": after}[name] == by_row[source]["predict"].strip()
     assert page.count('class="right"') + page.count('class="wrong"') == 8
+
+
+def test_answers_for_the_report_take_no_more_rows_at_once_than_training(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def record(module: Any, args: Any, kwargs: Any) -> None:
+        rows.append(len(kwargs["inputs_embeds"]))
+
+    def watched(folder: Any, *rest: Any) -> Any:
+        base = load_base(folder, *rest)
+        base.model.language_model.register_forward_pre_hook(record, with_kwargs=True)
+        return base
+
+    monkeypatch.setattr(trainer, "load_base", watched)
+    train(recipe(max_steps=1, gradient_accumulation_steps=1, per_device_train_batch_size=2, eval_dataset=None))
+    assert len(rows) > 8, "four answers before and after"
+    assert max(rows) == 2
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
