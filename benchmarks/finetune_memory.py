@@ -5,7 +5,8 @@
 Models have the real shapes of Qwen3-VL-2B and -8B and random weights; the steps are those of `lensmith train`. A recipe
 named t4-... runs as on a T4: at most 14.6 GiB, compute capability 7.5 (so float16), neither flash nor cuDNN attention.
 Peak memory is what PyTorch's allocator reserves; it is also recorded by moment (loading, vision tower, language model,
-loss, backward, optimizer step) to show which term of an estimate is wrong. --tiny rehearses everything on a CPU.
+loss, backward, optimizer step) to show which term of an estimate is wrong. The report's samples, answered when training
+is done, are a moment of their own and not in the peak. --tiny rehearses everything on a CPU.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from finetune.errors import FinetuneError
 from finetune.memory import estimate, heaviest_load
 from finetune.recipe import make_recipe
 from finetune.train import train
+from finetune.trainer import Trainer
 
 MIB = 2**20
 STEPS, ACCUMULATION = 3, 2
+SAMPLES = "samples"
 WORDS = ("red", "blue", "circle", "square", "left", "right", "small", "large")
 
 
@@ -87,6 +90,8 @@ class Moments:
         torch.cuda.reset_peak_memory_stats()
 
     def enter(self, moment: str) -> None:
+        if self.now == SAMPLES and moment != "end":  # the models run there as in training
+            return
         torch.cuda.synchronize()
         peak = self.peaks.setdefault(self.now, {"allocated": 0.0, "reserved": 0.0, "seconds": 0.0})
         peak["allocated"] = max(peak["allocated"], torch.cuda.max_memory_allocated() / MIB)
@@ -96,13 +101,9 @@ class Moments:
         self.starts[moment] = max(self.starts.get(moment, 0.0), torch.cuda.memory_allocated() / MIB)
         torch.cuda.reset_peak_memory_stats()
 
-    @property
-    def reserved(self) -> float:
-        return max(peak["reserved"] for peak in self.peaks.values())
-
-    @property
-    def allocated(self) -> float:
-        return max(peak["allocated"] for peak in self.peaks.values())
+    def most(self, kind: str) -> float:
+        """The training's peak of the kind, "allocated" or "reserved"."""
+        return max(peak[kind] for moment, peak in self.peaks.items() if moment != SAMPLES)
 
 
 @contextmanager
@@ -126,7 +127,11 @@ def watched(vocabulary: int) -> Iterator[Moments]:
         if tower(module):
             moments.enter("between")
 
-    plain = torch.Tensor.backward
+    plain, answers = torch.Tensor.backward, Trainer.samples
+
+    def samples(self: Trainer) -> Any:
+        moments.enter(SAMPLES)
+        return answers(self)
 
     def backward(self: Any, *args: Any, **kwargs: Any) -> None:
         moments.enter("backward")
@@ -139,11 +144,11 @@ def watched(vocabulary: int) -> Iterator[Moments]:
         register_optimizer_step_pre_hook(lambda *_: moments.enter("optimizer step")),
         register_optimizer_step_post_hook(lambda *_: moments.enter("between")),
     ]
-    torch.Tensor.backward = backward
+    torch.Tensor.backward, Trainer.samples = backward, samples
     try:
         yield moments
     finally:
-        torch.Tensor.backward = plain
+        torch.Tensor.backward, Trainer.samples = plain, answers
         for handle in handles:
             handle.remove()
         moments.enter("end")
@@ -227,8 +232,8 @@ def run(case: Case, work: Path, model: Path, tiny: bool) -> dict[str, Any]:
         with watched(loaded.folder.text_config["vocab_size"]) as moments:
             result = train(recipe, quiet)
         figures |= {
-            "reserved_gib": round(moments.reserved / 1024, 3),
-            "allocated_gib": round(moments.allocated / 1024, 3),
+            "reserved_gib": round(moments.most("reserved") / 1024, 3),
+            "allocated_gib": round(moments.most("allocated") / 1024, 3),
             "moments": {
                 name: {key: round(value, 2) for key, value in peak.items()} for name, peak in moments.peaks.items()
             },

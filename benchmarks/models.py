@@ -37,15 +37,10 @@ VOCABULARY = 151936
 PIXELS = (65536, 16777216)
 
 
-def write_model(folder: Path, shape: str, max_pixels: int = PIXELS[1]) -> None:
-    """A Qwen3-VL folder of the shape with random bfloat16 weights."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
+def shape_config(shape: str, tokenizer: Any) -> dict[str, Any]:
+    """config.json of the shape, with the special tokens' ids from examples.make_shapes_vl's tokenizer."""
     from examples import make_shapes_vl
 
-    tokenizer = make_shapes_vl.build_tokenizer()
     config = make_shapes_vl.model_config(tokenizer)
     dims = SHAPES[shape]
     if shape != "tiny":
@@ -57,10 +52,24 @@ def write_model(folder: Path, shape: str, max_pixels: int = PIXELS[1]) -> None:
             "rope_scaling": rope,
         }
         config["vision_config"] |= {"num_position_embeddings": 2304}
-        tokenizer = with_vocabulary(tokenizer, VOCABULARY)
     config["text_config"] |= dims["text"] | {"tie_word_embeddings": dims["other"]["tied"]}
     config["vision_config"] |= dims["vision"] | {"deepstack_visual_indexes": dims["other"]["deepstack"]}
     config["tie_word_embeddings"] = dims["other"]["tied"]
+    return config
+
+
+def write_model(folder: Path, shape: str, max_pixels: int = PIXELS[1]) -> None:
+    """A Qwen3-VL folder of the shape with random bfloat16 weights."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    from examples import make_shapes_vl
+
+    tokenizer = make_shapes_vl.build_tokenizer()
+    config = shape_config(shape, tokenizer)
+    if shape != "tiny":
+        tokenizer = with_vocabulary(tokenizer, VOCABULARY)
     make_shapes_vl.write_folder(folder, tokenizer, config)
     pixels = json.loads((folder / "preprocessor_config.json").read_text())
     pixels["size"] = {"longest_edge": max_pixels, "shortest_edge": PIXELS[0]}
@@ -72,7 +81,7 @@ def write_model(folder: Path, shape: str, max_pixels: int = PIXELS[1]) -> None:
         model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config))
     torch.set_default_dtype(torch.float32)
     state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
-    if dims["other"]["tied"]:
+    if config["tie_word_embeddings"]:
         state.pop("lm_head.weight", None)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 

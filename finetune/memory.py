@@ -22,10 +22,17 @@ from modelfiles.folder import ModelFolder
 
 GIB = 2**30
 LINEAR = re.compile(r"^(?!.*visual).*layers\.\d+\..*_proj\.weight$")
-# What PyTorch's allocator holds beyond the tensors counted here: cuBLAS's workspace, dequantised weights and small
-# buffers; and blocks split by activations, whose sizes change from step to step. Fitted to the two peaks measured in
-# benchmarks/results/finetune_gpu.json (4.10 and 10.79 GiB), which come out 2 % low and 1 % high.
-WORKSPACE, FRAGMENTATION = 0.3 * GIB, 0.2
+# Two constants are fitted, to the 13 peaks in benchmarks/results/finetune_memory.json; all come out within 4 %.
+# WORKSPACE: cuBLAS's workspaces (65 MiB are still allocated when a run has ended), small buffers, the next images of a
+# step: a median of 93 MiB allocated beyond the tensors counted here; the rest is cached blocks that fit nothing.
+# FRAGMENTATION: of what comes and goes within a step. What the layers keep for the backward pass is laid down once and
+# freed in turn, so it leaves few gaps: above what stands, reserved was 1.08 of allocated in the recipes without
+# checkpointing, which are nearly all such tensors, and 1.16 to 1.43 of it in those with checkpointing.
+WORKSPACE, FRAGMENTATION = 0.25 * GIB, 0.35
+# Bytes a logit: log-probabilities, their gradient and the logits' gradient, in float32 (4 long answers a micro-batch
+# allocated 5,283 MiB, 5,279 counted). The allocator keeps about as much again in blocks that do not fit, as every
+# micro-batch has another number of label tokens (there 3,257 MiB, where the logits' tensors have 2,733).
+LOGITS = 3 * 4
 
 
 @dataclass(frozen=True)
@@ -139,13 +146,20 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Est
     tower = load.patches * tower_bytes(vision)
     if not (recipe.freeze_vision_tower and recipe.freeze_multi_modal_projector):
         features += load.patches * _kept_by_tower(vision, bool(recipe.disable_gradient_checkpointing))
+    kept_by_layers, logits = load.tokens * behind, LOGITS * load.labels * text["vocab_size"]
     moments = {
         "vision tower": tower,
-        "loss": load.tokens * (behind + 6 * hidden) + 12 * load.labels * text["vocab_size"] + features + whole,
-        "backward": load.tokens * (behind + working) + features + whole + (2 * hidden * inner if four_bit else 0),
+        "loss": kept_by_layers + 6 * load.tokens * hidden + logits + features + whole,
+        "backward": kept_by_layers + load.tokens * working + features + whole + (2 * hidden * inner if four_bit else 0),
     }
-    reserved = sum(standing.values()) + (1 + FRAGMENTATION) * max(moments.values()) + WORKSPACE
-    return Estimate(standing, moments, round(reserved))
+    # What each moment's blocks take beyond its tensors.
+    gaps = {
+        "vision tower": FRAGMENTATION * tower,
+        "loss": FRAGMENTATION * (moments["loss"] - kept_by_layers - logits) + logits,
+        "backward": FRAGMENTATION * (moments["backward"] - kept_by_layers),
+    }
+    highest = max(moments[name] + gaps[name] for name in moments)
+    return Estimate(standing, moments, round(sum(standing.values()) + highest + WORKSPACE))
 
 
 def _standing(folder: ModelFolder, recipe: Recipe) -> dict[str, int]:
