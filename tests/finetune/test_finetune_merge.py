@@ -270,10 +270,11 @@ def test_blocks_of_rows_change_nothing(
     exported: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
 ) -> None:
     recipe = exported(**keys)
-    whole = (merge(recipe) / "model.safetensors").read_bytes()
+    whole = load_file(merge(recipe) / "model.safetensors")
     monkeypatch.setattr(changes, "BLOCK_BYTES", 10_000)
     blocks = merge(recipe.model_copy(update={"export_dir": str(tmp_path / "blocks")}))
-    assert (blocks / "model.safetensors").read_bytes() == whole
+    # Products of other shapes may be summed in another order: equal but for rounding to the weights' own dtype.
+    torch.testing.assert_close(load_file(blocks / "model.safetensors"), whole)
 
 
 def test_the_dequantized_base_is_what_training_saw(recipe: MakeRecipe, tmp_path: Path) -> None:
