@@ -16,7 +16,9 @@ from gateway.responses.answers import ResponseWriter
 from gateway.translation import Writer, write_answer, write_events
 
 TEXTS = st.lists(st.text(max_size=8), max_size=6)
-CALLS = st.lists(st.tuples(st.text(min_size=1, max_size=5), st.lists(st.integers(), max_size=2)), max_size=2)
+# Whole numbers of 64 bits: larger ones become floats in our JSON reader, as in Ollama's own.
+WHOLE = st.integers(-(2**63), 2**63 - 1)
+CALLS = st.lists(st.tuples(st.text(min_size=1, max_size=5), st.lists(WHOLE, max_size=2)), max_size=2)
 CUTS = st.lists(st.integers(0, 10_000), max_size=10)
 ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n"])
 FINISH = st.sampled_from(["stop", "length"])
