@@ -273,7 +273,7 @@ def test_an_image_that_takes_too_long_is_given_up(engine: Process) -> None:
         gateway.wait_until("/ready", 200)
         parts = [{"type": "image_url", "image_url": {"url": uri(quarters("RGB", (3000, 3000)), "JPEG")}}]
         body = {"model": "fake", "messages": [{"role": "user", "content": parts}]}
-        error = envelope(httpx.post(gateway.url + CHAT, json=body), 400)
+        error = envelope(httpx.post(gateway.url + CHAT, json=body, timeout=30), 400)
         assert error["message"].endswith("could not be decoded within 0.01 s.")
         until("the worker's end", lambda: not workers(gateway))
 
