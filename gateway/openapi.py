@@ -75,6 +75,19 @@ USAGE = obj(
 )
 OLLAMA_DETAILS: dict[str, Object] = {"name": STRING, "model": STRING, "size": INTEGER, "details": OBJECT}
 
+
+def completion(kind: str, text: Mapping[str, Object]) -> Object:
+    """A whole answer of `kind`; `text`: the field of a choice that holds what was written."""
+    fields = {
+        "id": STRING,
+        "object": {"const": kind},
+        "created": INTEGER,
+        "model": STRING,
+        "choices": array(obj({"index": INTEGER, **text, "finish_reason": STRING}, "index", *text)),
+    }
+    return obj({**fields, "usage": USAGE}, *fields)
+
+
 SCHEMAS: dict[str, Object] = {
     "Error": obj(
         {
@@ -94,17 +107,7 @@ SCHEMAS: dict[str, Object] = {
         {**described(FIELDS), "messages": array(ref("Message"), minItems=1)},
         "messages",
     ),
-    "ChatCompletion": obj(
-        {
-            "id": STRING,
-            "object": {"const": "chat.completion"},
-            "created": INTEGER,
-            "model": STRING,
-            "choices": array(obj({"index": INTEGER, "message": OBJECT, "finish_reason": STRING}, "index", "message")),
-            "usage": USAGE,
-        },
-        *("id", "object", "created", "model", "choices"),
-    ),
+    "ChatCompletion": completion("chat.completion", {"message": OBJECT}),
     "CompletionRequest": request(
         {
             **described(TEXT_FIELDS),
@@ -114,17 +117,7 @@ SCHEMAS: dict[str, Object] = {
         },
         "prompt",
     ),
-    "Completion": obj(
-        {
-            "id": STRING,
-            "object": {"const": "text_completion"},
-            "created": INTEGER,
-            "model": STRING,
-            "choices": array(obj({"index": INTEGER, "text": STRING, "finish_reason": STRING}, "index", "text")),
-            "usage": USAGE,
-        },
-        *("id", "object", "created", "model", "choices"),
-    ),
+    "Completion": completion("text_completion", {"text": STRING}),
     "ResponseRequest": request(
         {
             "input": either(STRING, array(OBJECT, minItems=1)),

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from click.testing import CliRunner
 from processes import Process, fake_engine, lensmith_serve
+
+from gateway.keys_cli import keys
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +37,20 @@ def client(gateway: Process) -> Iterator[openai.OpenAI]:
 def post(gateway: Process) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=gateway.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.json"
+
+
+@pytest.fixture(scope="module")
+def add(key_file: Path) -> Callable[..., str]:
+    """Make a key; give its secret."""
+
+    def made(name: str, *options: str) -> str:
+        result = CliRunner().invoke(keys, ["add", name, "--file", str(key_file), *options])
+        assert result.exit_code == 0, result.output
+        return result.output.strip()
+
+    return made

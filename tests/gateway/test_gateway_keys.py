@@ -30,23 +30,6 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.json"
-
-
-@pytest.fixture(scope="module")
-def add(key_file: Path) -> Callable[..., str]:
-    """Make a key; give its secret."""
-
-    def made(name: str, *options: str) -> str:
-        result = run("add", name, "--file", str(key_file), *options)
-        assert result.exit_code == 0, result.output
-        return result.output.strip()
-
-    return made
-
-
-@pytest.fixture(scope="module")
 def guarded(engine: Process, key_file: Path, add: Callable[..., str]) -> Iterator[tuple[Process, str]]:
     """A gateway that asks for keys, and a key without limits."""
     secret = add("first")

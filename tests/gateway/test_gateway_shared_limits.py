@@ -16,7 +16,6 @@ import pytest
 from processes import Process, free_port, lensmith_serve, until
 from test_gateway_bad_input import CHAT
 from test_gateway_chat import ask
-from test_gateway_keys import run
 
 from gateway.limits import Key, Tenant
 from gateway.metrics import Metrics
@@ -58,21 +57,6 @@ def server() -> Iterator[Redis]:
     found = Redis()
     yield found
     found.kill()
-
-
-@pytest.fixture(scope="module")
-def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.json"
-
-
-@pytest.fixture(scope="module")
-def add(key_file: Path) -> Callable[..., str]:
-    def made(name: str, *options: str) -> str:
-        result = run("add", name, "--file", str(key_file), *options)
-        assert result.exit_code == 0, result.output
-        return result.output.strip()
-
-    return made
 
 
 @pytest.fixture(scope="module")
