@@ -8,7 +8,8 @@ The model has Qwen3-VL-2B's shape and random weights; its processor shrinks imag
     default   `lmdeploy serve api_server MODEL --backend pytorch`, asked directly, with its default threads
     lensmith  `lensmith serve MODEL --engine lmdeploy`; with 768x768 pictures the gateway and its own engine, asked past
               the gateway, take turns
-    few       one request at once and four, 128 new tokens, through that gateway and past it
+    few       one request at once and four, 768x768, 128 new tokens, through that gateway and past it, and `plain`:
+              LMDeploy by itself with the same threads, on asyncio's event loop
     profile   where the time goes at 768x768: CPU by thread, GPU use, the engine's metrics, stacks by thread
     variants  768x768 past the gateway with other settings, one server after another; --variants chooses
     contract  the tests in tests/gpu, with --demo-model and with the 2B shape
@@ -157,13 +158,23 @@ def phase_lensmith(run: Run, gateway: Server) -> None:
 
 
 def phase_few(run: Run, gateway: Server) -> None:
-    engine = engines_behind(gateway)[0].endpoint
-    for turn in range(2):
-        for size in ("224x224", "768x768"):
-            for name, endpoint in (("gateway", gateway.endpoint), ("engine", engine)):
-                for at_once, requests in ((1, 16), (4, 64)):
-                    figures = run.load(endpoint, size, requests, at_once, tokens=128)
-                    run.note("few", f"{size}-{name}-{at_once}-turn-{turn}", figures)
+    endpoints = {"gateway": gateway.endpoint, "engine": engines_behind(gateway)[0].endpoint}
+    for turn in range(ROUNDS):
+        few_at_once(run, endpoints, turn)
+
+
+def phase_plain_few(run: Run) -> None:
+    with run.start_default(None, **THREADS) as server:
+        server.wait_ready()
+        for turn in range(ROUNDS):
+            few_at_once(run, {"plain": server.endpoint}, turn)
+
+
+def few_at_once(run: Run, endpoints: dict[str, Endpoint], turn: int) -> None:
+    for name, endpoint in endpoints.items():
+        for at_once, requests in ((1, 16), (4, 64)):
+            figures = run.load(endpoint, "768x768", requests, at_once, tokens=128)
+            run.note("few", f"768x768-{name}-{at_once}-turn-{turn}", figures)
 
 
 def phase_profile(run: Run) -> None:
@@ -362,6 +373,8 @@ def phases_of(run: Run, wanted: list[str]) -> Iterator[tuple[str, Callable[[], N
         yield "default", lambda: phase_default(run)
     if {"lensmith", "few"} & set(wanted):
         yield "lensmith", lambda: through_gateway(run, wanted)
+    if "few" in wanted:
+        yield "few", lambda: phase_plain_few(run)
     if "profile" in wanted:
         yield "profile", lambda: phase_profile(run)
     if "variants" in wanted:

@@ -32,6 +32,8 @@ from finetune.evaluate import evaluate
 from finetune.features import FrozenFeatures
 from finetune.images import ImageBank, pixel_limits
 from finetune.model import LabelLoss, four_bit_layers, load_base, old_names_allowed, open_base
+from finetune.optimizer import load_optimizer
+from finetune.parallel import whole
 from finetune.processor import load_processor
 from finetune.recipe import Recipe, save_recipe
 from finetune.rows import load_rows
@@ -134,6 +136,32 @@ def test_paged_adamw_says_what_it_is_without_a_gpu(recipe: MakeRecipe, tmp_path:
     said = io.StringIO()
     train(recipe(optim="paged_adamw_8bit", max_steps=1), Console(file=said, width=200))
     assert "paged_adamw_8bit needs a GPU; adamw_torch is used instead" in said.getvalue()
+
+
+def test_8_bit_states_go_on_bit_for_bit_from_a_checkpoint() -> None:
+    """bitsandbytes wraps their quantised parts; on a GPU tests/gpu takes a whole run through it."""
+    from bitsandbytes.optim import AdamW8bit
+
+    def steps(weight: Any, optimizer: Any, numbers: range) -> None:
+        for number in numbers:
+            weight.grad = torch.randn(128, 64, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+
+    def start(values: Any) -> tuple[Any, Any]:
+        weight = torch.nn.Parameter(values.clone())
+        return weight, AdamW8bit([{"params": [weight], "ratio": 1.0}], lr=1e-2)
+
+    unbroken, optimizer = start(torch.ones(128, 64))
+    steps(unbroken, optimizer, range(6))
+    first, optimizer = start(torch.ones(128, 64))
+    steps(first, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save(whole(optimizer.state_dict()), file)
+    second, optimizer = start(first.detach())
+    file.seek(0)
+    load_optimizer(optimizer, torch.load(file, map_location="cpu", weights_only=True))
+    steps(second, optimizer, range(3, 6))
+    assert torch.equal(second, unbroken)
 
 
 def test_loraplus_moves_b_faster(recipe: MakeRecipe, tmp_path: Path) -> None:

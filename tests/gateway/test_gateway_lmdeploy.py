@@ -113,6 +113,12 @@ def test_the_engines_key_stands_in_no_list_of_processes_and_in_no_log(serve: Ser
         assert ask(gateway, "hi").status_code == 200
 
 
+def test_the_process_that_lmdeploy_spawns_runs_on_uvloop_too(serve: Serve) -> None:
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        assert "lmdeploy: engine process: loop uvloop" in gateway.log()
+
+
 def test_as_many_answers_at_once_as_the_engine_was_planned_for(serve: Serve) -> None:
     with serve("--engine-arg", "max-batch-size=2", "--engine-arg", "eager_mode=false") as gateway:
         gateway.wait_until("/ready", 200)

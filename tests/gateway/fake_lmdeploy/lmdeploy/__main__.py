@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -17,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import fake_engine
 from aiohttp import web
+
+import lmdeploy
 
 FAULT = os.environ.get("FAKE_LMDEPLOY", "")
 ERROR = "2026-11-21 10:00:01,000 - lmdeploy - ERROR -"
@@ -102,6 +105,9 @@ def main() -> None:
     time.sleep(pause)
     log("Updating configs.")
     log("Building GraphRunner and warmup ops, please waiting.")
+    process = multiprocessing.get_context("spawn").Process(target=lmdeploy.engine_process)  # as the real one's engine
+    process.start()
+    process.join()
     log("Building CacheEngine with config: ")
     print(
         "CacheConfig(max_batches=7, block_size=64, num_cpu_blocks=0, num_gpu_blocks=1322, window_size=-1).", flush=True
