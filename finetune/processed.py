@@ -66,6 +66,11 @@ class ProcessedLoss(torch.nn.Module):  # type: ignore[misc]
         hook = self.base.lm_head.register_forward_pre_hook(lambda _, states: (states[0][batch.labelled][None],))
         try:
             logits = self.base(**inputs, use_cache=False).logits
+        except ValueError as error:  # images and image tokens that do not match, which only the model can tell
+            raise FinetuneError(
+                f"{'; '.join(batch.rows)}: {type(self.base).__name__} does not take what its processor made of these "
+                f"rows: {str(error).splitlines()[0][:200]}"
+            ) from None
         finally:
             hook.remove()
         if logits.shape[:2] != (1, len(batch.labels)):

@@ -1,11 +1,12 @@
 """Chats to token ids and labels by a model's own processor, for families without code of their own.
 
-The processor makes all ids, those of images too. What is learnt is proven for every chat: the ids of the chat up to an
-answer, with a generation prompt, must be how the ids of the whole chat begin; the answer must end with a token that
-ends generation; and what lies between must decode to the row's answer. A template that does not pass is refused.
+What is learnt is proven for every chat: the ids of the chat up to an answer, with a generation prompt, must be how the
+ids of the whole chat begin; the answer must end with a token that ends generation; and what lies between must decode to
+the row's answer. A template that does not pass is refused.
 
-To count tokens nothing is decoded: a blank image of the size that the file's header says goes through the processor,
-and equal chats with images of equal sizes go once. Each batch's ids are compared with those (see processed.py).
+To count tokens nothing is decoded: a blank image of each size that a file's header says goes through the processor
+once, and what that writes for it stands for all images of that size. The ids that come of it are compared with those
+of the processor for the first chat of each number of images, and in training for every batch (see processed.py).
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class ProcessorEncoder:
             raise FinetuneError(f"{folder.path} does not say which token stands for an image; use another model.")
         self.image_token_id = found
         self.specials = [*special_tokens(processor.tokenizer), *self.placeholders]
+        self._written: dict[tuple[str, tuple[int, int]], str] = {}
+        self._compared: set[int] = set()  # numbers of images
         self._done: dict[tuple[str, tuple[tuple[int, int], ...]], ProcessedChat] = {}
 
     def encode(self, rows: Sequence[Row]) -> list[ProcessedChat]:
@@ -109,24 +112,29 @@ class ProcessorEncoder:
         self.refuse_specials(row)
         if row.tools or any(m["role"] == "tool" or "tool_calls" in m for m in row.messages):
             self._refuse(row, "tools and tool calls are for the Qwen-VL families")
-        blanks = [Image.new("RGB", size) for size in sizes]
         text = self._render(row, len(row.messages), prompt=False)
-        shown = max(text.count(token) for token in self.placeholders)
-        if shown != len(blanks):
-            self._refuse(row, f"its chat template shows {shown} of {len(blanks)} images")
+        placeholder = max(self.placeholders, key=text.count)
+        if text.count(placeholder) != len(sizes):
+            self._refuse(row, f"its chat template shows {text.count(placeholder)} of {len(sizes)} images")
         for part in (part for message in row.messages for part in message["content"] if part["type"] == "text"):
             if part["text"].strip() not in text:
                 self._refuse(row, f"its chat template does not show all of the text, such as {part['text'][:40]!r}")
-        ids = self._ids(row, text, blanks)
-        if blanks and not (ids == self.image_token_id).any():
+        ids = self._ids(row, text, placeholder, sizes)
+        if sizes and not (ids == self.image_token_id).any():
             self._refuse(row, "its processor gives an image no tokens")
+        if len(sizes) not in self._compared:
+            blanks = [Image.new("RGB", size) for size in sizes]
+            theirs = processed(self.processor, [row.source], [text], [blanks])["input_ids"][0]
+            if not np.array_equal(theirs, ids):
+                self._refuse(row, f"its processor makes {len(sizes)} images of a chat into other tokens than one alone")
+            self._compared.add(len(sizes))
         learnt = np.zeros(len(ids), dtype=bool)
         prompt = ""
         for number, message in enumerate(row.messages):
             if message["role"] == "assistant":
                 prompt = self._render(row, number, prompt=True)
-                seen = sum(part["type"] == "image" for m in row.messages[:number] for part in m["content"])
-                learnt[self._answer(row, number, ids, self._ids(row, prompt, blanks[:seen]))] = True
+                before = self._ids(row, prompt, placeholder, sizes)
+                learnt[self._answer(row, number, ids, before)] = True
         question = "".join(part.get("text", "") for part in row.messages[-2]["content"]).strip()
         return ProcessedChat(ids, learnt, np.empty((3, 0)), (), "", text, prompt, question)
 
@@ -136,8 +144,8 @@ class ProcessorEncoder:
         if not np.array_equal(ids[:start], before):
             self._refuse(
                 row,
-                "its chat template writes the chat before an answer otherwise when the answer follows, so answers "
-                "cannot be located",
+                "its chat template makes the chat before an answer into other tokens when the rest follows, so answers "
+                "cannot be located; train on single turns",
             )
         ends = np.flatnonzero(np.isin(ids[start:], self.eos))
         end = start + int(ends[0]) if len(ends) else len(ids)
@@ -165,30 +173,56 @@ class ProcessorEncoder:
             self._refuse(row, f"its chat template does not take this chat: {_first_line(error)}")
         return str(text)
 
-    def _ids(self, row: Row, text: str, images: list[Image.Image]) -> Any:
-        return processed(self.processor, [row.source], [text], [images])["input_ids"][0].numpy()
+    def _ids(self, row: Row, text: str, placeholder: str, sizes: Sequence[tuple[int, int]]) -> Any:
+        """[L] ids of a rendered chat, its first images written as the processor writes them."""
+        pieces = text.split(placeholder)
+        written = pieces[0]
+        for size, piece in zip(sizes, pieces[1:], strict=False):
+            written += self._image(row, placeholder, size) + piece
+        settings = plain(self.processor, text)
+        with LOCK:
+            return np.array(self.processor.tokenizer(written, **settings)["input_ids"], dtype=np.int64)
+
+    def _image(self, row: Row, placeholder: str, size: tuple[int, int]) -> str:
+        """What the processor writes for an image of this size."""
+        if (placeholder, size) not in self._written:
+            image = [Image.new("RGB", size)]
+            alone = processed(self.processor, [row.source], [placeholder], [image], add_special_tokens=False)
+            self._written[placeholder, size] = self.processor.tokenizer.decode(
+                alone["input_ids"][0], clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
+            )
+        return self._written[placeholder, size]
 
     def _refuse(self, row: Row, why: str) -> Any:
         raise FinetuneError(f"{row.source}: {self.folder.name} ({self.folder.model_type}) cannot be trained: {why}.")
 
 
 def processed(
-    processor: Any, sources: Sequence[str], texts: list[str], images: list[list[Image.Image]], side: str = "right"
+    processor: Any,
+    sources: Sequence[str],
+    texts: list[str],
+    images: list[list[Image.Image]],
+    side: str = "right",
+    **settings: bool,
 ) -> dict[str, Any]:
     """What the processor makes of rendered chats and their images: tensors, padded on the `side`.
 
-    The rule for special tokens is that of `processor.apply_chat_template`. Raises FinetuneError naming the rows.
+    Raises FinetuneError naming the rows.
     """
-    settings: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": side}
-    bos = processor.tokenizer.bos_token
-    if bos is not None and texts[0].startswith(bos):
-        settings["add_special_tokens"] = False
+    padded: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": side}
+    settings = padded | plain(processor, texts[0]) | settings
     try:
         with LOCK:
             return dict(processor(text=texts, images=images if any(images) else None, **settings))
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
         named = "; ".join(dict.fromkeys(sources))
         raise FinetuneError(f"{named}: the model's processor fails: {_first_line(error)}") from None
+
+
+def plain(processor: Any, text: str) -> dict[str, bool]:
+    """The tokenizer's settings for a rendered chat: the rule of `processor.apply_chat_template` for special tokens."""
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
 
 
 def last_answer_start(chat: Encoded) -> int:

@@ -270,7 +270,7 @@ NO_END = """{%- for message in messages -%}{{- message.role | upper + ': ' -}}
 {%- endfor -%}{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"""
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no template": ({"template": ""}, "a 'llava' model without a chat template"),
-    "history": ({"template": REWRITES.replace("IMAGE", "'<image>'")}, "row 1: .*before an answer otherwise"),
+    "history": ({"template": REWRITES.replace("IMAGE", "'<image>'")}, "row 1: .*before an answer into other tokens"),
     "no end": ({"template": NO_END}, r"row 1: .*does not end answers with a token.*\(eos_token_id 2024\).*'red'"),
     "no image": ({"template": CHATML.replace("IMAGE", "''")}, "row 1: .*shows 0 of 1 images"),
     "no system": (
@@ -343,6 +343,35 @@ def test_rows_over_cutoff_len_are_dropped_or_refused(llava: Callable[..., Recipe
     assert all(len(row) <= 40 for row in data.rows)
     with pytest.raises(FinetuneError, match=r"row 2: the row has \d+ tokens, over cutoff_len 40 .*or drop such rows"):
         load_training_data(made.model_copy(update={"cutoff_policy": "error"}), QUIET)
+
+
+def test_a_processor_that_writes_images_otherwise_in_a_chat_is_refused(
+    llava: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LLaVA-OneVision's does: more tokens for an image that is alone."""
+    from transformers import LlavaProcessor
+
+    made, call = llava(), LlavaProcessor.__call__
+
+    def changed(self: Any, images: Any = None, text: Any = None, **settings: Any) -> Any:
+        out = call(self, images=images, text=text, **settings)
+        if images and len(images[0]) > 1:
+            out["input_ids"] = out["input_ids"][:, 1:]
+        return out
+
+    monkeypatch.setattr(LlavaProcessor, "__call__", changed)
+    with pytest.raises(
+        FinetuneError, match=r"row 2: llava .*makes 2 images of a chat into other tokens than one alone"
+    ):
+        train(made)
+
+
+def test_images_that_the_model_counts_otherwise_end_the_run(llava: Callable[..., Recipe]) -> None:
+    made = llava()
+    settings = Path(made.model_name_or_path) / "processor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"num_additional_image_tokens": 0}))
+    with pytest.raises(FinetuneError, match=r"row .: LlavaForConditionalGeneration does not take what its processor"):
+        train(made)
 
 
 def test_ids_that_change_in_a_batch_end_the_run(llava: Callable[..., Recipe]) -> None:
