@@ -26,6 +26,7 @@ from finetune.formats import Row
 from finetune.images import ImageBank
 from finetune.memory import GIB, changes_that_fit, estimate, heaviest_load
 from finetune.model import dtype_on, open_base, pick_device, pick_dtype
+from finetune.processor_chats import ProcessorEncoder
 from finetune.recipe import Recipe
 from finetune.rows import dataset_names, mix, read_rows
 from finetune.schedule import total_steps
@@ -197,6 +198,8 @@ def _sound_rows(names: str, recipe: Recipe, encoder: Encoder) -> tuple[list[Row]
                 encoder.refuse_specials(row)
                 for path in row.images:
                     encoder.bank.add(path, row.source)
+                if isinstance(encoder, ProcessorEncoder):
+                    encoder.encode([row])  # each chat has a proof of its own
             except FinetuneError as error:
                 problems.append(error)
             else:

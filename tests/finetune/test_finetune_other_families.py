@@ -261,7 +261,18 @@ def test_check_shows_what_is_learnt_and_says_what_it_cannot_tell(
     shown = capsys.readouterr().out
     assert "(16 image tokens)" in shown
     assert "Memory is not estimated for llava models" in shown
-    assert "LMDeploy 0.18" in shown
+    assert "LMDeploy 0.18 loads the merged model: its PyTorch engine lists LlavaForConditionalGeneration" in shown
+
+
+def test_check_names_every_row_that_does_not_pass(
+    llava: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = ask("hello", "hi") | {"tools": [{"name": "f"}]}
+    made = llava([*CHATS, tools, ask("and?", "yes"), tools], keys={"eval_dataset": None})
+    assert not check(made, Console(soft_wrap=True, width=200))
+    shown = capsys.readouterr().out
+    assert all(f"row {number}: llava (llava) cannot be trained: tools" in shown for number in (5, 7))
+    assert "5 rows" in shown
 
 
 REWRITES = CHATML.replace("{%- for part", "{{- '<think>' if loop.last else '' -}}{%- for part")
