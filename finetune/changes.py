@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from finetune.errors import FinetuneError
+from finetune.supported import QWEN_VL
 from finetune.weights import ADAPTER, ADAPTER_CONFIG, WHOLE
 from modelfiles.folder import ModelFolder
 from modelfiles.safetensors_header import HeaderError, TensorInfo, read_header
@@ -24,8 +25,14 @@ from modelfiles.safetensors_header import HeaderError, TensorInfo, read_header
 PREFIX = "base_model.model."
 KINDS = ("lora_A", "lora_B", "lora_magnitude_vector")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+RENAMED = (
+    ("model.language_model.", "model."),
+    ("model.language_model.", "language_model.model."),
+    ("model.visual.", "visual."),
+)
 BLOCK_BYTES = 1 << 26  # of float32 weights at once
-QUANTISED = re.compile(r"model\.(language_model\.)?layers\.\d+\..+\.weight")  # what load_base puts into 4 bits
+# What load_base puts into 4 bits.
+QUANTISED = re.compile(r"(model\.((language|text)_model\.)?|language_model\.model\.)layers\.\d+\..+\.weight")
 
 
 @dataclass(frozen=True)
@@ -178,11 +185,12 @@ def _replaced(folder: ModelFolder, name: str, info: TensorInfo) -> Replaced:
 def base_tensor(folder: ModelFolder, name: str) -> tuple[str, TensorInfo]:
     """A tensor of the base's files, and its name in them, by the name that transformers gives it in memory.
 
-    Checkpoints keep the names of their time: Qwen2-VL's and Qwen2.5-VL's have `model.layers` and `visual` where
-    transformers 4.52 and later say `model.language_model.layers` and `model.visual`. Raises FinetuneError.
+    Checkpoints keep the names of their time: Qwen2-VL's and Qwen2.5-VL's have `model.layers` and `visual`, LLaVA's,
+    Gemma 3's and InternVL's `language_model.model.layers`, where transformers 4.52 and later say
+    `model.language_model.layers` and `model.visual`. Raises FinetuneError.
     """
     candidates = [name]
-    for new, old in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+    for new, old in RENAMED:
         if name.startswith(new):
             candidates.append(old + name.removeprefix(new))
         elif name.startswith(old):
@@ -195,6 +203,25 @@ def base_tensor(folder: ModelFolder, name: str) -> tuple[str, TensorInfo]:
     if info.dtype not in DTYPES:
         raise FinetuneError(f"The base's {found[0]} is {info.dtype}; merge into the 16-bit base, not a quantised one.")
     return found[0], info
+
+
+def refuse_unmergeable(model: Any, folder: ModelFolder) -> None:
+    """Raises FinetuneError before training if an adapter of another family's model has no place in the base's files."""
+    if folder.model_type in QWEN_VL:
+        return
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            try:
+                _, info = base_tensor(folder, f"{name.removeprefix(PREFIX)}.weight")
+                fits = info.shape == (module.out_features, module.in_features)
+            except FinetuneError:
+                fits = False
+            if not fits:
+                raise FinetuneError(
+                    f"{folder.path} keeps {name.removeprefix(PREFIX)} under another name or in another layout than "
+                    "transformers, so an adapter could not be merged into its files; save it with transformers anew, "
+                    "or leave it out of lora_target."
+                )
 
 
 def row_blocks(change: Change, info: TensorInfo) -> Iterator[slice]:

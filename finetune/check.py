@@ -1,4 +1,7 @@
-"""Reads all that a training run would read, without a GPU and without decoding an image, and says what it would do."""
+"""Reads all that a training run would read, without a GPU, and says what it would do.
+
+No image is decoded but those of the first rows, whose ids are compared with the processor's own.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,17 @@ from finetune.cards import Card
 from finetune.cutoff import cut
 from finetune.dataset import PROVEN_ROWS, split_by_image
 from finetune.errors import FinetuneError
+from finetune.family import Bank, Encoder, family_of
 from finetune.formats import Row
-from finetune.images import ImageBank, pixel_limits
+from finetune.images import ImageBank
 from finetune.memory import GIB, changes_that_fit, estimate, heaviest_load
 from finetune.model import dtype_on, open_base, pick_device, pick_dtype
-from finetune.processor import load_processor
+from finetune.processor_chats import ProcessorEncoder
 from finetune.recipe import Recipe
 from finetune.rows import dataset_names, mix, read_rows
 from finetune.schedule import total_steps
 from finetune.servers import servers
-from finetune.template import ChatEncoder, Encoded, prove
+from finetune.template import Encoded, prove
 from modelfiles.folder import ModelFolder
 
 SHOWN_PROBLEMS = 20
@@ -41,7 +45,7 @@ class Checked:
     """What a run would train on; problems: whether anything would keep it from starting."""
 
     folder: ModelFolder
-    bank: ImageBank
+    bank: Bank
     rows: list[Encoded]
     problems: bool
 
@@ -80,10 +84,8 @@ def check(
 def _check_data(recipe: Recipe, console: Console) -> Checked:
     """Reads every row and prints what is in them and what is wrong with them."""
     folder = open_base(recipe)
-    limits = pixel_limits(folder, recipe)
-    processor = load_processor(folder, limits)
-    bank = ImageBank(limits)
-    encoder = ChatEncoder(folder, processor, bank)
+    reader = family_of(folder).read(folder, recipe)
+    bank, encoder = reader.bank, reader.encoder
     rows, problems = _sound_rows(str(recipe.dataset), recipe, encoder)
     if recipe.eval_dataset and recipe.eval_strategy != "no":
         problems += _sound_rows(recipe.eval_dataset, recipe, encoder)[1]
@@ -94,11 +96,12 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     if not rows:
         return Checked(folder, bank, [], True)
 
-    encoded = encoder.encode(rows)
-    prove(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
+    encoded: list[Encoded] = list(encoder.encode(rows))
+    prove(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
     for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
         console.print(f"{source}: {count:,} rows", highlight=False)
-    console.print(f"{len(bank.paths):,} images, {limits.least:,} to {limits.most:,} pixels each", highlight=False)
+    limits = f", {bank.limits.least:,} to {bank.limits.most:,} pixels each" if isinstance(bank, ImageBank) else ""
+    console.print(f"{len(bank.paths):,} images{limits}", highlight=False)
     empty = [row.source for row in rows if any(m["role"] == "assistant" and not _says(m) for m in row.messages)]
     if empty:
         console.print(
@@ -119,7 +122,7 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
         console.print(f"{len(validation):,} rows are held out, no image of theirs is trained on", highlight=False)
     console.print("What is learnt is [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
-        console.print(_preview(row, encoder.image_token_id, processor.tokenizer), highlight=False)
+        console.print(_preview(row, encoder.image_token_id, reader.processor.tokenizer), highlight=False)
     labels = sum(int(row.learnt.sum()) for row in kept)
     console.print(
         f"{len(kept):,} rows, {sum(map(len, kept)):,} tokens of which {labels:,} are learnt; "
@@ -135,7 +138,13 @@ def _says(message: dict[str, Any]) -> bool:
 
 
 def _check_memory(recipe: Recipe, checked: Checked, card: Card, console: Console) -> bool:
-    """Prints the estimate of the GPU's memory; whether it fits."""
+    """Prints the estimate of the GPU's memory; whether it fits, as far as that is known."""
+    if not isinstance(checked.bank, ImageBank):
+        console.print(
+            f"Memory is not estimated for {checked.folder.model_type} models; a few steps tell (--measure).",
+            highlight=False,
+        )
+        return True
     load = heaviest_load(checked.rows, recipe, checked.bank)
     needed = estimate(checked.folder, recipe, load, card)
     parts = {name: size for name, size in needed.standing.items() if size}
@@ -175,7 +184,7 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, console: Cons
     )
 
 
-def _sound_rows(names: str, recipe: Recipe, encoder: ChatEncoder) -> tuple[list[Row], list[FinetuneError]]:
+def _sound_rows(names: str, recipe: Recipe, encoder: Encoder) -> tuple[list[Row], list[FinetuneError]]:
     """The rows that can be used, and what is wrong with the others."""
     datasets: list[list[Row]] = []
     problems: list[FinetuneError] = []
@@ -189,6 +198,8 @@ def _sound_rows(names: str, recipe: Recipe, encoder: ChatEncoder) -> tuple[list[
                 encoder.refuse_specials(row)
                 for path in row.images:
                     encoder.bank.add(path, row.source)
+                if isinstance(encoder, ProcessorEncoder):
+                    encoder.encode([row])  # each chat has a proof of its own
             except FinetuneError as error:
                 problems.append(error)
             else:

@@ -6,30 +6,24 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from finetune.cutoff import cut
 from finetune.errors import FinetuneError
-from finetune.images import ImageBank, pixel_limits
+from finetune.family import Reader, family_of
 from finetune.model import open_base
-from finetune.processor import load_processor
 from finetune.recipe import Recipe
 from finetune.rows import load_rows
-from finetune.template import ChatEncoder, Encoded, prove
-from modelfiles.folder import ModelFolder
+from finetune.template import Encoded, prove
 
 PROVEN_ROWS = 2  # rows whose ids are compared with the processor's own before each run
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class TrainingData(Reader):
     """What a run trains and validates on. dropped: rows left out because they are longer than cutoff_len."""
 
-    folder: ModelFolder
-    processor: Any
-    bank: ImageBank
     rows: list[Encoded]
     validation: list[Encoded]
     dropped: int
@@ -39,13 +33,11 @@ class TrainingData:
 def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
     """Reads, checks, encodes and splits the recipe's rows. Raises FinetuneError."""
     folder = open_base(recipe)
-    limits = pixel_limits(folder, recipe)
+    reader = family_of(folder).read(folder, recipe)
     data = load_rows(str(recipe.dataset), recipe)
-    processor = load_processor(folder, limits)
-    bank = ImageBank(limits)
-    encoder = ChatEncoder(folder, processor, bank)
+    bank, encoder = reader.bank, reader.encoder
     encoded = encoder.encode(data.rows)
-    prove(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
+    prove(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
     fitting = cut(data.rows, encoded, recipe, encoder)
     kept, dropped, warnings = fitting.kept, fitting.dropped, [fitting.warning(recipe)]
     digest, kept_validation = data.digest, []
@@ -61,7 +53,7 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
         raise FinetuneError(f"Every row is longer than cutoff_len {recipe.cutoff_len}: raise it, or shrink the images.")
     if recipe.val_size:
         kept, kept_validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
-    return TrainingData(folder, processor, bank, kept, kept_validation, dropped, digest)
+    return TrainingData(folder, reader.processor, bank, encoder, kept, kept_validation, dropped, digest)
 
 
 def split_by_image(

@@ -11,14 +11,10 @@ import torch
 from rich.console import Console
 
 from finetune.errors import FinetuneError
-from finetune.features import FrozenFeatures
-from finetune.generate import greedy
-from finetune.images import ImageBank, pixel_limits
+from finetune.family import family_of
 from finetune.model import load_base, open_base, pick_device, pick_dtype
-from finetune.processor import load_processor
 from finetune.recipe import Recipe
 from finetune.rows import Dataset
-from finetune.template import ChatEncoder
 from finetune.weights import ADAPTER, WHOLE, load_trained
 
 
@@ -30,10 +26,9 @@ class LocalModel:
         self.device = pick_device()
         self.dtype, reason = pick_dtype(recipe, self.device)
         console.print(f"Compute dtype {reason}.", highlight=False)
-        limits = pixel_limits(self.folder, recipe)
-        self.processor = load_processor(self.folder, limits)
-        self.bank = ImageBank(limits)
-        self.prompts = ChatEncoder(self.folder, self.processor, self.bank).encode_prompt(data.rows)
+        self.family = family_of(self.folder)
+        self.reader = self.family.read(self.folder, recipe)
+        self.prompts = list(self.reader.encoder.encode_prompt(data.rows))
         too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
         if too_long:
             raise FinetuneError(
@@ -51,19 +46,17 @@ class LocalModel:
         by_length = sorted(open_rows, key=lambda index: -len(prompts[index]))
         size = recipe.per_device_eval_batch_size
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        order = [image for index in by_length for image in prompts[index].images]
-        features = FrozenFeatures(model, self.bank, self.processor, order)
+        feed = self.family.feed(model, self.reader, [prompts[index] for index in by_length])
         autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-        tokenizer, ends = self.processor.tokenizer, self.folder.eos_token_ids
+        tokenizer = self.reader.processor.tokenizer
         try:
             for batch in batches:
                 with autocast, torch.no_grad():
-                    rows = [prompts[index] for index in batch]
-                    answers = greedy(model, rows, features, ends, recipe.max_new_tokens, self.device)
+                    answers = feed.answers([prompts[index] for index in batch], recipe.max_new_tokens)
                 for index, answer in zip(batch, answers, strict=True):
                     yield index, tokenizer.decode(answer, skip_special_tokens=True)
         finally:
-            features.close()
+            feed.close()
 
 
 def _identity(recipe: Recipe, base: str, data: str) -> str:

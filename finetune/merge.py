@@ -26,6 +26,7 @@ from finetune.images import pixel_limits
 from finetune.model import open_base
 from finetune.recipe import Recipe, load_recipe
 from finetune.shards import INDEX, Place, copy_weights
+from finetune.supported import QWEN_VL
 from finetune.validation import merge_losses
 from finetune.weights import ADAPTER, WHOLE
 from modelfiles.folder import ModelFolder
@@ -128,7 +129,7 @@ def _narrow_limits(folder: ModelFolder, copy: Path, trained_by: Recipe | None) -
 
     A server then makes the images that the adapter has learnt from. "" if nothing had to change.
     """
-    if trained_by is None:
+    if trained_by is None or folder.model_type not in QWEN_VL:  # others' limits cannot be narrowed
         return ""
     limits = pixel_limits(folder, trained_by)
     if (limits.least, limits.most) == folder.image_pixel_limits:

@@ -17,9 +17,9 @@ from finetune.batches import Batch
 from finetune.errors import FinetuneError
 from finetune.hub import local_model
 from finetune.recipe import Recipe
+from finetune.structure import language_model, not_quantised, refuse_structure, sees, vision_parts
+from finetune.supported import QWEN_VL, refuse_unsupported
 from modelfiles.folder import ModelFolder, ModelFolderError
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 
 
 def open_base(recipe: Recipe) -> ModelFolder:
@@ -29,8 +29,7 @@ def open_base(recipe: Recipe) -> ModelFolder:
         folder.tensors  # noqa: B018 - reads and checks every shard's header
     except ModelFolderError as error:
         raise FinetuneError(f"model_name_or_path: {error}") from None
-    if folder.model_type not in FAMILIES:
-        raise FinetuneError(f"{folder.path} is a {folder.model_type!r} model; supported are {', '.join(FAMILIES)}.")
+    refuse_unsupported(folder)
     return folder
 
 
@@ -77,36 +76,51 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": "eager" if recipe.flash_attn == "disabled" else pick_attention(device),
-        "local_files_only": True,
-    }
+    known = folder.model_type in QWEN_VL
+    settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if recipe.flash_attn == "disabled":
+        settings["attn_implementation"] = "eager"
+    elif known:  # some parts of other families have no PyTorch attention: transformers knows
+        settings["attn_implementation"] = pick_attention(device)
     if recipe.quantization_bit == 4:
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=recipe.quantization_type,
             bnb_4bit_use_double_quant=recipe.double_quantization,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["model.visual", "visual", "lm_head"],
+            llm_int8_skip_modules=["model.visual", "visual", "lm_head"] if known else not_quantised(folder),
         )
     if device.type == "cuda" and not recipe.fsdp:  # FSDP moves a layer at a time, as it shards it
         settings["device_map"] = {"": device.index or 0}
     model = AutoModelForImageTextToText.from_pretrained(folder.path, **settings)
     model.requires_grad_(False)
     # bitsandbytes repacks a 4-bit layer for bfloat16 inference the first time it runs in eval mode on a CPU, and
-    # cannot train it afterwards. Nothing in these models but the adapters' dropout depends on the mode.
+    # cannot train it afterwards. Nothing in these models but the adapters' dropout depends on the mode, once other
+    # families' is off.
     model.train()
+    if not known:
+        refuse_structure(model)
+        _no_dropout(model)
     if recipe.quantization_bit == 4 and not four_bit_layers(model):
         raise FinetuneError("quantization_bit is 4 but no layer was quantised; check that bitsandbytes works here.")
     return model
 
 
+def _no_dropout(model: Any) -> None:
+    """Turns off the dropout that a base's configuration may ask for; adapters get theirs from the recipe."""
+    for part in vision_parts(model).values():
+        part.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def checkpoint_activations(model: Any) -> None:
     """Keeps only each layer's input for the backward pass and computes the rest again."""
-    sees = any(p.requires_grad for p in model.model.visual.parameters())
     with old_names_allowed():
-        for part in [model.model.language_model, *([model.model.visual] if sees else [])]:
+        for part in [language_model(model), *(vision_parts(model).values() if sees(model) else [])]:
             part.gradient_checkpointing_enable({"use_reentrant": False})
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from finetune.cards import this_card
 from finetune.dataset import TrainingData
 from finetune.errors import FinetuneError
+from finetune.images import ImageBank
 from finetune.memory import changes_that_fit
 from finetune.recipe import Recipe
 
@@ -15,6 +16,11 @@ SMALLER = 0.95
 
 def out_of_memory(recipe: Recipe, data: TrainingData) -> FinetuneError:
     """The error of a run that its GPU could not hold, with the keys to change, by the estimator that `check` uses."""
+    if not isinstance(data.bank, ImageBank):
+        return FinetuneError(
+            f"The GPU is out of memory. What {data.folder.model_type} models need is not estimated; lower "
+            "per_device_train_batch_size, set quantization_bit: 4, or take a larger GPU."
+        )
     card = this_card()
     changes = changes_that_fit(data.folder, recipe, data.rows, data.bank, card) if card else None
     # Where the estimate said that it fits, something else lives on the card too, or the estimate is short: take it

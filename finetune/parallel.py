@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from finetune.errors import FinetuneError
 from finetune.recipe import Recipe
+from finetune.structure import sees
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ def distribute(
     from torch.nn.parallel import DistributedDataParallel
 
     # All processes have read the same base and seeded the same adapters: there is nothing to broadcast.
-    unused = unseen and any(p.requires_grad for p in base.model.visual.parameters())
+    unused = unseen and sees(base)
     return DistributedDataParallel(
         loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True, find_unused_parameters=unused
     )
@@ -132,11 +133,11 @@ def _shard(loss: Any, base: Any, recipe: Recipe, world: World, device: torch.dev
     if recipe.finetuning_type != "lora" and dtype != torch.float32:  # float32 weights: halve what is gathered
         settings["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     visual = base.model.visual
-    sees = any(p.requires_grad for p in visual.parameters())
-    ignored = set() if sees else set(visual.parameters())
-    if not sees:
+    trained = sees(base)
+    ignored = set() if trained else set(visual.parameters())
+    if not trained:
         visual.to(device)
-    for layer in [*base.model.language_model.layers, *(visual.blocks if sees else [])]:
+    for layer in [*base.model.language_model.layers, *(visual.blocks if trained else [])]:
         fully_shard(layer, **settings)
     fully_shard(loss, ignored_params=ignored, **settings)
     return loss

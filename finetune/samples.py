@@ -13,9 +13,10 @@ import torch
 
 from finetune.changes import base_tensor, read_tensor
 from finetune.dataset import TrainingData
-from finetune.features import FrozenFeatures, TrainedVision
-from finetune.generate import greedy
+from finetune.family import Feed
 from finetune.model import dropout, old_names_allowed
+from finetune.processor_chats import last_answer_start
+from finetune.structure import language_model
 from finetune.template import Encoded
 
 SHOWN = 4
@@ -34,28 +35,28 @@ class Sample:
 
 
 def answer_samples(
-    model: Any, base: Any, data: TrainingData, images: Any, dtype: torch.dtype, most: int, size: int
+    model: Any, base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, most: int, size: int
 ) -> list[Sample]:
     """Answers some validation rows (training rows if there are none), at most `most` tokens long.
 
     To be called when nothing more is to be trained or saved: the model is left as it was before training.
-    model: as trained; base: the *ForConditionalGeneration module in it; images: those rows' FrozenFeatures, or
-    TrainedVision; size: rows answered at once, no more than training held, so that the memory suffices.
+    model: as trained; base: the *ForConditionalGeneration module in it; feed: those rows'; size: rows answered at
+    once, no more than training held, so that the memory suffices.
     """
     rows = data.validation or data.rows
     rows = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))]
     parts = [last_answer(row) for row in rows]
     with old_names_allowed():
-        base.model.language_model.gradient_checkpointing_disable()  # it would drop the key-value cache
+        language_model(base).gradient_checkpointing_disable()  # it would drop the key-value cache
     dropout(model, False)
-    after = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
+    after = _answers(base, data, feed, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
     _untrain(model, data)
-    before = _answers(base, data, images, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
+    before = _answers(base, data, feed, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
     tokenizer = data.processor.tokenizer
     return [
         Sample(
             images=[data.bank.paths[index] for index in prompt.images],
-            question=_question(prompt, tokenizer, base.config.image_token_id),
+            question=feed.question(prompt),
             label=tokenizer.decode(label, skip_special_tokens=True).strip(),
             before=old,
             after=new,
@@ -66,24 +67,19 @@ def answer_samples(
 
 def last_answer(row: Encoded) -> tuple[Encoded, Any]:
     """A chat up to its last answer, and the ids of that answer."""
-    learnt = np.flatnonzero(row.learnt)
-    start = int(learnt[-1]) - int(np.argmax(np.append(np.diff(learnt[::-1]) != -1, True)))
-    return Encoded(row.ids[:start], row.learnt[:start], row.positions[:, :start], row.images, row.source), row.ids[
-        start:
-    ]
+    start = last_answer_start(row)
+    return row.until(start), row.ids[start:]
 
 
 def _answers(
-    base: Any, data: TrainingData, images: Any, prompts: Sequence[Encoded], dtype: torch.dtype, most: int, size: int
+    base: Any, data: TrainingData, feed: Feed, prompts: Sequence[Encoded], dtype: torch.dtype, most: int, size: int
 ) -> list[str]:
     device = base.lm_head.weight.device
-    if isinstance(images, TrainedVision):  # the tower is not now what it was
-        images = FrozenFeatures(base, data.bank, data.processor, [i for prompt in prompts for i in prompt.images])
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast, torch.no_grad():
         ids: list[list[int]] = []
         for start in range(0, len(prompts), size):
-            ids += greedy(base, prompts[start : start + size], images, data.folder.eos_token_ids, most, device)
+            ids += feed.answers(prompts[start : start + size], most)
     return [data.processor.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 
 
@@ -102,10 +98,3 @@ def _untrain(model: Any, data: TrainingData) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(read_tensor(base_tensor(data.folder, name)[1]))
-
-
-def _question(prompt: Encoded, tokenizer: Any, image_token_id: int) -> str:
-    """The last thing the user said."""
-    text = tokenizer.decode(prompt.ids[prompt.ids != image_token_id])
-    said = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
-    return str(said.replace("<|vision_start|><|vision_end|>", "").strip())

@@ -40,6 +40,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def until(self, start: int) -> Encoded:
+        """The chat up to its last answer, which begins at `start`."""
+        return Encoded(self.ids[:start], self.learnt[:start], self.positions[:, :start], self.images, self.source)
+
 
 class ChatEncoder:
     """Renders and tokenises chats with a model folder's processor.
@@ -56,7 +60,7 @@ class ChatEncoder:
         if folder.chat_template is None:
             raise FinetuneError(f"{folder.path} has no chat template; use an instruction-tuned model.")
         self.image_token_id = int(folder.config["image_token_id"])
-        self.specials = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+        self.specials = special_tokens(processor.tokenizer)
         self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
         self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
 
@@ -156,18 +160,27 @@ class ChatEncoder:
         return list(rendered)
 
     def refuse_specials(self, row: Row) -> None:
-        """Text that holds a special token would become that token: a broken chat or an image that is not there."""
-        for message in row.messages:
-            texts = [part["text"] for part in message["content"] if part["type"] == "text"]
-            texts += [json.dumps(message["tool_calls"], ensure_ascii=False)] if "tool_calls" in message else []
-            for text in texts:
-                if "<" in text or "[" in text:
-                    found = next((special for special in self.specials if special in text), None)
-                    if found:
-                        raise FinetuneError(
-                            f"{row.source}: the {message['role']}'s text holds the special token {found}; remove it "
-                            f"(images are written {IMAGE})."
-                        )
+        """Raises FinetuneError if a text holds a special token."""
+        refuse_specials(row, self.specials)
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def refuse_specials(row: Row, specials: Sequence[str]) -> None:
+    """Text that holds a special token would become that token: a broken chat or an image that is not there."""
+    for message in row.messages:
+        texts = [part["text"] for part in message["content"] if part["type"] == "text"]
+        texts += [json.dumps(message["tool_calls"], ensure_ascii=False)] if "tool_calls" in message else []
+        for text in texts:
+            if "<" in text or "[" in text:
+                found = next((special for special in specials if special in text), None)
+                if found:
+                    raise FinetuneError(
+                        f"{row.source}: the {message['role']}'s text holds the special token {found}; remove it "
+                        f"(images are written {IMAGE})."
+                    )
 
 
 def rope_positions(is_image: Any, grids: Sequence[tuple[int, int, int]], limits: PixelLimits) -> Any:
@@ -194,7 +207,7 @@ def rope_positions(is_image: Any, grids: Sequence[tuple[int, int, int]], limits:
     return positions
 
 
-def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: ImageBank) -> None:
+def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: Any) -> None:
     """Checks encoded chats against the processor's own ids, on real images. Raises FinetuneError if they differ."""
     for row, ours in zip(rows, encoded, strict=True):
         images = iter([decode(path) for path in row.images])

@@ -13,19 +13,12 @@ import torch
 from rich.console import Console
 
 from finetune import checkpoint as checkpoints
-from finetune.batches import Window, collate_train, epoch_batches
+from finetune.batches import Window, epoch_batches
+from finetune.changes import refuse_unmergeable
 from finetune.dataset import TrainingData
 from finetune.errors import FinetuneError
-from finetune.features import FrozenFeatures, TrainedVision
-from finetune.model import (
-    LabelLoss,
-    checkpoint_activations,
-    dropout,
-    four_bit_layers,
-    load_base,
-    pick_device,
-    pick_dtype,
-)
+from finetune.family import Feed, family_of
+from finetune.model import checkpoint_activations, dropout, four_bit_layers, load_base, pick_device, pick_dtype
 from finetune.optimizer import load_optimizer, make_optimizer
 from finetune.parallel import World, distribute, no_sync, whole
 from finetune.recipe import Recipe
@@ -70,6 +63,7 @@ class Trainer:
                 highlight=False,
             )
         self.model = make_trainable(self.base, recipe)
+        refuse_unmergeable(self.model, data.folder)
         self.identity = checkpoints.fingerprint(recipe, data.folder.fingerprint(), data.digest, world.size)
         saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
         if resume is not None:
@@ -84,7 +78,7 @@ class Trainer:
             + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
             highlight=False,
         )
-        self.loss = LabelLoss(self.base, recipe.neftune_noise_alpha or 0.0)
+        self.loss = family_of(data.folder).loss(self.base, recipe.neftune_noise_alpha or 0.0)
         unseen = any(not row.images for row in data.rows)
         self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -93,29 +87,26 @@ class Trainer:
         self.autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
         self.total = total_steps(recipe, len(data.rows), world.size)
-        self.images, self.held_out_images = self._images()
+        self.feed, self.held_out_feed = self._feeds()
         self.state = State()
         torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout
         if saved is not None:
             self._restore(saved)
 
-    def _images(self) -> tuple[Any, Any]:
-        """What turns the images of the training and of the validation rows into something for the model."""
+    def _feeds(self) -> tuple[Feed, Feed]:
+        """What makes batches of the training and of the validation rows."""
         recipe, data, world = self.recipe, self.data, self.world
-        if any(p.requires_grad for p in self.base.model.visual.parameters()):
-            vision = TrainedVision(self.device, data.bank, data.processor)
-            return vision, vision
         lengths = [len(row) for row in data.rows]
         size, seed, grouped = recipe.per_device_train_batch_size, recipe.seed, recipe.group_by_length
         batches = epoch_batches(lengths, size, seed, 0, grouped)
         mine = batches[world.rank :: world.size]
         others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
-        used = [i for batch in [*mine, *others] for row in batch for i in data.rows[row].images]
+        used = [data.rows[row] for batch in [*mine, *others] for row in batch]
         again = self.total > self.steps_per_epoch
-        held_out = [image for row in data.validation for image in row.images]
+        feed = family_of(data.folder).feed
         return (
-            FrozenFeatures(self.base, data.bank, data.processor, used, again, world.local_size),
-            FrozenFeatures(self.base, data.bank, data.processor, held_out, True, world.local_size),
+            feed(self.base, data, used, again, world.local_size),
+            feed(self.base, data, data.validation, True, world.local_size),
         )
 
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
@@ -125,16 +116,15 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
-        mine = [collate_train(rows, self.device) for rows in window.mine]
         loss = 0.0
-        for n, batch in enumerate(mine):
-            self.images.prefetch(batch.images)  # first in line, if nothing fetched it before
-            if n + 1 < len(mine):
-                self.images.prefetch(mine[n + 1].images)
+        for n, rows in enumerate(window.mine):
+            self.feed.prefetch(rows)  # first in line, if nothing fetched it before
+            if n + 1 < len(window.mine):
+                self.feed.prefetch(window.mine[n + 1])
             elif following is not None:
-                self.images.prefetch([image for row in following.mine[0] for image in row.images])
-            images = self.images.get(batch.images)
-            last = n + 1 == len(mine)
+                self.feed.prefetch(following.mine[0])
+            batch, images = self.feed.batch(rows)
+            last = n + 1 == len(window.mine)
             share = 0.0 if last and window.idle else 1.0 / window.labels
             with no_sync(self.parallel, last):
                 with self.autocast:
@@ -161,9 +151,7 @@ class Trainer:
         dropout(self.model, False)
         self.loss.noisy = False
         with self.autocast:
-            state.eval_loss = validation_loss(
-                self.parallel, self.data.validation, self.held_out_images, size, self.device, self.world
-            )
+            state.eval_loss = validation_loss(self.parallel, self.data.validation, self.held_out_feed, size, self.world)
         self.loss.noisy = True
         dropout(self.model, True)
         if state.eval_loss < state.best_loss:
@@ -225,12 +213,12 @@ class Trainer:
         self.optimizer.state.clear()
         torch.cuda.empty_cache()  # blocks of training's sizes; does nothing without a GPU
         try:
-            images = self.held_out_images if self.data.validation else self.images
+            feed = self.held_out_feed if self.data.validation else self.feed
             most, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
-            return answer_samples(self.model, self.base, self.data, images, self.dtype, most, size)
+            return answer_samples(self.model, self.base, self.data, feed, self.dtype, most, size)
         except torch.OutOfMemoryError:
             return []
 
     def close(self) -> None:
-        self.images.close()
-        self.held_out_images.close()
+        self.feed.close()
+        self.held_out_feed.close()

@@ -10,23 +10,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from finetune.batches import collate_train
 from finetune.dataset import load_training_data
-from finetune.features import FrozenFeatures
-from finetune.model import LabelLoss, load_base, pick_device, pick_dtype
+from finetune.family import Feed, family_of
+from finetune.model import load_base, pick_device, pick_dtype
 from finetune.parallel import World
 from finetune.recipe import Recipe
 from finetune.template import Encoded
 from finetune.weights import load_trained
 
 
-def validation_loss(
-    loss: Any, rows: Sequence[Encoded], images: Any, size: int, device: torch.device, world: World
-) -> float:
+def validation_loss(loss: Any, rows: Sequence[Encoded], feed: Feed, size: int, world: World) -> float:
     """The loss a label token over `rows`, `size` at a time, each process taking its share.
 
-    loss: the module that computes a batch's summed loss; images: FrozenFeatures or TrainedVision. To be called under
-    autocast, with dropout off.
+    loss: the module that computes a batch's summed loss. To be called under autocast, with dropout off.
     """
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     summed, labels = 0.0, 0
@@ -34,8 +30,8 @@ def validation_loss(
         for first in range(0, len(batches), world.size):
             mine = first + world.rank
             # FSDP needs every process in every forward pass, so one without a batch repeats the first.
-            batch = collate_train(batches[mine if mine < len(batches) else 0], device)
-            value = loss(batch, images.get(batch.images)).item()
+            batch, images = feed.batch(batches[mine if mine < len(batches) else 0])
+            value = loss(batch, images).item()
             if mine < len(batches):
                 summed, labels = summed + value, labels + len(batch.labels)
     summed, counted = world.total(summed, labels)
@@ -68,10 +64,11 @@ def _dataset_loss(recipe: Recipe, adapter: str | None) -> float:
     base = load_base(data.folder, recipe, device, dtype)
     if adapter is not None:
         load_trained(base, adapter)
-    images = FrozenFeatures(base, data.bank, data.processor, [i for row in data.rows for i in row.images])
+    family = family_of(data.folder)
+    feed = family.feed(base, data, data.rows)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast:
         size = recipe.per_device_eval_batch_size
-        loss = validation_loss(LabelLoss(base), data.rows, images, size, device, World())
-    images.close()
+        loss = validation_loss(family.loss(base, 0.0), data.rows, feed, size, World())
+    feed.close()
     return loss

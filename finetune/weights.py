@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,21 @@ from finetune.errors import FinetuneError
 from finetune.model import dropout, old_names_allowed
 from finetune.parallel import whole
 from finetune.recipe import Recipe
+from finetune.structure import vision_parts
 
 ADAPTER_CONFIG, ADAPTER, WHOLE = "adapter_config.json", "adapter_model.safetensors", "trained_weights.safetensors"
 LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.(.+)")
 
 
-def part_of(name: str) -> str:
-    """The key that freezes a module or parameter: LLaMA-Factory's division, DeepStack's mergers to the vision tower."""
+def part_of(name: str, vision: Collection[str]) -> str:
+    """The key that freezes a module or parameter: LLaMA-Factory's division, DeepStack's mergers to the vision tower.
+
+    vision: the names of structure.vision_parts.
+    """
     if name.startswith("model.visual.merger."):
         return "freeze_multi_modal_projector"
-    return "freeze_vision_tower" if name.startswith("model.visual.") else "freeze_language_model"
+    outside = any(name.startswith(f"{part}.") for part in vision)
+    return "freeze_vision_tower" if outside else "freeze_language_model"
 
 
 def make_trainable(model: Any, recipe: Recipe) -> Any:
@@ -68,13 +73,14 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
 
 def _lora_targets(model: Any, recipe: Recipe) -> list[str]:
     """Names of the linears that get adapters, in the parts that are not frozen."""
+    vision = vision_parts(model)
     linears = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and name != "lm_head"
         and ".patch_embed." not in name  # a convolution in the base's files
-        and not getattr(recipe, part_of(name))
+        and not getattr(recipe, part_of(name, vision))
     ]
     if recipe.lora_target == "all":
         return linears
@@ -143,11 +149,11 @@ def _unfreeze(model: Any, recipe: Recipe) -> Any:
     count = recipe.freeze_trainable_layers
     chosen = range(layers)[-count:] if count > 0 else range(layers)[:-count]
     wanted = [part.strip() for part in recipe.freeze_trainable_modules.split(",")]
-    used = set()
+    used, vision = set(), vision_parts(model)
     for name, parameter in model.named_parameters():
-        if getattr(recipe, part_of(name)):
+        if getattr(recipe, part_of(name, vision)):
             continue
-        if recipe.finetuning_type == "freeze" and part_of(name) == "freeze_language_model":
+        if recipe.finetuning_type == "freeze" and part_of(name, vision) == "freeze_language_model":
             layer = LAYER.fullmatch(name)
             if layer is None or int(layer[1]) not in chosen:
                 continue

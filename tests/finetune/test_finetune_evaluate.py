@@ -8,7 +8,7 @@ import pytest
 from shapes_data import ask, write_dataset
 
 from finetune import evaluate as evaluate_module
-from finetune import local_answers
+from finetune import qwen_vl
 from finetune.errors import FinetuneError
 from finetune.evaluate import compare_runs, evaluate
 from finetune.recipe import Recipe
@@ -68,7 +68,7 @@ def test_predictions_are_in_order_and_scored(recipe: MakeRecipe, tmp_path: Path)
 
 
 def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = local_answers.greedy, []
+    real, asked = qwen_vl.greedy, []
 
     def greedy(model, prompts, *rest):  # type: ignore[no-untyped-def]
         if len(asked) == 10:
@@ -76,7 +76,7 @@ def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkey
         asked.extend(prompts)
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(local_answers, "greedy", greedy)
+    monkeypatch.setattr(qwen_vl, "greedy", greedy)
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe(per_device_eval_batch_size=5))
     partial = tmp_path / "out/.generated_predictions.jsonl.partial"

@@ -1,0 +1,75 @@
+"""The Qwen-VL families: sizes from headers, ids by arithmetic, and features of a frozen vision tower made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.batches import Batch, collate_train
+from finetune.family import Reader
+from finetune.features import FrozenFeatures, TrainedVision
+from finetune.generate import greedy
+from finetune.images import ImageBank, pixel_limits
+from finetune.model import LabelLoss
+from finetune.processor import load_processor
+from finetune.recipe import Recipe
+from finetune.structure import sees
+from finetune.template import ChatEncoder, Encoded
+from modelfiles.folder import ModelFolder
+
+
+class QwenVL:
+    """family.Family for Qwen3-VL, Qwen2.5-VL and Qwen2-VL."""
+
+    def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
+        limits = pixel_limits(folder, recipe)
+        processor = load_processor(folder, limits)
+        bank = ImageBank(limits)
+        return Reader(folder, processor, bank, ChatEncoder(folder, processor, bank))
+
+    def feed(
+        self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool = False, sharers: int = 1
+    ) -> QwenFeed:
+        return QwenFeed(base, reader, rows, again, sharers)
+
+    def loss(self, base: Any, noise: float) -> Any:
+        return LabelLoss(base, noise)
+
+
+class QwenFeed:
+    """family.Feed: ids and positions are known; images are a frozen tower's features, or pixels for a trained one."""
+
+    def __init__(self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool, sharers: int) -> None:
+        assert isinstance(reader.bank, ImageBank)
+        self.base, self.processor, self.bank = base, reader.processor, reader.bank
+        self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
+        self.images: FrozenFeatures | TrainedVision
+        if sees(base):
+            self.images = TrainedVision(self.device, self.bank, self.processor)
+        else:
+            self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), again, sharers)
+
+    def prefetch(self, rows: Sequence[Encoded]) -> None:
+        self.images.prefetch(_images(rows))
+
+    def batch(self, rows: Sequence[Encoded]) -> tuple[Batch, Any]:
+        batch = collate_train(rows, self.device)
+        return batch, self.images.get(batch.images)
+
+    def answers(self, prompts: Sequence[Encoded], most: int) -> list[list[int]]:
+        images = self.images
+        if isinstance(images, TrainedVision):  # features of the tower as it is now
+            images = FrozenFeatures(self.base, self.bank, self.processor, _images(prompts))
+        return greedy(self.base, prompts, images, self.eos, most, self.device)
+
+    def question(self, prompt: Encoded) -> str:
+        text = self.processor.tokenizer.decode(prompt.ids[prompt.ids != self.base.config.image_token_id])
+        said = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+        return str(said.replace("<|vision_start|><|vision_end|>", "").strip())
+
+    def close(self) -> None:
+        self.images.close()
+
+
+def _images(rows: Sequence[Encoded]) -> list[int]:
+    return [image for row in rows for image in row.images]
