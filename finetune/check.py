@@ -1,4 +1,4 @@
-"""Reads all that a training run would read, without a GPU and without decoding an image, and says what it would do."""
+"""Reads all that a training run would read, with no GPU and decoding neither image nor video; says what it would do."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from finetune.rows import dataset_names, mix, read_rows
 from finetune.schedule import total_steps
 from finetune.servers import servers
 from finetune.template import ChatEncoder, Encoded, prove
+from finetune.videos import VideoRules
 from modelfiles.folder import ModelFolder
 
 SHOWN_PROBLEMS = 20
@@ -82,7 +83,7 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     folder = open_base(recipe)
     limits = pixel_limits(folder, recipe)
     processor = load_processor(folder, limits)
-    bank = ImageBank(limits)
+    bank = ImageBank(limits, VideoRules(folder, processor, recipe))
     encoder = ChatEncoder(folder, processor, bank)
     rows, problems = _sound_rows(str(recipe.dataset), recipe, encoder)
     if recipe.eval_dataset and recipe.eval_strategy != "no":
@@ -98,7 +99,16 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     prove(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
     for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
         console.print(f"{source}: {count:,} rows", highlight=False)
-    console.print(f"{len(bank.paths):,} images, {limits.least:,} to {limits.most:,} pixels each", highlight=False)
+    images = len(bank.paths) - len(bank.clips)
+    console.print(f"{images:,} images, {limits.least:,} to {limits.most:,} pixels each", highlight=False)
+    if bank.clips:
+        counts = [len(clip.indices) for clip in bank.clips.values()]
+        pixels = max(rows * columns for _, rows, columns in map(bank.grids.__getitem__, bank.clips)) * limits.patch**2
+        console.print(
+            f"{len(counts):,} videos, {min(counts)} to {max(counts)} frames each of up to {pixels:,} pixels, "
+            f"{recipe.video_fps:g} a second and {recipe.video_maxlen} at most",
+            highlight=False,
+        )
     empty = [row.source for row in rows if any(m["role"] == "assistant" and not _says(m) for m in row.messages)]
     if empty:
         console.print(
@@ -116,10 +126,11 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     kept = fitting.kept
     if kept and recipe.val_size:
         kept, validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
-        console.print(f"{len(validation):,} rows are held out, no image of theirs is trained on", highlight=False)
+        seen = "image or video" if bank.clips else "image"
+        console.print(f"{len(validation):,} rows are held out, no {seen} of theirs is trained on", highlight=False)
     console.print("What is learnt is [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
-        console.print(_preview(row, encoder.image_token_id, processor.tokenizer), highlight=False)
+        console.print(_preview(row, encoder, processor.tokenizer), highlight=False)
     labels = sum(int(row.learnt.sum()) for row in kept)
     console.print(
         f"{len(kept):,} rows, {sum(map(len, kept)):,} tokens of which {labels:,} are learnt; "
@@ -187,8 +198,7 @@ def _sound_rows(names: str, recipe: Recipe, encoder: ChatEncoder) -> tuple[list[
                 continue
             try:
                 encoder.refuse_specials(row)
-                for path in row.images:
-                    encoder.bank.add(path, row.source)
+                encoder.add_media(row)
             except FinetuneError as error:
                 problems.append(error)
             else:
@@ -212,14 +222,17 @@ def _histogram(lengths: Sequence[int], cutoff: int) -> Table:
     return table
 
 
-def _preview(row: Encoded, image_token_id: int, tokenizer: Any) -> str:
-    """The chat as the model reads it, learnt tokens in green, image tokens as a number."""
+def _preview(row: Encoded, encoder: ChatEncoder, tokenizer: Any) -> str:
+    """The chat as the model reads it, learnt tokens in green, image and video tokens as a number."""
     text = ""
     start = 0
-    kinds = np.where(row.ids == image_token_id, 2, row.learnt.astype(int))
+    kinds = np.where(row.ids == encoder.image_token_id, 2, row.learnt.astype(int))
+    kinds[row.ids == encoder.video_token_id] = 3
     for end in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
         piece = escape(tokenizer.decode(row.ids[start:end]))
         kind = kinds[start]
-        text += f"[dim]({end - start} image tokens)[/]" if kind == 2 else f"[green]{piece}[/]" if kind else piece
+        if kind >= 2:
+            piece = f"[dim]({end - start} {'image' if kind == 2 else 'video'} tokens)[/]"
+        text += f"[green]{piece}[/]" if kind == 1 else piece
         start = end
     return f"[bold]{escape(row.source)}[/]\n{text.rstrip()}\n"

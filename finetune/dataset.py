@@ -1,4 +1,4 @@
-"""Rows made ready for training: encoded, filtered by length, split by image."""
+"""Rows made ready for training: encoded, filtered by length, split by image and video."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from finetune.images import ImageBank, pixel_limits
 from finetune.model import open_base
 from finetune.processor import load_processor
 from finetune.recipe import Recipe
+from finetune.row_media import Video
 from finetune.rows import load_rows
 from finetune.template import ChatEncoder, Encoded, prove
+from finetune.videos import VideoRules
 from modelfiles.folder import ModelFolder
 
 PROVEN_ROWS = 2  # rows whose ids are compared with the processor's own before each run
@@ -42,7 +44,7 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
     limits = pixel_limits(folder, recipe)
     data = load_rows(str(recipe.dataset), recipe)
     processor = load_processor(folder, limits)
-    bank = ImageBank(limits)
+    bank = ImageBank(limits, VideoRules(folder, processor, recipe))
     encoder = ChatEncoder(folder, processor, bank)
     encoded = encoder.encode(data.rows)
     prove(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], processor, bank)
@@ -65,11 +67,11 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
 
 
 def split_by_image(
-    rows: Sequence[Encoded], files: Sequence[Path | str], size: float, seed: int
+    rows: Sequence[Encoded], media: Sequence[Path | str | Video], size: float, seed: int
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """(training, validation) rows such that no image is on both sides.
+    """(training, validation) rows such that no image, video or frame is on both sides.
 
-    files: the ImageBank's paths; size: a share below 1, or a number of rows; reached as closely from above as the
+    media: the ImageBank's paths; size: a share below 1, or a number of rows; reached as closely from above as the
     groups of rows that share images allow. Raises FinetuneError if nothing would be left to train on.
     """
     wanted = round(size * len(rows)) if size < 1 else int(size)
@@ -84,7 +86,9 @@ def split_by_image(
     first_with: dict[Path | str, int] = {}
     for index, row in enumerate(rows):
         for image in row.images:
-            leader[find(index)] = find(first_with.setdefault(files[image], index))
+            medium = media[image]
+            for file in medium.files if isinstance(medium, Video) else (medium,):
+                leader[find(index)] = find(first_with.setdefault(file, index))
     groups: dict[int, list[int]] = {}
     for index in range(len(rows)):
         groups.setdefault(find(index), []).append(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,17 +17,19 @@ from finetune.dataset import TrainingData
 from finetune.features import FrozenFeatures, TrainedVision
 from finetune.generate import greedy
 from finetune.model import dropout, old_names_allowed
+from finetune.row_media import Video
 from finetune.template import Encoded
 
 SHOWN = 4
+VISION = re.compile(r"(<\d+\.\d seconds>(?=<\|vision_start\|>))?<\|vision_(start|end)\|>")
 LONGEST = 64  # tokens of an answer
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A question with its images (paths or data URIs), the right answer, and the answers before and after training."""
+    """A question with its images (paths or data URIs) and videos, the right answer, those before and after training."""
 
-    images: list[Path | str]
+    images: list[Path | str | Video]
     question: str
     label: str
     before: str
@@ -55,7 +58,7 @@ def answer_samples(
     return [
         Sample(
             images=[data.bank.paths[index] for index in prompt.images],
-            question=_question(prompt, tokenizer, base.config.image_token_id),
+            question=_question(prompt, tokenizer, base.config),
             label=tokenizer.decode(label, skip_special_tokens=True).strip(),
             before=old,
             after=new,
@@ -104,8 +107,8 @@ def _untrain(model: Any, data: TrainingData) -> None:
             parameter.data.copy_(read_tensor(base_tensor(data.folder, name)[1]))
 
 
-def _question(prompt: Encoded, tokenizer: Any, image_token_id: int) -> str:
-    """The last thing the user said."""
-    text = tokenizer.decode(prompt.ids[prompt.ids != image_token_id])
+def _question(prompt: Encoded, tokenizer: Any, config: Any) -> str:
+    """The last thing the user said, without what stands for images and videos."""
+    text = tokenizer.decode(prompt.ids[~np.isin(prompt.ids, (config.image_token_id, config.video_token_id))])
     said = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
-    return str(said.replace("<|vision_start|><|vision_end|>", "").strip())
+    return VISION.sub("", said).strip()
