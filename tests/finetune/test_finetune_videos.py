@@ -306,6 +306,9 @@ class TestOneFamily:
         assert "a smaller video_max_pixels or video_maxlen" in out.getvalue()
         shrunk = load(recipe_of(cutoff_len=length // 2, cutoff_policy="shrink"))
         assert length // 4 < len(shrunk.rows[0]) <= length // 2
+        tokens = whole.bank.tokens(whole.rows[0].images[0])
+        least = load(recipe_of(cutoff_len=length - tokens + 4, cutoff_policy="shrink"))
+        assert len(least.rows[0]) == length - tokens + 4  # four pairs of frames, a token each
         rows = load_rows("shapes", recipe_of()).rows
         prove(rows[:1], shrunk.rows[:1], shrunk.processor, shrunk.bank)
         assert shrunk.bank.clips[shrunk.rows[0].images[0]].pixels()[1] == shrunk.bank.grids[shrunk.rows[0].images[0]]
