@@ -103,9 +103,9 @@ def make_row(record: Any, form: Format, source: str) -> Row:
         messages = _alpaca(record, columns, source)
     else:
         messages = _chat(record, form, source, inline)
-    for found, column in ((inline.images and images, "images"), (inline.videos and videos, "videos")):
-        if found:
-            raise FinetuneError(f"{source}: {column} are given both in {columns[column]!r} and in the messages' parts.")
+    if (inline.images and images) or (inline.videos and videos):
+        column = "images" if inline.images and images else "videos"
+        raise FinetuneError(f"{source}: {column} are given both in {columns[column]!r} and in the messages' parts.")
     images, videos = images or inline.images, videos or inline.videos
     system = record.get(columns["system"])
     if system:
@@ -194,9 +194,10 @@ def _message(role: str, content: Any, source: str, number: int) -> dict[str, Any
             calls = None
         return _call(calls if isinstance(calls, list) else [calls], "", source, number)
     parts = _parts(content, source, number)
-    seen = [part["type"] for part in parts if part["type"] != "text"]
-    if role == "assistant" and seen:
-        raise FinetuneError(f"{source}, turn {number}: an answer cannot hold <{seen[0]}>.")
+    if role == "assistant":
+        for part in parts:
+            if part["type"] != "text":
+                raise FinetuneError(f"{source}, turn {number}: an answer cannot hold <{part['type']}>.")
     return {"role": role, "content": parts}
 
 
@@ -219,6 +220,8 @@ def _parts(content: Any, source: str, number: int) -> list[dict[str, Any]]:
     """The text split at its <image> and <video> marks."""
     if not isinstance(content, str):
         raise FinetuneError(f"{source}, turn {number}: the content must be a text, not {type(content).__name__}.")
+    if "<" not in content:
+        return [{"type": "text", "text": content}] if content else []
     pieces = MARKS.split(content)  # texts at even places, marks between them
     return [
         {"type": piece[1:-1]} if index % 2 else {"type": "text", "text": piece}

@@ -147,8 +147,11 @@ class ChatEncoder:
         if done is None:
             ids, learnt = self._texts[key]
             counts = np.ones(len(ids), dtype=np.int64)
-            spans = [span for index in images for span in self.bank.spans(index)]
-            marks = np.flatnonzero(np.isin(ids, (self.image_token_id, self.video_token_id)))
+            seen, spans = ids == self.image_token_id, list(grids)
+            if row.videos:
+                seen |= ids == self.video_token_id
+                spans = [span for index in images for span in self.bank.spans(index)]
+            marks = np.flatnonzero(seen)
             if len(marks) != len(spans):
                 what = "images and videos" if row.videos else "images"
                 raise FinetuneError(f"{row.source}: the chat template shows {len(marks)} of {len(spans)} {what}.")

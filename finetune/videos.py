@@ -189,7 +189,7 @@ class VideoRules:
 
     @cached_property
     def marks_stay(self) -> bool:
-        """Whether the processor leaves a video's own start and end around its pairs', as transformers 5.23 and not 4.57."""
+        """Whether the processor leaves a video's own start and end around its pairs': transformers 5.23, not 4.57."""
         start, pad, end = self.marks
         side = self.limits.patch * self.limits.merge
         made = self.processor(
