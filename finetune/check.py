@@ -1,6 +1,6 @@
 """Reads all that a training run would read, without a GPU, and says what it would do.
 
-No image is decoded but those of the first rows, whose ids are compared with the processor's own.
+No image is decoded but those of the first rows, whose ids are compared with the processor's own; no video at all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from finetune.formats import Row
 from finetune.images import ImageBank
 from finetune.memory import GIB, changes_that_fit, estimate, heaviest_load
 from finetune.model import dtype_on, open_base, pick_device, pick_dtype
-from finetune.processor_chats import ProcessorEncoder
 from finetune.recipe import Recipe
 from finetune.rows import dataset_names, mix, read_rows
 from finetune.schedule import total_steps
@@ -100,8 +99,17 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     prove(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
     for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
         console.print(f"{source}: {count:,} rows", highlight=False)
+    images = len(bank.paths) - len(bank.clips)
     limits = f", {bank.limits.least:,} to {bank.limits.most:,} pixels each" if isinstance(bank, ImageBank) else ""
-    console.print(f"{len(bank.paths):,} images{limits}", highlight=False)
+    console.print(f"{images:,} images{limits}", highlight=False)
+    if isinstance(bank, ImageBank) and bank.clips:
+        counts = [len(clip.indices) for clip in bank.clips.values()]
+        pixels = max(math.prod(bank.grids[index][1:]) for index in bank.clips) * bank.limits.patch**2
+        console.print(
+            f"{len(counts):,} videos, {min(counts)} to {max(counts)} frames each of up to {pixels:,} pixels, "
+            f"{recipe.video_fps:g} a second and {recipe.video_maxlen} at most",
+            highlight=False,
+        )
     empty = [row.source for row in rows if any(m["role"] == "assistant" and not _says(m) for m in row.messages)]
     if empty:
         console.print(
@@ -119,10 +127,11 @@ def _check_data(recipe: Recipe, console: Console) -> Checked:
     kept = fitting.kept
     if kept and recipe.val_size:
         kept, validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
-        console.print(f"{len(validation):,} rows are held out, no image of theirs is trained on", highlight=False)
+        seen = "image or video" if bank.clips else "image"
+        console.print(f"{len(validation):,} rows are held out, no {seen} of theirs is trained on", highlight=False)
     console.print("What is learnt is [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
-        console.print(_preview(row, encoder.image_token_id, reader.processor.tokenizer), highlight=False)
+        console.print(_preview(row, encoder, reader.processor.tokenizer), highlight=False)
     labels = sum(int(row.learnt.sum()) for row in kept)
     console.print(
         f"{len(kept):,} rows, {sum(map(len, kept)):,} tokens of which {labels:,} are learnt; "
@@ -196,10 +205,7 @@ def _sound_rows(names: str, recipe: Recipe, encoder: Encoder) -> tuple[list[Row]
                 continue
             try:
                 encoder.refuse_specials(row)
-                for path in row.images:
-                    encoder.bank.add(path, row.source)
-                if isinstance(encoder, ProcessorEncoder):
-                    encoder.encode([row])  # each chat has a proof of its own
+                encoder.add_media(row)
             except FinetuneError as error:
                 problems.append(error)
             else:
@@ -223,14 +229,17 @@ def _histogram(lengths: Sequence[int], cutoff: int) -> Table:
     return table
 
 
-def _preview(row: Encoded, image_token_id: int, tokenizer: Any) -> str:
-    """The chat as the model reads it, learnt tokens in green, image tokens as a number."""
+def _preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:
+    """The chat as the model reads it, learnt tokens in green, image and video tokens as a number."""
     text = ""
     start = 0
-    kinds = np.where(row.ids == image_token_id, 2, row.learnt.astype(int))
+    kinds = np.where(row.ids == encoder.image_token_id, 2, row.learnt.astype(int))
+    kinds[row.ids == encoder.video_token_id] = 3
     for end in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
         piece = escape(tokenizer.decode(row.ids[start:end]))
         kind = kinds[start]
-        text += f"[dim]({end - start} image tokens)[/]" if kind == 2 else f"[green]{piece}[/]" if kind else piece
+        if kind >= 2:
+            piece = f"[dim]({end - start} {'image' if kind == 2 else 'video'} tokens)[/]"
+        text += f"[green]{piece}[/]" if kind == 1 else piece
         start = end
     return f"[bold]{escape(row.source)}[/]\n{text.rstrip()}\n"

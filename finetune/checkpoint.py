@@ -26,11 +26,16 @@ FREE_KEYS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
     "plot_loss", "report_to", "max_new_tokens", "export_dir", "adapter_name_or_path", "ddp_timeout",
 }  # fmt: skip
+VIDEO_KEYS = {"video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"}
 
 
-def fingerprint(recipe: Recipe, base: str, data: str, processes: int) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued: the recipe's keys that matter, base and data hashes."""
-    keys = {key: value for key, value in recipe.model_dump().items() if key not in FREE_KEYS}
+def fingerprint(recipe: Recipe, base: str, data: str, processes: int, videos: bool = False) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: the recipe's keys that matter, base and data hashes.
+
+    videos: whether the data has any, so that their keys matter.
+    """
+    free = FREE_KEYS if videos else FREE_KEYS | VIDEO_KEYS
+    keys = {key: value for key, value in recipe.model_dump().items() if key not in free}
     return keys | {"base model": base, "data": data, "processes": processes}
 
 

@@ -1,4 +1,4 @@
-"""Rows made ready for training: encoded, filtered by length, split by image."""
+"""Rows made ready for training: encoded, filtered by length, split by image and video."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from finetune.errors import FinetuneError
 from finetune.family import Reader, family_of
 from finetune.model import open_base
 from finetune.recipe import Recipe
+from finetune.row_media import Video
 from finetune.rows import load_rows
 from finetune.template import Encoded, prove
 
@@ -57,11 +58,11 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
 
 
 def split_by_image(
-    rows: Sequence[Encoded], files: Sequence[Path | str], size: float, seed: int
+    rows: Sequence[Encoded], media: Sequence[Path | str | Video], size: float, seed: int
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """(training, validation) rows such that no image is on both sides.
+    """(training, validation) rows such that no image, video or frame is on both sides.
 
-    files: the ImageBank's paths; size: a share below 1, or a number of rows; reached as closely from above as the
+    media: the ImageBank's paths; size: a share below 1, or a number of rows; reached as closely from above as the
     groups of rows that share images allow. Raises FinetuneError if nothing would be left to train on.
     """
     wanted = round(size * len(rows)) if size < 1 else int(size)
@@ -76,7 +77,9 @@ def split_by_image(
     first_with: dict[Path | str, int] = {}
     for index, row in enumerate(rows):
         for image in row.images:
-            leader[find(index)] = find(first_with.setdefault(files[image], index))
+            medium = media[image]
+            for file in medium.files if isinstance(medium, Video) else (medium,):
+                leader[find(index)] = find(first_with.setdefault(file, index))
     groups: dict[int, list[int]] = {}
     for index in range(len(rows)):
         groups.setdefault(find(index), []).append(index)

@@ -33,6 +33,11 @@ class Endpoint:
     """
 
     def __init__(self, url: str, recipe: Recipe, data: Dataset, console: Console) -> None:
+        if with_video := next((row for row in data.rows if row.videos), None):
+            raise FinetuneError(
+                f"{with_video.source}: rows with videos are not sent to an endpoint: Lensmith's gateway takes images "
+                "only, and others choose frames of their own; evaluate without --endpoint."
+            )
         self.url = url.rstrip("/")
         self.recipe, self.rows = recipe, data.rows
         key = os.environ.get("OPENAI_API_KEY")

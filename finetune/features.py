@@ -8,6 +8,7 @@ bit. They are kept in host memory if all images' fit in a quarter of it, else co
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,13 +95,13 @@ class FrozenFeatures:
         self._kept: dict[int, Any] = {}
         patches = 0
         for index in dict.fromkeys(order) if self.cached else ():
-            rows, columns = bank.grids[index][1:]
-            if not self.chunks or patches + rows * columns > CHUNK_PATCHES:
+            size = math.prod(bank.grids[index])
+            if not self.chunks or patches + size > CHUNK_PATCHES:
                 self.chunks.append([])
                 patches = 0
             self.chunks[-1].append(index)
             self.chunk_of[index] = len(self.chunks) - 1
-            patches += rows * columns
+            patches += size
 
     def close(self) -> None:
         self.loader.close()

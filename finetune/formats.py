@@ -6,16 +6,14 @@ completions, contents as texts or as lists of parts.
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from finetune.row_media import IMAGE, MARKS, VIDEO, Inline, Video, flatten, one_image, place, read_images, read_videos
 
-IMAGE = "<image>"
-INLINE = ("data:", "http://", "https://")
 CAPTION_PROMPT = "Describe this image."
 FORMATS = ("alpaca", "sharegpt", "openai", "caption")
 
@@ -28,6 +26,7 @@ COLUMNS = {
     "system": "system",
     "tools": "tools",
     "images": "images",
+    "videos": "videos",
 }
 TAGS = {
     "role_tag": "from",
@@ -51,20 +50,22 @@ OPENAI_TAGS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One chat. `messages` are a chat template's: {"role", "content": [{"type": "text" | "image", ...}]} in order.
+    """One chat. `messages` are a chat template's: {"role", "content": [{"type": "text" | "image" | "video", ...}]}.
 
-    images: a path, data URI or URL for each image part, in order; source: "file, row 3" for messages to the user.
+    images: a path, data URI or URL for each image part, in order; videos: one for each video part, in order; source:
+    "file, row 3" for messages to the user.
     """
 
     messages: list[dict[str, Any]]
     images: list[Path | str]
     tools: list[Any] | None
     source: str
+    videos: list[Video] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a data file's records are to be read. media: the folder that image paths are relative to."""
+    """How a data file's records are to be read. media: the folder that paths of images and videos are relative to."""
 
     kind: str
     media: Path
@@ -95,30 +96,47 @@ def make_row(record: Any, form: Format, source: str) -> Row:
     if form.kind == "caption":
         record = _caption(record, source)
     columns = form.columns
-    images = _images(record.get(columns["images"]), columns["images"], source)
-    inline: list[str] = []
+    images = read_images(record.get(columns["images"]), columns["images"], source)
+    videos = read_videos(record.get(columns["videos"]), columns["videos"], source)
+    inline = Inline()
     if form.kind in ("alpaca", "caption"):
         messages = _alpaca(record, columns, source)
     else:
         messages = _chat(record, form, source, inline)
-    if inline and images:
-        raise FinetuneError(f"{source}: images are given both in {columns['images']!r} and in the messages' parts.")
+    if (inline.images and images) or (inline.videos and videos):
+        column = "images" if inline.images and images else "videos"
+        raise FinetuneError(f"{source}: {column} are given both in {columns[column]!r} and in the messages' parts.")
+    images, videos = images or inline.images, videos or inline.videos
     system = record.get(columns["system"])
     if system:
         messages.insert(0, {"role": "system", "content": _parts(system, source, 0)})
     _check_order(messages, source)
-    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
-    images = images or inline
-    if placeholders != len(images):
-        raise FinetuneError(f"{source}: the text has {IMAGE} {placeholders} times, the row has {len(images)} images.")
-    paths = [image if image.startswith(INLINE) else form.media / image for image in images]
-    return Row(messages, paths, _tools(record.get(columns["tools"]), source), source)
+    kinds = [part["type"] for message in messages for part in message["content"]]
+    if kinds.count("image") != len(images):
+        raise FinetuneError(
+            f"{source}: the text has {IMAGE} {kinds.count('image')} times, the row has {len(images)} images."
+        )
+    if kinds.count("video") != len(videos):
+        hint = " (a video's frames are a list in that list)" if len(videos) > kinds.count("video") > 0 else ""
+        raise FinetuneError(
+            f"{source}: the text has {VIDEO} {kinds.count('video')} times, the row has {len(videos)} videos{hint}."
+        )
+    return Row(
+        messages,
+        [place(image, form.media) for image in images],
+        _tools(record.get(columns["tools"]), source),
+        source,
+        [
+            Video(place(video, form.media) if isinstance(video, str) else tuple(place(f, form.media) for f in video))
+            for video in videos
+        ],
+    )
 
 
 def _caption(record: dict[str, Any], source: str) -> dict[str, Any]:
     """A caption as an instruction; `file_name` is what Hugging Face's image folders call the image."""
     image, text = record.get("image", record.get("file_name")), record.get("text", record.get("caption"))
-    if _image(image) is None or not isinstance(text, str):
+    if one_image(image) is None or not isinstance(text, str):
         raise FinetuneError(f"{source}: a caption needs `image` (or `file_name`) and `text`.")
     return {"instruction": IMAGE + CAPTION_PROMPT, "output": text, "images": [image]}
 
@@ -139,8 +157,8 @@ def _alpaca(record: dict[str, Any], columns: dict[str, str], source: str) -> lis
     return [_message(roles[n % 2], text, source, n + 1) for n, text in enumerate(turns)]
 
 
-def _chat(record: dict[str, Any], form: Format, source: str, inline: list[str]) -> list[dict[str, Any]]:
-    """ShareGPT's or OpenAI's turns; images of content parts go into `inline`."""
+def _chat(record: dict[str, Any], form: Format, source: str, inline: Inline) -> list[dict[str, Any]]:
+    """ShareGPT's or OpenAI's turns; what content parts hold goes into `inline`."""
     tags, column = form.tags, form.columns["messages"]
     turns = record.get(column)
     if not isinstance(turns, list) or not turns:
@@ -160,57 +178,12 @@ def _chat(record: dict[str, Any], form: Format, source: str, inline: list[str]) 
         if role not in roles:
             raise FinetuneError(f"{source}, turn {number}: {tags['role_tag']!r} is {role!r}; use {', '.join(roles)}.")
         if isinstance(content, list) and form.kind == "openai":
-            content = _flatten(content, inline, f"{source}, turn {number}")
+            content = flatten(content, inline, f"{source}, turn {number}")
         if turn.get("tool_calls") and roles[role] == "assistant":
             messages.append(_call(turn["tool_calls"], content or "", source, number))
         else:
             messages.append(_message(roles[role], content, source, number))
     return messages
-
-
-def _flatten(parts: list[Any], inline: list[str], where: str) -> str:
-    """OpenAI's content parts as one text with <image> marks."""
-    text = ""
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            if IMAGE in part["text"]:
-                raise FinetuneError(f"{where}: a text part cannot hold {IMAGE}; add an image part.")
-            text += part["text"]
-            continue
-        url = part.get("image_url") if kind == "image_url" else part.get("image") if kind == "image" else None
-        url = url.get("url") if isinstance(url, dict) else url
-        if not isinstance(url, str):
-            raise FinetuneError(f"{where}: a part must be a text, an image_url or an image, not {str(part)[:80]}.")
-        inline.append(url.removeprefix("file://"))
-        text += IMAGE
-    return text
-
-
-def _images(images: Any, column: str, source: str) -> list[str]:
-    """A row's images; csv files give one path, or a JSON list."""
-    if images is None or images == "":
-        return []
-    if isinstance(images, str):
-        if images.startswith("["):
-            try:
-                images = json.loads(images)
-            except ValueError:
-                raise FinetuneError(f"{source}: {column!r} is not a path or a JSON list of paths.") from None
-        else:
-            images = [images]
-    found = [_image(image) for image in images] if isinstance(images, list) else [_image(images)]
-    if None in found:
-        raise FinetuneError(f"{source}: {column!r} must be a list of paths.")
-    return [image for image in found if image is not None]
-
-
-def _image(image: Any) -> str | None:
-    """A path, URL or data URI; Hugging Face's parquet files hold {"bytes": ..., "path": ...}."""
-    if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
-        return "data:image/unknown;base64," + base64.b64encode(image["bytes"]).decode()
-    image = image.get("path") if isinstance(image, dict) else image
-    return image if isinstance(image, str) else None
 
 
 def _message(role: str, content: Any, source: str, number: int) -> dict[str, Any]:
@@ -221,8 +194,10 @@ def _message(role: str, content: Any, source: str, number: int) -> dict[str, Any
             calls = None
         return _call(calls if isinstance(calls, list) else [calls], "", source, number)
     parts = _parts(content, source, number)
-    if role == "assistant" and any(part["type"] == "image" for part in parts):
-        raise FinetuneError(f"{source}, turn {number}: an answer cannot hold {IMAGE}.")
+    if role == "assistant":
+        for part in parts:
+            if part["type"] != "text":
+                raise FinetuneError(f"{source}, turn {number}: an answer cannot hold <{part['type']}>.")
     return {"role": role, "content": parts}
 
 
@@ -242,16 +217,17 @@ def _call(calls: Any, text: str, source: str, number: int) -> dict[str, Any]:
 
 
 def _parts(content: Any, source: str, number: int) -> list[dict[str, Any]]:
-    """The text split at its <image> marks."""
+    """The text split at its <image> and <video> marks."""
     if not isinstance(content, str):
         raise FinetuneError(f"{source}, turn {number}: the content must be a text, not {type(content).__name__}.")
-    parts: list[dict[str, Any]] = []
-    for index, text in enumerate(content.split(IMAGE)):
-        if index:
-            parts.append({"type": "image"})
-        if text:
-            parts.append({"type": "text", "text": text})
-    return parts
+    if "<" not in content:
+        return [{"type": "text", "text": content}] if content else []
+    pieces = MARKS.split(content)  # texts at even places, marks between them
+    return [
+        {"type": piece[1:-1]} if index % 2 else {"type": "text", "text": piece}
+        for index, piece in enumerate(pieces)
+        if piece
+    ]
 
 
 def _check_order(messages: list[dict[str, Any]], source: str) -> None:

@@ -32,7 +32,8 @@ def greedy(
     batch = collate_prompts(prompts, device)
     cache = DynamicCache()
     states = hidden_states(model, batch, features.get(batch.images), cache)[:, -1]
-    position = torch.tensor([int(prompt.positions.max()) + 1 for prompt in prompts], device=device)
+    # Text goes on from the text before it: the times of a video in it may be larger.
+    position = torch.tensor([int(prompt.positions[:, -1].max()) + 1 for prompt in prompts], device=device)
     ends = torch.tensor(list(eos), device=device)
     answers: list[list[int]] = [[] for _ in prompts]
     active = np.arange(len(prompts))

@@ -31,11 +31,12 @@ class LocalModel:
         self.prompts = list(self.reader.encoder.encode_prompt(data.rows))
         too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
         if too_long:
+            key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
             raise FinetuneError(
                 f"{too_long[0].source}: the prompt has {len(too_long[0])} tokens, over cutoff_len {recipe.cutoff_len} "
-                f"({len(too_long)} such rows); raise cutoff_len or lower image_max_pixels."
+                f"({len(too_long)} such rows); raise cutoff_len or lower {key}."
             )
-        self.identity = _identity(recipe, self.folder.fingerprint(), data.digest)
+        self.identity = _identity(recipe, self.folder.fingerprint(), data.digest, bool(self.reader.bank.clips))
 
     def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         """The longest prompts first, so that memory runs out at once or not at all."""
@@ -59,10 +60,13 @@ class LocalModel:
             feed.close()
 
 
-def _identity(recipe: Recipe, base: str, data: str) -> str:
+def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
     """A sha256 of all that decides the answers."""
     digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
     digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if videos:
+        keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
+        digest.update(str(keys).encode())
     if recipe.adapter_name_or_path:
         for name in (ADAPTER, WHOLE):
             weights = Path(recipe.adapter_name_or_path) / name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -37,7 +37,7 @@ LOGITS = 3 * 4
 
 @dataclass(frozen=True)
 class Load:
-    """The heaviest micro-batch: rows, their tokens (padded), label tokens, image tokens, and patches in the tower."""
+    """Heaviest micro-batch: rows, tokens (padded), label tokens, images' and videos' tokens, patches for the tower."""
 
     rows: int
     tokens: int
@@ -55,10 +55,15 @@ class Estimate:
     reserved: int
 
 
-def heaviest_load(rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most: int | None = None) -> Load:
-    """The micro-batch with the most tokens that the recipe can make of the rows; `most`: pixels an image may have."""
-    limits = bank.limits if most is None else replace(bank.limits, most=most)
-    grids = bank.grids if most is None else [limits.grid(*size) for size in bank.sizes]
+def heaviest_load(
+    rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most: int | None = None, frame_most: int | None = None
+) -> Load:
+    """The micro-batch with the most tokens that the recipe can make of the rows.
+
+    most, frame_most: pixels that an image and a video's frame may have.
+    """
+    limits = bank.limits
+    grids = [bank.resized(index, most, frame_most) for index in range(len(bank.grids))]
     saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
     lengths = [len(row) - sum(saved[index] for index in row.images) for row in rows]
     size = min(recipe.per_device_train_batch_size, len(rows))
@@ -69,7 +74,7 @@ def heaviest_load(rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most
         tokens=size * lengths[heaviest[0]],
         labels=sum(sorted((int(row.learnt.sum()) for row in rows), reverse=True)[:size]),
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
-        patches=sum(grids[image][1] * grids[image][2] for image in set(images)),
+        patches=sum(prod(grids[image]) for image in set(images)),
     )
 
 
@@ -81,7 +86,7 @@ def changes_that_fit(
 
     def fits() -> bool:
         changed = recipe.model_copy(update=changes)
-        load = heaviest_load(rows, changed, bank, changes.get("image_max_pixels"))
+        load = heaviest_load(rows, changed, bank, changes.get("image_max_pixels"), changes.get("video_max_pixels"))
         return estimate(folder, changed, load, card).reserved <= card.gib * GIB
 
     for change in _changes(recipe, bank):
@@ -101,7 +106,12 @@ def _changes(recipe: Recipe, bank: ImageBank) -> Iterator[dict[str, Any]]:
         yield {"per_device_train_batch_size": size, "gradient_accumulation_steps": -(-rows // size)}
     if recipe.quantization_bit is None:
         yield {"quantization_bit": 4}
-    pixels = max((rows * columns for _, rows, columns in bank.grids), default=0) * bank.limits.patch**2
+    sizes = [rows * columns * bank.limits.patch**2 for _, rows, columns in bank.grids]
+    pixels = max((size for index, size in enumerate(sizes) if index in bank.clips), default=0)
+    while pixels // 2 >= 64 * 64:
+        pixels //= 2
+        yield {"video_max_pixels": pixels}
+    pixels = max((size for index, size in enumerate(sizes) if index not in bank.clips), default=0)
     while pixels // 2 >= max(bank.limits.least, 64 * 64):
         pixels //= 2
         yield {"image_max_pixels": pixels}

@@ -176,7 +176,8 @@ def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | N
         most = noise / math.sqrt(embeddings.shape[1] * embeddings.shape[2])
         embeddings = embeddings + torch.empty_like(embeddings).uniform_(-most, most)
     if features is not None:
-        is_image = batch.ids == model.config.image_token_id
+        # Features are in the order of the text, whether of an image or of a video.
+        is_image = (batch.ids == model.config.image_token_id) | (batch.ids == model.config.video_token_id)
         embeddings = embeddings.masked_scatter(is_image[..., None], features[0].to(embeddings.dtype))
         if len(features) > 1:
             deepstack = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(features[1:])}

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 from finetune.formats import Row
 from finetune.records import read_records
+from finetune.row_media import Video
 
 PREDICTIONS = "generated_predictions.jsonl"
 
@@ -65,7 +66,23 @@ class Predictions:
 def record_of(index: int, row: Row, answer: str) -> dict[str, Any]:
     """A line of the file: what was asked, what was answered and what would have been right."""
     images = [str(path) for path in row.images if isinstance(path, Path)]
-    return {"index": index, "prompt": _prompt_text(row), "predict": answer, "label": _label(row), "images": images}
+    record = {"index": index, "prompt": _prompt_text(row), "predict": answer, "label": _label(row), "images": images}
+    if row.videos:  # a path, or the list of the frames' paths
+        files = [[str(file) for file in video.files if isinstance(file, Path)] for video in row.videos]
+        record["videos"] = [
+            paths if isinstance(video.source, tuple) else paths[0]
+            for video, paths in zip(row.videos, files, strict=True)
+            if paths
+        ]
+    return record
+
+
+def media_of(record: dict[str, Any]) -> list[Path | str | Video]:
+    """The images and videos that a line names."""
+    videos = [
+        Video(tuple(map(Path, video)) if isinstance(video, list) else Path(video)) for video in record.get("videos", [])
+    ]
+    return [*map(Path, record.get("images", [])), *videos]
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
@@ -88,6 +105,6 @@ def _prompt_text(row: Row) -> str:
     """The chat before the answer, for people to read."""
     turns = []
     for message in row.messages[:-1]:
-        text = "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+        text = "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in message["content"])
         turns.append(text if message["role"] == "user" else f"{message['role']}: {text}")
     return "\n".join(turns)

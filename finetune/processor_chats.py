@@ -46,9 +46,13 @@ class ProcessedChat(Encoded):
 
 
 class SizedImages:
-    """The images of a dataset, each path once. paths: [I], paths or data URIs; sizes: [I] (width, height)."""
+    """The images of a dataset, each path once. paths: [I], paths or data URIs; sizes: [I] (width, height).
+
+    clips: videos, which there are none of.
+    """
 
     def __init__(self) -> None:
+        self.clips: dict[int, Any] = {}
         self.paths: list[Path | str] = []
         self.sizes: list[tuple[int, int]] = []
         self._index: dict[Path | str, int] = {}
@@ -66,6 +70,9 @@ class SizedImages:
             self.sizes.append(size)
         return self._index[path]
 
+    def counts(self) -> str:
+        return f"{len(self.paths):,} images"
+
 
 class ProcessorEncoder:
     """Encodes chats with a model folder's processor. Raises FinetuneError if the folder lacks what that needs."""
@@ -81,7 +88,7 @@ class ProcessorEncoder:
         self.placeholders = {token for token in tokens if isinstance(token, str)}
         if type(found) is not int or not self.placeholders:
             raise FinetuneError(f"{folder.path} does not say which token stands for an image; use another model.")
-        self.image_token_id = found
+        self.image_token_id, self.video_token_id = found, -1
         self.specials = [*special_tokens(processor.tokenizer), *self.placeholders]
         self._written: dict[tuple[str, tuple[int, int]], str] = {}
         self._compared: set[int] = set()  # numbers of images
@@ -95,11 +102,17 @@ class ProcessorEncoder:
         """Encodes chats without their last answer, ready for the model to give it."""
         return [chat.until(last_answer_start(chat)) for chat in self.encode(rows)]
 
+    def add_media(self, row: Row) -> tuple[int, ...]:
+        """The bank's indices of the row's images, whose chat is proven. Raises FinetuneError."""
+        return self._encode(row).images
+
     def refuse_specials(self, row: Row) -> None:
         """Text that holds a special token would become that token. Raises FinetuneError."""
         refuse_specials(row, self.specials)
 
     def _encode(self, row: Row) -> ProcessedChat:
+        if row.videos:
+            self._refuse(row, "videos are for the Qwen-VL families")
         images = tuple(self.bank.add(path, row.source) for path in row.images)
         sizes = tuple(self.bank.sizes[index] for index in images)
         key = json.dumps([row.messages, row.tools], ensure_ascii=False), sizes

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from finetune.batches import Batch, collate_train
 from finetune.family import Reader
@@ -15,7 +18,11 @@ from finetune.processor import load_processor
 from finetune.recipe import Recipe
 from finetune.structure import sees
 from finetune.template import ChatEncoder, Encoded
+from finetune.videos import VideoRules
 from modelfiles.folder import ModelFolder
+
+# What stands around images and videos in a chat's text, with the times of videos.
+VISION = re.compile(r"(<\d+\.\d seconds>(?=<\|vision_start\|>))?<\|vision_(start|end)\|>")
 
 
 class QwenVL:
@@ -24,7 +31,7 @@ class QwenVL:
     def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
         limits = pixel_limits(folder, recipe)
         processor = load_processor(folder, limits)
-        bank = ImageBank(limits)
+        bank = ImageBank(limits, VideoRules(folder, processor, recipe))
         return Reader(folder, processor, bank, ChatEncoder(folder, processor, bank))
 
     def feed(
@@ -63,9 +70,11 @@ class QwenFeed:
         return greedy(self.base, prompts, images, self.eos, most, self.device)
 
     def question(self, prompt: Encoded) -> str:
-        text = self.processor.tokenizer.decode(prompt.ids[prompt.ids != self.base.config.image_token_id])
+        config = self.base.config
+        seen = np.isin(prompt.ids, (config.image_token_id, config.video_token_id))
+        text = self.processor.tokenizer.decode(prompt.ids[~seen])
         said = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
-        return str(said.replace("<|vision_start|><|vision_end|>", "").strip())
+        return VISION.sub("", said).strip()
 
     def close(self) -> None:
         self.images.close()

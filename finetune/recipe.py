@@ -76,7 +76,9 @@ class Recipe(BaseModel):
     eval_dataset: str | None = Field(
         None, description="Names to answer and score; with an eval_strategy, to validate on."
     )
-    val_size: float = Field(0.0, ge=0, description="Rows held out to validate on, a share or a number; split by image.")
+    val_size: float = Field(
+        0.0, ge=0, description="Rows held out to validate on, a share or a number; split by image and video."
+    )
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = Field(
         "concat",
         description="Several datasets: one after the other, or in turns until the first, or the last, is used up.",
@@ -85,15 +87,33 @@ class Recipe(BaseModel):
         None, description="Shares of the datasets in interleaving, comma separated. Unset: they take turns."
     )
     dataset_dir: str = Field("data", description="Folder of dataset_info.json and its files.")
-    media_dir: str | None = Field(None, description="Folder that image paths are relative to. Unset: dataset_dir.")
+    media_dir: str | None = Field(
+        None, description="Folder that paths of images and videos are relative to. Unset: dataset_dir."
+    )
     max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
-    cutoff_len: int = Field(2048, ge=1, description="Most tokens of a row, images included; nothing is ever cut.")
+    cutoff_len: int = Field(
+        2048, ge=1, description="Most tokens of a row, images and videos included; nothing is ever cut."
+    )
     cutoff_policy: Literal["drop", "error", "shrink"] = Field(
-        "drop", description="Longer rows: left out and counted, an error, or their images shrunk until they fit."
+        "drop", description="Longer rows: left out and counted, an error, or their images and frames shrunk to fit."
     )
     image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: the model's.")
     allow_image_urls: bool = Field(False, description="Images may be http(s) URLs: they are fetched once and kept.")
     image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's.")
+    # LLaMA-Factory's default: 128 frames are at most 4,096 tokens of Qwen3-VL, which a T4 trains a 2B model on; of
+    # Qwen2-VL's own limit, 12.8 megapixels a frame, they would be over a million.
+    video_max_pixels: int | None = Field(
+        65536,
+        ge=1,
+        description="Shrink the frames of videos to so many pixels each. `null`: only to the model's limits.",
+    )
+    video_min_pixels: int | None = Field(
+        None, ge=1, description="Enlarge the frames of videos to so many pixels each. Unset: the model's."
+    )
+    video_fps: float = Field(
+        2.0, gt=0, le=1000, description="Frames taken of a second of a video file; the rate that lists of frames have."
+    )
+    video_maxlen: int = Field(128, ge=1, description="Most frames taken of a video, evenly spread over it.")
 
     # Training
     output_dir: str | None = Field(None, description="Folder for the adapter, its checkpoints and logs, or the scores.")
@@ -164,8 +184,6 @@ class Recipe(BaseModel):
     preprocessing_num_workers: int | None = Field(None, ge=1, description="No effect: reading rows needs no workers.")
     dataloader_num_workers: int | None = Field(None, ge=0, description="No effect: images are decoded in threads.")
     use_unsloth: Literal[False] = Field(False, description="No effect.")
-    video_max_pixels: int | None = Field(None, ge=1, description="No effect: videos are not supported yet.")
-    video_min_pixels: int | None = Field(None, ge=1, description="No effect: videos are not supported yet.")
     export_device: Literal["cpu", "auto"] = Field("cpu", description="No effect: merging needs no device.")
     temperature: float | None = Field(None, ge=0, description="No effect: answers are greedy.")
     top_p: float | None = Field(None, gt=0, le=1, description="No effect: answers are greedy.")
@@ -193,6 +211,8 @@ class Recipe(BaseModel):
     def _fits_together(self) -> Recipe:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true; set one of them, or neither")
+        if self.video_max_pixels and self.video_min_pixels and self.video_min_pixels > self.video_max_pixels:
+            raise ValueError("video_min_pixels is more than video_max_pixels")
         if self.val_size and self.eval_dataset:
             raise ValueError("val_size and eval_dataset are both set; validate on one of them")
         if self.val_size >= 1 and self.val_size != int(self.val_size):
@@ -250,7 +270,7 @@ UNSUPPORTED = {
     "enable_liger_kernel", "enable_thinking", "export_hub_model_id", "export_quantization_bit",
     "galore_rank", "mask_history", "neat_packing", "packing",
     "pissa_init", "pref_beta", "push_to_hub", "rope_scaling", "shift_attn", "streaming", "tokenized_path",
-    "train_on_prompt", "use_unsloth_gc", "video_fps", "video_maxlen",
+    "train_on_prompt", "use_unsloth_gc",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Images that rows name by URL: fetched before training, where the recipe allows it, and kept."""
+"""Images and frames that rows name by URL: fetched before training, where the recipe allows it, and kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from finetune.errors import FinetuneError
 from finetune.formats import Row
 from finetune.recipe import Recipe
+from finetune.row_media import Video
 
 MAX_BYTES = 50 * 2**20
 SECONDS = 30.0  # for a whole image
@@ -26,7 +27,7 @@ def fetch_images(rows: Iterator[Row | FinetuneError], recipe: Recipe) -> Iterato
     """The rows with files in place of URLs, in order; a row whose image cannot be had becomes the error."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for batch in _batches(rows):
-            if any(isinstance(row, Row) and any(map(_is_url, row.images)) for row in batch):
+            if any(isinstance(row, Row) and (row.videos or any(map(_is_url, row.images))) for row in batch):
                 yield from pool.map(lambda row: _fetch_row(row, recipe), batch)
             else:
                 yield from batch
@@ -55,15 +56,24 @@ def _fetch_row(row: Row | FinetuneError, recipe: Recipe) -> Row | FinetuneError:
     if isinstance(row, FinetuneError):
         return row
     try:
-        images = [fetch(image) if _is_url(image) and recipe.allow_image_urls else image for image in row.images]
+        images = [_local(image, recipe) for image in row.images]
+        videos = [
+            Video(tuple(_local(frame, recipe) for frame in video.source)) if isinstance(video.source, tuple) else video
+            for video in row.videos
+        ]
     except ValueError as error:
         return FinetuneError(f"{row.source}: {error}.")
-    refused = next((image for image in images if _is_url(image)), None)
+    frames = [frame for video in videos if isinstance(video.source, tuple) for frame in video.source]
+    refused = next((image for image in images + frames if _is_url(image)), None)
     if refused is not None:
         return FinetuneError(
             f"{row.source}: the image {str(refused)[:80]} is a URL; set allow_image_urls: true, or download it."
         )
-    return replace(row, images=images)
+    return replace(row, images=images, videos=videos)
+
+
+def _local(image: Path | str, recipe: Recipe) -> Path | str:
+    return fetch(image) if _is_url(image) and recipe.allow_image_urls else image
 
 
 def fetch(url: Path | str) -> Path:

@@ -11,8 +11,11 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.images import decode
+from finetune.predictions import media_of
 from finetune.recipe import Recipe
+from finetune.row_media import Video
 from finetune.samples import Sample
+from finetune.videos import first_frame
 
 SHOWN_PAIRS = 100
 THUMBNAIL = (160, 160)
@@ -70,7 +73,7 @@ def write_comparison(
     pairs = sorted(zip(ours, theirs, strict=True), key=lambda pair: pair[0]["predict"] == pair[1]["predict"])
     rows = []
     for one, other in pairs[:SHOWN_PAIRS]:
-        images = "".join(_thumbnail(Path(image)) for image in one.get("images", []))
+        images = "".join(_thumbnail(medium) for medium in media_of(one))
         cells = [images, escape(str(one.get("prompt", ""))), escape(str(one["label"]))]
         cells += [_answer(record["predict"], record["label"]) for record in (one, other)]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -110,10 +113,12 @@ def _answer(text: str, label: str) -> str:
     return f'<span class="{"right" if right else "wrong"}">{escape(text)}</span>'
 
 
-def _thumbnail(path: Path | str) -> str:
-    name = path.name if isinstance(path, Path) else "image"
+def _thumbnail(medium: Path | str | Video) -> str:
+    """An image, or a video's first frame, as an <img>."""
+    file = medium.files[0] if isinstance(medium, Video) else medium
+    name = file.name if isinstance(file, Path) else "image"
     try:
-        image = decode(path)
+        image = first_frame(medium) if isinstance(medium, Video) else decode(medium)
     except FinetuneError:
         return escape(f"({name} is gone)")
     image.thumbnail(THUMBNAIL)

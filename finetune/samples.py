@@ -16,6 +16,7 @@ from finetune.dataset import TrainingData
 from finetune.family import Feed
 from finetune.model import dropout, old_names_allowed
 from finetune.processor_chats import last_answer_start
+from finetune.row_media import Video
 from finetune.structure import language_model
 from finetune.template import Encoded
 
@@ -25,9 +26,9 @@ LONGEST = 64  # tokens of an answer
 
 @dataclass(frozen=True)
 class Sample:
-    """A question with its images (paths or data URIs), the right answer, and the answers before and after training."""
+    """A question with its images (paths or data URIs) and videos, the right answer, those before and after training."""
 
-    images: list[Path | str]
+    images: list[Path | str | Video]
     question: str
     label: str
     before: str

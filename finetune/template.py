@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from finetune.errors import FinetuneError
-from finetune.formats import IMAGE, Row
+from finetune.formats import Row
 from finetune.images import ImageBank, PixelLimits, decode
+from finetune.row_media import IMAGE, VIDEO
+from finetune.video_text import chat_ids, video_positions, write_times
+from finetune.videos import Clip
 from modelfiles.folder import ModelFolder
 
 BATCH = 512  # chats rendered and tokenised at once
@@ -28,7 +31,7 @@ class Encoded:
     """A chat as the model sees it. L tokens.
 
     ids: [L] int64; learnt: [L] bool, the label tokens; positions: [3, L] int64, M-RoPE's temporal, height and width;
-    images: indices into the ImageBank in order; source: where the row is from.
+    images: indices into the ImageBank, of images and videos in order; source: where the row is from.
     """
 
     ids: np.ndarray[Any, Any]
@@ -60,13 +63,14 @@ class ChatEncoder:
         if folder.chat_template is None:
             raise FinetuneError(f"{folder.path} has no chat template; use an instruction-tuned model.")
         self.image_token_id = int(folder.config["image_token_id"])
+        self.video_token_id = int(folder.config.get("video_token_id") or -1)
         self.specials = special_tokens(processor.tokenizer)
         self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
         self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
 
     def encode(self, rows: Sequence[Row], most: int | None = None) -> list[Encoded]:
-        """Encodes whole chats, their images of at most `most` pixels. Raises FinetuneError naming the row."""
-        keys = [json.dumps([row.messages, row.tools], ensure_ascii=False) for row in rows]
+        """Encodes whole chats, images and frames of at most `most` pixels. Raises FinetuneError naming the row."""
+        keys = [self._key(row) for row in rows]
         fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._texts}
         items = list(fresh.items())
         for start in range(0, len(items), BATCH):
@@ -78,11 +82,11 @@ class ChatEncoder:
         encoded = []
         for row in rows:
             self.refuse_specials(row)
-        prompts = [Row(row.messages[:-1], row.images, row.tools, row.source) for row in rows]
-        keys = ["prompt" + json.dumps([row.messages, row.tools], ensure_ascii=False) for row in prompts]
+        prompts = [replace(row, messages=row.messages[:-1]) for row in rows]
+        keys = ["prompt" + self._key(row) for row in prompts]
         for key, row in zip(keys, prompts, strict=True):
             if key not in self._texts:
-                (text,) = self._render([row.messages], row.tools, prompt=True)
+                (text,) = self._with_times(self._render([row.messages], row.tools, prompt=True), [row])
                 ids = np.array(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
                 self._texts[key] = ids, np.zeros(len(ids), dtype=bool)
             encoded.append(self._place(key, row))
@@ -97,7 +101,7 @@ class ChatEncoder:
             rows = [row for _, row in group]
             for row in rows:
                 self.refuse_specials(row)
-            wholes = self._render([row.messages for row in rows], rows[0].tools, prompt=False)
+            wholes = self._with_times(self._render([row.messages for row in rows], rows[0].tools, prompt=False), rows)
             asked = [
                 (n, i)
                 for n, row in enumerate(rows)
@@ -105,6 +109,7 @@ class ChatEncoder:
                 if message["role"] == "assistant"
             ]
             prefixes = self._render([rows[n].messages[:i] for n, i in asked], rows[0].tools, prompt=True)
+            prefixes = self._with_times(prefixes, [rows[n] for n, _ in asked])
             starts: list[list[int]] = [[] for _ in rows]
             for (n, _), prefix in zip(asked, prefixes, strict=True):
                 if not wholes[n].startswith(prefix):
@@ -140,20 +145,58 @@ class ChatEncoder:
 
     def _place(self, key: str, row: Row, most: int | None = None) -> Encoded:
         """Gives each image its tokens and every token its position."""
-        images = tuple(self.bank.add(path, row.source, most) for path in row.images)
+        images = self.add_media(row, most)
         grids = tuple(self.bank.grids[index] for index in images)
         done = self._done.get((key, grids))
         if done is None:
             ids, learnt = self._texts[key]
             counts = np.ones(len(ids), dtype=np.int64)
-            marks = np.flatnonzero(ids == self.image_token_id)
-            if len(marks) != len(images):
-                raise FinetuneError(f"{row.source}: the chat template shows {len(marks)} of {len(images)} images.")
-            counts[marks] = [self.bank.limits.tokens(grid) for grid in grids]
+            seen, spans = ids == self.image_token_id, list(grids)
+            if row.videos:
+                seen |= ids == self.video_token_id
+                spans = [span for index in images for span in self.bank.spans(index)]
+            marks = np.flatnonzero(seen)
+            if len(marks) != len(spans):
+                what = "images and videos" if row.videos else "images"
+                raise FinetuneError(f"{row.source}: the chat template shows {len(marks)} of {len(spans)} {what}.")
+            counts[marks] = [self.bank.limits.tokens(span) for span in spans]
             ids, learnt = np.repeat(ids, counts), np.repeat(learnt, counts)
-            positions = rope_positions(ids == self.image_token_id, grids, self.bank.limits)
+            if row.videos:
+                positions = video_positions(ids, images, self.bank)
+            else:
+                positions = rope_positions(ids == self.image_token_id, grids, self.bank.limits)
             done = self._done[key, grids] = Encoded(ids, learnt, positions, (), "")
         return Encoded(done.ids, done.learnt, done.positions, images, row.source)
+
+    def add_media(self, row: Row, most: int | None = None) -> tuple[int, ...]:
+        """The bank's indices of the row's images and videos, in the order of its text. Raises FinetuneError."""
+        if not row.videos:
+            return tuple(self.bank.add(path, row.source, most) for path in row.images)
+        images, videos = iter(row.images), iter(row.videos)
+        return tuple(
+            self.bank.add(next(images), row.source, most)
+            if part["type"] == "image"
+            else self.bank.add_video(next(videos), row.source, most)
+            for message in row.messages
+            for part in message["content"]
+            if part["type"] != "text"
+        )
+
+    def _clips(self, row: Row) -> list[Clip]:
+        return [self.bank.clips[self.bank.add_video(video, row.source)] for video in row.videos]
+
+    def _key(self, row: Row) -> str:
+        """What decides the text and the times in it."""
+        chat: list[Any] = [row.messages, row.tools]
+        if row.videos:
+            chat.append([(clip.times, clip.seconds_a_pair) for clip in self._clips(row)])
+        return json.dumps(chat, ensure_ascii=False)
+
+    def _with_times(self, texts: list[str], rows: Sequence[Row]) -> list[str]:
+        """The texts, in which the rows' videos stand as the model reads them."""
+        return [
+            write_times(text, self._clips(row)) if row.videos else text for text, row in zip(texts, rows, strict=True)
+        ]
 
     def _render(self, chats: list[list[dict[str, Any]]], tools: list[Any] | None, prompt: bool) -> list[str]:
         rendered = self.processor.apply_chat_template(chats, tools=tools, tokenize=False, add_generation_prompt=prompt)
@@ -179,7 +222,7 @@ def refuse_specials(row: Row, specials: Sequence[str]) -> None:
                 if found:
                     raise FinetuneError(
                         f"{row.source}: the {message['role']}'s text holds the special token {found}; remove it "
-                        f"(images are written {IMAGE})."
+                        f"(images are written {IMAGE}, videos {VIDEO})."
                     )
 
 
@@ -210,6 +253,10 @@ def rope_positions(is_image: Any, grids: Sequence[tuple[int, int, int]], limits:
 def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: Any) -> None:
     """Checks encoded chats against the processor's own ids, on real images. Raises FinetuneError if they differ."""
     for row, ours in zip(rows, encoded, strict=True):
+        if row.videos:
+            ids = chat_ids(row, [bank.clips[index] for index in ours.images if index in bank.clips], processor)
+            _compare(ids, ours)
+            continue
         images = iter([decode(path) for path in row.images])
         messages = [
             message
@@ -222,9 +269,12 @@ def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank:
             for message in row.messages
         ]
         theirs = processor.apply_chat_template(messages, tools=row.tools, tokenize=True, return_dict=True)
-        ids = np.asarray(theirs["input_ids"]).reshape(-1)
-        if not np.array_equal(ids, ours.ids):
-            raise FinetuneError(
-                f"{row.source}: this model's processor gives {len(ids)} token ids where ours gives {len(ours.ids)}, or "
-                "others; Lensmith does not support this model's template yet."
-            )
+        _compare(np.asarray(theirs["input_ids"]).reshape(-1), ours)
+
+
+def _compare(theirs: Any, ours: Encoded) -> None:
+    if not np.array_equal(theirs, ours.ids):
+        raise FinetuneError(
+            f"{ours.source}: this model's processor gives {len(theirs)} token ids where ours gives {len(ours.ids)}, or "
+            "others; Lensmith does not support this model's template yet."
+        )

@@ -64,7 +64,9 @@ class Trainer:
             )
         self.model = make_trainable(self.base, recipe)
         refuse_unmergeable(self.model, data.folder)
-        self.identity = checkpoints.fingerprint(recipe, data.folder.fingerprint(), data.digest, world.size)
+        self.identity = checkpoints.fingerprint(
+            recipe, data.folder.fingerprint(), data.digest, world.size, bool(data.bank.clips)
+        )
         saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
         if resume is not None:
             restore_trained(self.model, resume)
@@ -73,7 +75,7 @@ class Trainer:
             checkpoint_activations(self.base)
         self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         console.print(
-            f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {len(data.bank.paths)} images; "
+            f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
             f"{self.trainable:,} trainable parameters"
             + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
             highlight=False,

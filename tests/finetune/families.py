@@ -15,7 +15,7 @@ from shapes_data import BASE
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"]
 
-# What Qwen2-VL's and Qwen2.5-VL's templates do with chats of texts and images: a default system prompt comes first.
+# What Qwen2-VL's and Qwen2.5-VL's templates do with texts, images and videos: a default system prompt comes first.
 TEMPLATE = """
 {%- for message in messages -%}
     {%- if loop.first and message.role != 'system' -%}
@@ -28,6 +28,8 @@ TEMPLATE = """
         {%- for part in message.content -%}
             {%- if part.type == 'image' -%}
                 {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+            {%- elif part.type == 'video' -%}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
             {%- else -%}
                 {{- part.text -}}
             {%- endif -%}
@@ -77,6 +79,10 @@ def family_folder(family: str, path: Path) -> Path:
         "processor_class": f"{processor}Processor",
     }  # fmt: skip
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    video = {key: preprocessor[key] for key in preprocessor if not key.startswith(("image_processor", "m"))}
+    video |= {"merge_size": 2, "size": {"shortest_edge": 784, "longest_edge": 78400}}
+    video |= {"video_processor_type": "Qwen2VLVideoProcessor"}
+    (path / "video_preprocessor_config.json").write_text(json.dumps(video))
     (path / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     tokenizer = json.loads((path / "tokenizer_config.json").read_text())
     tokenizer.pop("chat_template", None)
@@ -94,8 +100,14 @@ def family_folder(family: str, path: Path) -> Path:
     return path
 
 
-def reference_positions(family: str, folder: Path, ids: Any, grids: list[tuple[int, int, int]]) -> Any:
-    """[3, L] positions by the model's own get_rope_index, under transformers 4.57 and 5."""
+def reference_positions(
+    family: str, folder: Path, ids: Any, grids: list[tuple[int, int, int]],
+    videos: list[tuple[int, int, int]] | None = None, seconds: list[float] | None = None,
+) -> Any:  # fmt: skip
+    """[3, L] positions by the model's own get_rope_index, under transformers 4.57 and 5.
+
+    grids: of the images; videos: of the videos; seconds: from a pair of their frames to the next.
+    """
     from transformers import AutoConfig
 
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
@@ -106,6 +118,11 @@ def reference_positions(family: str, folder: Path, ids: Any, grids: list[tuple[i
         model = model_class(config)
     tokens = torch.from_numpy(ids)[None]
     given = {"input_ids": tokens, "image_grid_thw": torch.tensor(grids) if grids else None}
+    if videos:
+        given["video_grid_thw"] = torch.tensor(videos)
+    if videos and family == "qwen2_5_vl":
+        given["second_per_grid_ts"] = torch.tensor(seconds)
     if "mm_token_type_ids" in inspect.signature(model.get_rope_index).parameters:
-        given["mm_token_type_ids"] = (tokens == config.image_token_id).int()
+        is_image, is_video = tokens == config.image_token_id, tokens == config.video_token_id
+        given["mm_token_type_ids"] = is_image.int() + 2 * is_video.int()
     return model.get_rope_index(**given)[0][:, 0].numpy()
