@@ -11,7 +11,8 @@ demo: $(READY)
 	.venv/bin/lensmith demo
 
 test: $(READY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile --ignore tests/gpu
+	.venv/bin/python -m pytest tests/gpu
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -345,6 +345,10 @@ def test_rows_that_cannot_be_trained_are_named(llava: Callable[..., Recipe]) -> 
     write_dataset(Path(made.dataset_dir), [ask("hello", "hi") | {"tools": [{"name": "f"}]}])
     with pytest.raises(FinetuneError, match=r"row 1: .*tools and tool calls are for the Qwen-VL families"):
         train(made)
+    video = ask("<video>what moves?", "nothing") | {"videos": ["clip.mp4"]}
+    write_dataset(Path(made.dataset_dir), [video])
+    with pytest.raises(FinetuneError, match="row 1: .*videos are for the Qwen-VL families"):
+        train(made)
 
 
 def test_rows_over_cutoff_len_are_dropped_or_refused(llava: Callable[..., Recipe]) -> None:
