@@ -11,7 +11,7 @@ demo: $(READY)
 	.venv/bin/lensmith demo
 
 test: $(READY)
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/gpu
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/gpu
 	.venv/bin/python -m pytest tests/gpu
 
 lint: $(READY)

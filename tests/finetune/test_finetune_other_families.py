@@ -347,7 +347,7 @@ def test_rows_that_cannot_be_trained_are_named(llava: Callable[..., Recipe]) -> 
         train(made)
     video = ask("<video>what moves?", "nothing") | {"videos": ["clip.mp4"]}
     write_dataset(Path(made.dataset_dir), [video])
-    with pytest.raises(FinetuneError, match="row 1: .*videos are for the Qwen-VL families"):
+    with pytest.raises(FinetuneError, match=r"row 1: .*videos are for the Qwen-VL families"):
         train(made)
 
 
