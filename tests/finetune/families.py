@@ -6,12 +6,18 @@ import importlib
 import inspect
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from shapes_data import BASE
+
+from finetune.evaluate import evaluate
+from finetune.model import load_base, open_base
+from finetune.recipe import Recipe
+from finetune.weights import load_trained
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"]
 
@@ -126,3 +132,21 @@ def reference_positions(
         is_image, is_video = tokens == config.image_token_id, tokens == config.video_token_id
         given["mm_token_type_ids"] = is_image.int() + 2 * is_video.int()
     return model.get_rope_index(**given)[0][:, 0].numpy()
+
+
+def assert_merged_as_peft_does(target: Path, recipe_of: Callable[..., Recipe], trained: Path) -> None:
+    """The merged folder, read by transformers, has PEFT's weights, and it answers as the base with the adapter does."""
+    from transformers import AutoModelForImageTextToText
+
+    merged, info = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    base = load_base(open_base(recipe_of()), recipe_of(), torch.device("cpu"), torch.float32)
+    reference = load_trained(base, trained).merge_and_unload().state_dict()
+    for name, tensor in merged.state_dict().items():
+        assert torch.allclose(tensor, reference[name].to(torch.bfloat16).float(), atol=0, rtol=2**-7), name
+    models = {"first": {"adapter_name_or_path": str(trained)}, "second": {"model_name_or_path": str(target)}}
+    for name, keys in models.items():
+        evaluate(recipe_of(**keys, output_dir=str(trained.parent / name)))
+    first, second = ((trained.parent / name / "generated_predictions.jsonl").read_text() for name in models)
+    assert first == second

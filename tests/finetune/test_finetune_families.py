@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, family_folder, reference_positions
+from families import FAMILIES, assert_merged_as_peft_does, family_folder, reference_positions
 from rich.console import Console
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
@@ -190,25 +190,13 @@ def test_each_method_trains_what_it_says(recipe_of: MakeRecipe, method: str) -> 
 
 def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: Path) -> None:
     """Train, merge, and answer with both; the merged weights are PEFT's, under the names that the base's files have."""
-    from transformers import AutoModelForImageTextToText
-
     train(recipe_of(quantization_bit=4, max_steps=12, learning_rate=0.01))
     adapter = {"adapter_name_or_path": str(tmp_path / "out")}
     target = merge(recipe_of(**adapter, export_dir=str(tmp_path / "merged")))
     folder = open_base(recipe_of())
     assert ModelFolder.open(target).tensors.keys() == folder.tensors.keys()
     assert (target / "config.json").read_bytes() == (folder.path / "config.json").read_bytes()
-    merged, info = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    base = load_base(folder, recipe_of(), CPU, torch.float32)
-    reference = load_trained(base, tmp_path / "out").merge_and_unload().state_dict()
-    for name, tensor in merged.state_dict().items():
-        assert torch.allclose(tensor, reference[name].to(torch.bfloat16).float(), atol=0, rtol=2**-7), name
-    evaluate(recipe_of(**adapter, output_dir=str(tmp_path / "first")))
-    evaluate(recipe_of(model_name_or_path=str(target), output_dir=str(tmp_path / "second")))
-    first, second = ((tmp_path / name / "generated_predictions.jsonl").read_text() for name in ("first", "second"))
-    assert first == second
+    assert_merged_as_peft_does(target, recipe_of, tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", ["lora-everywhere", "lora-embeddings", "freeze", "full-everywhere"])

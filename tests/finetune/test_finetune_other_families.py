@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import assert_merged_as_peft_does
 from other_families import CHATML, OTHERS, other_folder
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ from finetune.recipe import Recipe
 from finetune.rows import load_rows
 from finetune.template import prove
 from finetune.train import train
-from finetune.weights import load_trained, make_trainable
+from finetune.weights import make_trainable
 from modelfiles.folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]
@@ -194,8 +195,6 @@ def test_adapters_alone_learn(recipe_of: MakeRecipe, keys: dict[str, Any]) -> No
 
 def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: Path) -> None:
     """Train with a stop in the middle, merge, and answer with both; the merged weights are PEFT's."""
-    from transformers import AutoModelForImageTextToText
-
     keys = {"max_steps": 8, "learning_rate": 0.02, "save_steps": 4, "lora_dropout": 0.1, "eval_strategy": "steps"}
     keys |= {"disable_gradient_checkpointing": False}
     train(recipe_of(**keys))
@@ -218,17 +217,7 @@ def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: P
     differ = [name for name in changed if not torch.equal(changed[name], original[name])]
     assert len(differ) == 14
     assert all(QUANTISED.fullmatch(name) for name in differ)
-    merged, info = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    base = load_base(folder, recipe_of(), CPU, torch.float32)
-    reference = load_trained(base, tmp_path / "out").merge_and_unload().state_dict()
-    for name, tensor in merged.state_dict().items():
-        assert torch.allclose(tensor, reference[name].to(torch.bfloat16).float(), atol=0, rtol=2**-7), name
-    evaluate(recipe_of(**adapter, output_dir=str(tmp_path / "first")))
-    evaluate(recipe_of(model_name_or_path=str(target), output_dir=str(tmp_path / "second")))
-    first, second = ((tmp_path / name / "generated_predictions.jsonl").read_text() for name in ("first", "second"))
-    assert first == second
+    assert_merged_as_peft_does(target, recipe_of, tmp_path / "out")
     report = (tmp_path / "out/report.html").read_text()
     assert "and here?" in report
     assert "hello" in report
