@@ -100,8 +100,8 @@ class Recipe(BaseModel):
     image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: the model's.")
     allow_image_urls: bool = Field(False, description="Images may be http(s) URLs: they are fetched once and kept.")
     image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's.")
-    # LLaMA-Factory's default: 128 frames are at most 4,096 tokens of Qwen3-VL, which a T4 trains a 2B model on; of
-    # Qwen2-VL's own limit, 12.8 megapixels a frame, they would be over a million.
+    # LLaMA-Factory's default, with which 128 frames are at most 4,096 tokens of Qwen3-VL; with Qwen2-VL's own limit,
+    # 12.8 megapixels a frame, they could be over a million.
     video_max_pixels: int | None = Field(
         65536,
         ge=1,
