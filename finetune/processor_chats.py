@@ -100,7 +100,7 @@ class ProcessorEncoder:
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[ProcessedChat]:
         """Encodes chats without their last answer, ready for the model to give it."""
-        return [chat.until(last_answer_start(chat)) for chat in self.encode(rows)]
+        return [chat.until(chat.last_answer) for chat in self.encode(rows)]
 
     def add_media(self, row: Row) -> tuple[int, ...]:
         """The bank's indices of the row's images, whose chat is proven. Raises FinetuneError."""
@@ -236,12 +236,6 @@ def plain(processor: Any, text: str) -> dict[str, bool]:
     """The tokenizer's settings for a rendered chat: the rule of `processor.apply_chat_template` for special tokens."""
     bos = processor.tokenizer.bos_token
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-
-
-def last_answer_start(chat: Encoded) -> int:
-    """Where the last answer begins."""
-    learnt = np.flatnonzero(chat.learnt)
-    return int(learnt[-1]) - int(np.argmax(np.append(np.diff(learnt[::-1]) != -1, True)))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,6 @@ from finetune.changes import base_tensor, read_tensor
 from finetune.dataset import TrainingData
 from finetune.family import Feed
 from finetune.model import dropout, old_names_allowed
-from finetune.processor_chats import last_answer_start
 from finetune.row_media import Video
 from finetune.structure import language_model
 from finetune.template import Encoded
@@ -68,8 +67,7 @@ def answer_samples(
 
 def last_answer(row: Encoded) -> tuple[Encoded, Any]:
     """A chat up to its last answer, and the ids of that answer."""
-    start = last_answer_start(row)
-    return row.until(start), row.ids[start:]
+    return row.until(row.last_answer), row.ids[row.last_answer :]
 
 
 def _answers(

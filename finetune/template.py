@@ -43,6 +43,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def last_answer(self) -> int:
+        """Where the last answer begins."""
+        learnt = np.flatnonzero(self.learnt)
+        return int(learnt[-1]) - int(np.argmax(np.append(np.diff(learnt[::-1]) != -1, True)))
+
     def until(self, start: int) -> Encoded:
         """The chat up to its last answer, which begins at `start`."""
         return Encoded(self.ids[:start], self.learnt[:start], self.positions[:, :start], self.images, self.source)
