@@ -9,8 +9,6 @@ import click
 
 from modelfiles.lazy_group import LazyGroup
 
-__version__ = "0.1.0"
-
 # Command name -> (module:attribute of the click command, the extra it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("finetune.cli:train", "finetune", "Fine-tune a model as a recipe says."),
@@ -60,7 +58,7 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
 
 
 @click.group(cls=Commands, places={name: place for name, (place, _, _) in COMMANDS.items()})
-@click.version_option(__version__, prog_name="lensmith")
+@click.version_option(package_name="lensmith", prog_name="lensmith")
 def main() -> None:
     """From labelled images to an answering API: fine-tune, merge, serve, register in Ollama."""
 

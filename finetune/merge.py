@@ -14,6 +14,7 @@ import math
 import shutil
 import uuid
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,6 @@ def _provenance(
     folder: ModelFolder, adapter: Path, changed: int, delta_norm: float, weight_norm: float
 ) -> dict[str, Any]:
     """lensmith.json: where the merged folder came from and what was checked."""
-    from lensmith import __version__
 
     def sha256(path: Path) -> str | None:
         if not path.is_file():
@@ -177,7 +177,7 @@ def _provenance(
     weights = adapter / (WHOLE if (adapter / WHOLE).is_file() else ADAPTER)
     environment, trained = optional("environment.json"), optional("train_results.json")
     return {
-        "lensmith": __version__,
+        "lensmith": version("lensmith"),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": {"name": folder.name, "fingerprint": folder.fingerprint()},
         "adapter": {"sha256": sha256(weights), "weights": changed},

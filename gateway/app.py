@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -29,7 +30,6 @@ from gateway.responses.requests import translate_response
 from gateway.schema import check_chat
 from gateway.service import Service
 from gateway.tokenize import check_tokenize
-from lensmith import __version__
 
 # Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
 ROUTES: dict[str, tuple[Translate | None, Check]] = {
@@ -68,7 +68,7 @@ def create_app(service: Service, management_port: int | None = None) -> ASGIApp:
             await service.stop()
 
     app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
-    app.openapi = lambda: document(__version__, keys=service.ring is not None, metrics=management_port is None)  # type: ignore[method-assign]
+    app.openapi = lambda: document(version("lensmith"), keys=service.ring is not None, metrics=management_port is None)  # type: ignore[method-assign]
     _answer_errors(app)
 
     def described(name: str) -> dict[str, Any]:

@@ -125,6 +125,32 @@ class Call:
             "seconds": round(self.since(), 4),
         }
 
+    def attributes(self) -> dict[str, Any]:
+        """Span attributes of a request, by the names of OpenTelemetry's conventions for HTTP and generative AI.
+
+        https://github.com/open-telemetry/semantic-conventions-genai
+        """
+        found: dict[str, Any] = {
+            "http.request.method": "POST",
+            "url.path": self.path,
+            "http.response.status_code": self.status,
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": self.model,
+            "gen_ai.request.stream": self.stream,
+            "gen_ai.usage.input_tokens": self.prompt_tokens,
+            "gen_ai.usage.output_tokens": self.generation_tokens,
+            "lensmith.request_id": self.request_id,
+            "lensmith.images": len(self.images),
+            "lensmith.pixels": sum(image.pixels for image in self.images),
+        }
+        if self.tenant is not None:
+            found["lensmith.key"] = self.tenant.name
+        if self.first_token is not None:
+            found["gen_ai.response.time_to_first_chunk"] = self.first_token
+        if self.reason:
+            found["error.type"] = self.reason
+        return found
+
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0

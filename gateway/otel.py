@@ -7,7 +7,8 @@ request is over, from the times in its account, so that tracing costs little whi
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -17,10 +18,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from gateway.tracing import Trace, Tracing, attributes, incoming
-
-if TYPE_CHECKING:
-    from gateway.call import Call
+from gateway.tracing import Trace, Tracing, incoming
 
 PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -68,13 +66,13 @@ class OtelTrace(Trace):
             _finish(self._engine_span, "" if outcome == "ok" else outcome)
             self._engine_span = None
 
-    def end(self, call: Call) -> None:
+    def end(self, steps: Mapping[str, tuple[float, float]], attributes: Mapping[str, Any], failure: str) -> None:
         if self._span.is_recording():
-            for name, (start, end) in call.steps.items():
+            for name, (start, end) in steps.items():
                 step = self._tracer.start_span(name, self._context, start_time=self._at(start))
                 step.end(self._at(end))
-            self._span.set_attributes(attributes(call))
-        _finish(self._span, call.reason if call.status >= 500 else "")
+            self._span.set_attributes(attributes)
+        _finish(self._span, failure)
 
     def _at(self, seconds: float) -> int:
         return self._began + int(seconds * 1e9)

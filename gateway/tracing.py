@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.types import Scope
 
 from gateway.asgi import header
-
-if TYPE_CHECKING:
-    from gateway.call import Call
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values
@@ -55,8 +53,12 @@ class Trace:
     def called_engine(self, outcome: str) -> None:
         """The call is over."""
 
-    def end(self, call: Call) -> None:
-        """The request is over."""
+    def end(self, steps: Mapping[str, tuple[float, float]], attributes: Mapping[str, Any], failure: str) -> None:
+        """The request is over.
+
+        steps: name -> (start, end) in seconds after the request's head; attributes: of the request's span;
+        failure: why the server failed it, or empty.
+        """
 
 
 class Tracing:
@@ -77,30 +79,3 @@ def tracing_from_environment() -> Tracing:
     from gateway.otel import OtelTracing
 
     return OtelTracing()
-
-
-def attributes(call: Call) -> dict[str, Any]:
-    """Span attributes of a request, by the names of OpenTelemetry's conventions for HTTP and generative AI.
-
-    https://github.com/open-telemetry/semantic-conventions-genai
-    """
-    found: dict[str, Any] = {
-        "http.request.method": "POST",
-        "url.path": call.path,
-        "http.response.status_code": call.status,
-        "gen_ai.operation.name": "chat",
-        "gen_ai.request.model": call.model,
-        "gen_ai.request.stream": call.stream,
-        "gen_ai.usage.input_tokens": call.prompt_tokens,
-        "gen_ai.usage.output_tokens": call.generation_tokens,
-        "lensmith.request_id": call.request_id,
-        "lensmith.images": len(call.images),
-        "lensmith.pixels": sum(image.pixels for image in call.images),
-    }
-    if call.tenant is not None:
-        found["lensmith.key"] = call.tenant.name
-    if call.first_token is not None:
-        found["gen_ai.response.time_to_first_chunk"] = call.first_token
-    if call.reason:
-        found["error.type"] = call.reason
-    return found
