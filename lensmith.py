@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from modelfiles.lazy_group import LazyGroup
+from modelfiles.cli.lazy_group import LazyGroup
 
 # Command name -> (module:attribute of the click command, the extra it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -16,12 +16,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
-    "plan": ("gateway.plan_cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
-    "doctor": ("gateway.doctor_cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
-    "keys": ("gateway.keys_cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
+    "plan": ("gateway.planning.cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
+    "doctor": ("gateway.planning.doctor_cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
+    "keys": ("gateway.tenants.cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
     "verify": ("gateway.verify.cli:verify", "cpu", "Prove that an engine answers as transformers does."),
     "bench": ("gateway.bench.cli:bench", "finetune", "Put load on an OpenAI-compatible endpoint and measure it."),
-    "modelfile": ("modelfiles.cli:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
+    "modelfile": ("modelfiles.cli.group:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
 }
 

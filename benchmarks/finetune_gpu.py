@@ -65,8 +65,8 @@ def peak() -> dict[str, float]:
 
 
 def run_lensmith(work: Path, steps: int) -> dict[str, float]:
-    from finetune.recipe import make_recipe
-    from finetune.train import train
+    from finetune.recipe.load import make_recipe
+    from finetune.training.loop import train
 
     result = train(
         make_recipe(

@@ -1,4 +1,4 @@
-"""Peak memory of training on one GPU, measured, beside what `finetune.memory` estimates for the same recipe.
+"""Peak memory of training on one GPU, measured, beside what `finetune.memory.estimate` estimates for the same recipe.
 
     python -m benchmarks.finetune_memory --work DIR --json RESULT.json [--only NAME...] [--tiny]
 
@@ -29,13 +29,14 @@ from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from benchmarks.finetune_gpu import QUESTION, cap_memory, write_model
-from finetune.cards import CARDS
-from finetune.dataset import load_training_data
 from finetune.errors import FinetuneError
-from finetune.memory import estimate, heaviest_load
-from finetune.recipe import make_recipe
-from finetune.train import train
-from finetune.trainer import Trainer
+from finetune.memory.cards import CARDS
+from finetune.memory.estimate import estimate
+from finetune.memory.heaviest_load import heaviest_load
+from finetune.recipe.load import make_recipe
+from finetune.training.dataset import load_training_data
+from finetune.training.loop import train
+from finetune.training.trainer import Trainer
 
 MIB = 2**20
 STEPS, ACCUMULATION = 3, 2

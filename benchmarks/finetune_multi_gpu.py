@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.finetune_gpu import write_rows
 from benchmarks.models import write_model
-from finetune.runlog import read_log
+from finetune.reporting.runlog import read_log
 
 QLORA: dict[str, Any] = {"quantization_bit": 4, "lora_rank": 8, "lora_alpha": 16}
 ROWS, GLOBAL_MICRO_BATCHES = 96, 4

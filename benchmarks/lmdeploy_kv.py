@@ -29,9 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway.gpu import CARDS, GIB, Gpu, query_gpus
-from gateway.plan import Plan, Workload, make_plan
-from modelfiles.folder import ModelFolder
+from gateway.planning.gpu import CARDS, GIB, Gpu, query_gpus
+from gateway.planning.plan import make_plan
+from gateway.planning.types import Plan, Workload
+from modelfiles.folder.model_folder import ModelFolder
 
 ROOT = Path(__file__).parents[1]
 WORKLOAD = {"images": 8, "image_size": (1296, 968)}

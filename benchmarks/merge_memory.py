@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import write_model
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 
 def write_weights(file: Path, tensors: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
@@ -66,8 +66,8 @@ def peak_resident() -> int:
 
 def run_merge(work: Path) -> dict[str, float]:
     """Merges in this process: seconds and its peak resident memory in GB (10^9 bytes)."""
-    from finetune.merge import merge
-    from finetune.recipe import make_recipe
+    from finetune.export.merge import merge
+    from finetune.recipe.load import make_recipe
 
     keys = {"model_name_or_path": "base", "adapter_name_or_path": "adapter", "export_dir": "merged"}
     imported = peak_resident()

@@ -141,7 +141,7 @@ class Line:
         self.console.print(f"{counts['train']:,} training and {counts['test']:,} test questions in {self.data}")
 
     def recipe(self, name: str, *overrides: str) -> Any:
-        from finetune.recipe import load_recipe
+        from finetune.recipe.load import load_recipe
 
         path = RECIPES / f"easy_vqa_{name}.yaml"
         common = [f"model_name_or_path={EXAMPLES / 'shapes-vl'}"]
@@ -150,14 +150,14 @@ class Line:
         return load_recipe(path, [*common, *overrides])
 
     def evaluate(self, name: str, *overrides: str) -> Any:
-        from finetune.evaluate import evaluate
+        from finetune.evaluation.evaluate import evaluate
 
         result = evaluate(self.recipe("eval", f"output_dir={self.out / name}", *overrides), self.console)
         self.console.print(f"exact match {100 * result.exact_match:.2f} % of {result.n:,} answers")
         return result
 
     def train(self) -> None:
-        from finetune.train import train
+        from finetune.training.loop import train
 
         result = train(self.recipe("train", f"output_dir={self.adapter}"), self.console)
         if result.interrupted is not None:
@@ -170,7 +170,7 @@ class Line:
         )
 
     def merge(self) -> None:
-        from finetune.merge import merge
+        from finetune.export.merge import merge
 
         merge(self.recipe("export", f"adapter_name_or_path={self.adapter}", f"export_dir={self.merged}"), self.console)
         self.console.print(f"{self.merged}")

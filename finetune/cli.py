@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe.load import load_recipe
+from finetune.recipe.schema import Recipe
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
@@ -32,7 +33,7 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
     On several GPUs: torchrun --nproc-per-node GPUS -m lensmith train RECIPE
     """
     loaded = _load(recipe, overrides)
-    from finetune.train import train as run
+    from finetune.training.loop import train as run
 
     result = run(loaded)
     if result.interrupted is not None:
@@ -58,8 +59,8 @@ def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: boo
     No image is decoded. The exit code is 1 if training would not start or its memory not suffice.
     """
     loaded = _load(recipe, overrides)
-    from finetune.cards import find_card, this_card
-    from finetune.check import check as run
+    from finetune.memory.cards import find_card, this_card
+    from finetune.preflight.check import check as run
 
     here = this_card()
     card = find_card(gpu) if gpu else here
@@ -77,8 +78,8 @@ def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: boo
 def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None) -> None:
     """Answer RECIPE's eval_dataset greedily and score the answers."""
     loaded = _load(recipe, overrides)
-    from finetune.evaluate import compare_runs
-    from finetune.evaluate import evaluate as run
+    from finetune.evaluation.evaluate import compare_runs
+    from finetune.evaluation.evaluate import evaluate as run
 
     result = run(loaded, endpoint=endpoint)
     for name, score in result.scores.items():
@@ -115,6 +116,6 @@ def export(recipe: str, overrides: tuple[str, ...], merge_base: str) -> None:
     With an eval_dataset, after QLoRA, the validation losses of both merge bases are printed.
     """
     loaded = _load(recipe, overrides)
-    from finetune.merge import merge as run
+    from finetune.export.merge import merge as run
 
     click.echo(str(run(loaded, merge_base=merge_base)))

@@ -15,21 +15,22 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.asgi import Direct, RequestIds, error_body
-from gateway.auth import Authenticate
-from gateway.chat import ChatCompletions, Check, Translate
-from gateway.completions import check_completion
+from gateway.api.chat import check_chat
+from gateway.api.completions import check_completion
+from gateway.api.ollama.requests import translate_chat, translate_generate
+from gateway.api.ollama.routes import ollama_routes
+from gateway.api.openapi import document
+from gateway.api.responses.requests import translate_response
+from gateway.api.tokenize import check_tokenize
 from gateway.errors import ApiError, crashed
-from gateway.exposition import Exposition
-from gateway.limits import Tenant
-from gateway.management import ByPort, management_routes
-from gateway.ollama.requests import translate_chat, translate_generate
-from gateway.ollama.routes import ollama_routes
-from gateway.openapi import document
-from gateway.responses.requests import translate_response
-from gateway.schema import check_chat
-from gateway.service import Service
-from gateway.tokenize import check_tokenize
+from gateway.http.middleware import ByPort, Direct, RequestIds
+from gateway.http.respond import error_body
+from gateway.proxy.exchange import ChatCompletions, Check, Translate
+from gateway.runtime.exposition import Exposition
+from gateway.runtime.management import management_routes
+from gateway.runtime.service import Service
+from gateway.tenants.auth import Authenticate
+from gateway.tenants.limits import Tenant
 
 # Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
 ROUTES: dict[str, tuple[Translate | None, Check]] = {

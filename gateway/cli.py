@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +14,22 @@ import aiohttp
 import click
 from click.core import ParameterSource
 
-from gateway.build import build, key_ring
-from gateway.cli_options import ADAPTERS, ENGINE_ARG
-from gateway.config import Config, ConfigError, plain
-from gateway.config_file import ConfigFile
-from gateway.engine import EngineUnreachable, base_url, fetch_models
-from gateway.engines import LAUNCHED
-from gateway.keys import KeyFileError
-from gateway.metrics import Metrics
-from gateway.models import Models
+from gateway.config.file import ConfigFile
+from gateway.config.options import ADAPTERS, ENGINE_ARG, settings_options
+from gateway.config.schema import Config, ConfigError, plain
+from gateway.config.settings import Settings
+from gateway.engines.base import EngineUnreachable, base_url, fetch_models
+from gateway.engines.spec import LAUNCHED
+from gateway.runtime.build import build
+from gateway.runtime.models import Models
+from gateway.runtime.service import Load, Service
 from gateway.server import bind, run
-from gateway.service import Load, Service
-from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.keys import KeyFileError, key_ring
 
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
 REDIS = "LENSMITH_REDIS"
-
-
-def comma_separated(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(value, tuple):  # the default
-        return value
-    return tuple(entry for entry in (part.strip() for part in value.split(",")) if entry)
-
-
-def option_type(setting: dataclasses.Field[Any]) -> Any:
-    if isinstance(setting.default, tuple):
-        return comma_separated
-    if isinstance(setting.default, int):
-        return click.IntRange(min=setting.metadata["least"])
-    return click.FloatRange(min=0, min_open=True)
-
-
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for every field of Settings."""
-    for setting in reversed(dataclasses.fields(Settings)):
-        option = click.option(
-            "--" + setting.name.replace("_", "-"),
-            type=option_type(setting),
-            default=setting.default,
-            show_default=setting.default != (),
-            metavar="HOST,..." if isinstance(setting.default, tuple) else None,
-            help=setting.metadata["help"],
-        )
-        command = option(command)
-    return command
 
 
 # Keys of the file -> the names of their options here.

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -15,11 +16,23 @@ from types import FrameType
 import click
 import uvicorn
 
-from gateway import memory
+from gateway import allocator as memory
 from gateway.app import create_app
-from gateway.connection import connection_class, drop_stalled
-from gateway.service import Service
-from gateway.tracing import tracing_from_environment
+from gateway.http.connection import connection_class, drop_stalled
+from gateway.runtime.service import Service
+from gateway.telemetry.tracing import Tracing
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def tracing_from_environment() -> Tracing:
+    """Spans are sent if an OTLP endpoint is configured. Raises ModuleNotFoundError if the extra is missing then."""
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if disabled or not any(os.environ.get(name) for name in ENDPOINTS):
+        return Tracing()
+    from gateway.telemetry.otel import OtelTracing
+
+    return OtelTracing()
 
 
 def bind(host: str, port: int, option: str = "--port") -> socket.socket:

@@ -23,8 +23,10 @@ import psutil
 import uvloop
 from PIL import Image
 
-from gateway.image_pool import ImagePool, PixelBudget
-from gateway.images import ImageHeader, decode_base64, inspect
+from gateway.media.checks import decode_base64
+from gateway.media.headers import ImageHeader, inspect
+from gateway.media.pixel_budget import PixelBudget
+from gateway.media.pool import ImagePool
 
 # What cameras and screens give, in pixels.
 SIZES = {"2 MP": (1920, 1080), "12 MP": (4000, 3000), "48 MP": (8000, 6000)}

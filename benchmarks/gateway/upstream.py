@@ -1,6 +1,6 @@
 """A fast fake engine: answers every completion at once from memory, so that what is measured is what stands before it.
 
-    python benchmarks/gateway/upstream.py PORT
+    python benchmarks/gateway/engines/client.py PORT
 
 A body with `"stream":true` is answered with as many chunks as its `max_tokens` says, without a pause; everything else
 with one small completion. Plain asyncio protocol, uvloop if it is installed, no checks: not a server for anything else.

@@ -20,7 +20,7 @@ from yarl import URL
 from gateway.bench.figures import LATENCIES, figures
 from gateway.bench.load import GeneratorDied, Level, Target, processes_for, run_level
 from gateway.bench.workload import MEDIA_TYPES, Workload
-from gateway.engine import EngineUnreachable, base_url, fetch_models
+from gateway.engines.base import EngineUnreachable, base_url, fetch_models
 
 # The endpoint's key; in the environment, because a command line is public.
 KEY = "LENSMITH_API_KEY"

@@ -13,8 +13,9 @@ import orjson
 from gateway.embedded import protocol
 from gateway.errors import ApiError
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import; /health must answer before
+if TYPE_CHECKING:
     from gateway.embedded.engine import Piece
+
 
 GENERATION_FAILED = ApiError(500, "Generation failed in the engine; its log says why.", code="engine_error")
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from gateway.embedded.protocol import SamplingParams
 from gateway.embedded.text import TokenBytes
 from gateway.errors import ApiError
-from modelfiles.folder import ModelFolder, ModelFolderError
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
 
 @dataclass(frozen=True)

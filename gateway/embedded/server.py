@@ -30,10 +30,11 @@ from gateway.embedded import protocol
 from gateway.embedded.answers import GENERATION_FAILED, Answer, TextAnswer
 from gateway.embedded.metrics import Metrics
 from gateway.errors import ApiError, bad_request
-from modelfiles.folder import ModelFolder, ModelFolderError
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import; /health must answer before
+if TYPE_CHECKING:
     from gateway.embedded.engine import Engine, Row
+
 
 MAX_BODY_BYTES = 512 * 1024 * 1024
 T = TypeVar("T")

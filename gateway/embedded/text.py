@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
-from gateway.token_text import token_bytes
+from gateway.streaming.token_bytes import token_bytes
 
 
 class TokenBytes:

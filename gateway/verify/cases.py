@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from gateway.bench.workload import data_uri, file_uri
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 QUESTIONS = (
     "Describe the picture.",

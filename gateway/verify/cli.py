@@ -21,8 +21,8 @@ from gateway.verify.cases import Case, cases
 from gateway.verify.compare import Comparison, compare
 from gateway.verify.record import record
 from gateway.verify.servers import running
-from modelfiles.folder import ModelFolder, ModelFolderError
-from modelfiles.provenance import PROVENANCE
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
+from modelfiles.folder.provenance import PROVENANCE
 
 REFERENCE = "transformers"
 SHOWN_PROBLEMS = 5

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.verify.answers import Answer
 from gateway.verify.cases import Case
-from modelfiles.verify import Check
+from modelfiles.server.verify import Check
 
 
 @dataclass

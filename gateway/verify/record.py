@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from modelfiles.folder import ModelFolder, checked, read_json
-from modelfiles.provenance import PROVENANCE, VERIFIED, written
+from modelfiles.folder.model_folder import ModelFolder, checked, read_json
+from modelfiles.folder.provenance import PROVENANCE, VERIFIED, written
 
 
 def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:

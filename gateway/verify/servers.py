@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ import click
 from yarl import URL
 
 from gateway.bench.cli import KEY
-from gateway.child import free_port
-from gateway.engine import EngineUnreachable, base_url, fetch_models
-from modelfiles.folder import ModelFolder
+from gateway.engines.base import EngineUnreachable, base_url, fetch_models
+from gateway.engines.process import free_port
+from modelfiles.folder.model_folder import ModelFolder
 
 START_SECONDS = 900
 

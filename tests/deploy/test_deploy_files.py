@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config_file import ConfigFile
+from gateway.config.file import ConfigFile
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent

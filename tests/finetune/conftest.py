@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from shapes_data import BASE, COLOURS, ask, write_dataset
 
-from finetune.recipe import Recipe, make_recipe
+from finetune.recipe.load import make_recipe
+from finetune.recipe.schema import Recipe
 
 
 @pytest.fixture

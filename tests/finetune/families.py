@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 from shapes_data import BASE
 
-from finetune.evaluate import evaluate
-from finetune.model import load_base, open_base
-from finetune.recipe import Recipe
-from finetune.weights import load_trained
+from finetune.evaluation.evaluate import evaluate
+from finetune.model.base import load_base
+from finetune.model.folder import open_base
+from finetune.model.trained import load_trained
+from finetune.recipe.schema import Recipe
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl", "qwen2_vl"]
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from families import family_folder
 
-from finetune import attention
-from finetune.model import hidden_states, load_base, open_base
-from finetune.recipe import make_recipe
+from finetune.families.forward import hidden_states
+from finetune.model import attention
+from finetune.model.base import load_base
+from finetune.model.folder import open_base
+from finetune.recipe.load import make_recipe
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -22,7 +24,7 @@ def test_repeated_heads_give_the_same_states(
     ids = torch.randint(0, 100, (2, 12), generator=torch.Generator().manual_seed(0))
     attended = torch.ones(2, 12, dtype=torch.bool)
     attended[0, :5] = not padded
-    from finetune.batches import Batch
+    from finetune.families.batch import Batch
 
     batch = Batch(ids, torch.arange(12).expand(4, 2, 12).contiguous(), attended if padded else None, [])
     states, calls = [], []
@@ -34,7 +36,7 @@ def test_repeated_heads_give_the_same_states(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
     for pick in (lambda device: "sdpa", lambda device: attention.register()):
-        monkeypatch.setattr("finetune.model.pick_attention", pick)
+        monkeypatch.setattr("finetune.model.base.pick_attention", pick)
         calls.clear()
         base = load_base(open_base(recipe), recipe, torch.device("cpu"), torch.float32)
         with torch.no_grad():

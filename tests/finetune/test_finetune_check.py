@@ -15,11 +15,12 @@ from PIL import Image
 from rich.console import Console
 from shapes_data import BASE, ask, write_dataset
 
-from finetune.cards import find_card
-from finetune.check import check
 from finetune.cli import check as command
 from finetune.errors import FinetuneError
-from finetune.recipe import Recipe, save_recipe
+from finetune.memory.cards import find_card
+from finetune.preflight.check import check
+from finetune.recipe.load import save_recipe
+from finetune.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -89,7 +90,7 @@ def test_images_are_not_decoded(recipe: MakeRecipe, dataset: Path) -> None:
 
 
 def test_what_check_promises_train_keeps(recipe: MakeRecipe, dataset: Path) -> None:
-    from finetune.train import train
+    from finetune.training.loop import train
 
     write_dataset(dataset, [ask("gone?", "no", 9)])
     assert not output(recipe())[0]

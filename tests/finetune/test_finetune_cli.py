@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from finetune.cli import evaluate, export, train
-from finetune.recipe import Recipe, save_recipe
+from finetune.recipe.load import save_recipe
+from finetune.recipe.schema import Recipe
 
 
 def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 from rich.console import Console
 from shapes_data import ask, write_dataset
 
-from finetune.dataset import load_training_data
 from finetune.errors import FinetuneError
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
+from finetune.training.dataset import load_training_data
 
 MakeRecipe = Callable[..., Recipe]
 QUIET = Console(quiet=True)

@@ -15,8 +15,8 @@ import pytest
 from shapes_data import ask, write_dataset
 
 from finetune.errors import FinetuneError
-from finetune.evaluate import evaluate
-from finetune.recipe import Recipe
+from finetune.evaluation.evaluate import evaluate
+from finetune.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 

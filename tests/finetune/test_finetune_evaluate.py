@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from shapes_data import ask, write_dataset
 
-from finetune import evaluate as evaluate_module
-from finetune import qwen_vl
 from finetune.errors import FinetuneError
-from finetune.evaluate import compare_runs, evaluate
-from finetune.recipe import Recipe
+from finetune.evaluation import evaluate as evaluate_module
+from finetune.evaluation.evaluate import compare_runs, evaluate
+from finetune.families import qwen_vl
+from finetune.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -26,10 +26,11 @@ def reference_answers(recipe: Recipe) -> list[str]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from finetune.images import decode, pixel_limits
-    from finetune.model import open_base
-    from finetune.processor import load_processor
-    from finetune.rows import load_rows
+    from finetune.data.datasets import load_rows
+    from finetune.families.qwen_vl import load_processor
+    from finetune.media.image_files import decode
+    from finetune.media.pixel_limits import pixel_limits
+    from finetune.model.folder import open_base
 
     folder = open_base(recipe)
     processor = load_processor(folder, pixel_limits(folder, recipe))

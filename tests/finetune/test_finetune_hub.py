@@ -14,7 +14,8 @@ import pytest
 from hub_server import HubServer
 from shapes_data import BASE, ask, write_dataset
 
-from finetune.recipe import Recipe, save_recipe
+from finetune.recipe.load import save_recipe
+from finetune.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 

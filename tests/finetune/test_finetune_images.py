@@ -10,10 +10,12 @@ from PIL import Image
 from shapes_data import BASE
 
 from finetune.errors import FinetuneError
-from finetune.images import ImageBank, PixelLimits, image_size, pixel_limits
-from finetune.processor import load_processor
-from finetune.recipe import make_recipe
-from modelfiles.folder import ModelFolder
+from finetune.families.qwen_vl import load_processor
+from finetune.media.bank import ImageBank
+from finetune.media.image_files import image_size
+from finetune.media.pixel_limits import PixelLimits, pixel_limits
+from finetune.recipe.load import make_recipe
+from modelfiles.folder.model_folder import ModelFolder
 
 LIMITS = PixelLimits(16, 2, 4096, 65536)
 

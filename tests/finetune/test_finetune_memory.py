@@ -10,11 +10,13 @@ import torch
 from families import family_folder
 from shapes_data import BASE
 
-from finetune.cards import CARDS
-from finetune.memory import Load, estimate
-from finetune.model import load_base, open_base
-from finetune.recipe import make_recipe
-from finetune.weights import make_trainable
+from finetune.memory.cards import CARDS
+from finetune.memory.estimate import estimate
+from finetune.memory.heaviest_load import Load
+from finetune.model.base import load_base
+from finetune.model.folder import open_base
+from finetune.model.targets import make_trainable
+from finetune.recipe.load import make_recipe
 
 LOAD = Load(rows=2, tokens=1000, labels=40, image_tokens=600, patches=2400)
 

@@ -12,10 +12,11 @@ import torch
 from benchmarks.finetune_memory import CASES
 from benchmarks.models import shape_config
 from examples.make_shapes_vl import build_tokenizer
-from finetune.cards import CARDS
-from finetune.memory import GIB, Load, estimate
-from finetune.recipe import make_recipe
-from modelfiles.folder import ModelFolder
+from finetune.memory.cards import CARDS
+from finetune.memory.estimate import GIB, estimate
+from finetune.memory.heaviest_load import Load
+from finetune.recipe.load import make_recipe
+from modelfiles.folder.model_folder import ModelFolder
 
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks/results/finetune_memory.json").read_text())["cases"]
 BY_NAME = {case.name: case for case in CASES}

@@ -14,17 +14,19 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from shapes_data import BASE
 
-from finetune import changes
-from finetune import merge as merge_module
-from finetune.changes import base_tensor
 from finetune.errors import FinetuneError
-from finetune.evaluate import evaluate
-from finetune.merge import merge
-from finetune.model import load_base, open_base
-from finetune.recipe import Recipe
-from finetune.train import train
-from finetune.weights import add_adapters, load_trained, save_trained, trained_state
-from modelfiles.folder import ModelFolder
+from finetune.evaluation.evaluate import evaluate
+from finetune.export import merge as merge_module
+from finetune.export.merge import merge
+from finetune.model import changes
+from finetune.model.base import load_base
+from finetune.model.changes import base_tensor
+from finetune.model.folder import open_base
+from finetune.model.targets import add_adapters
+from finetune.model.trained import load_trained, save_trained, trained_state
+from finetune.recipe.schema import Recipe
+from finetune.training.loop import train
+from modelfiles.folder.model_folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")

@@ -17,21 +17,22 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from shapes_data import ask, write_dataset
 
-from finetune.changes import QUANTISED
-from finetune.check import check
-from finetune.dataset import load_training_data
+from finetune.data.datasets import load_rows
+from finetune.encoding.proof import prove
 from finetune.errors import FinetuneError
-from finetune.evaluate import evaluate
-from finetune.family import family_of
-from finetune.images import decode
-from finetune.merge import merge
-from finetune.model import four_bit_layers, load_base, open_base
-from finetune.recipe import Recipe
-from finetune.rows import load_rows
-from finetune.template import prove
-from finetune.train import train
-from finetune.weights import make_trainable
-from modelfiles.folder import ModelFolder
+from finetune.evaluation.evaluate import evaluate
+from finetune.export.merge import merge
+from finetune.families.registry import family_of
+from finetune.media.image_files import decode
+from finetune.model.base import four_bit_layers, load_base
+from finetune.model.changes import QUANTISED
+from finetune.model.folder import open_base
+from finetune.model.targets import make_trainable
+from finetune.preflight.check import check
+from finetune.recipe.schema import Recipe
+from finetune.training.dataset import load_training_data
+from finetune.training.loop import train
+from modelfiles.folder.model_folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from shapes_data import BASE, COLOURS, ask, write_dataset
 
 from finetune.errors import FinetuneError
-from finetune.recipe import Recipe, make_recipe, save_recipe
-from finetune.runlog import read_log
-from finetune.train import train
+from finetune.recipe.load import make_recipe, save_recipe
+from finetune.recipe.schema import Recipe
+from finetune.reporting.runlog import read_log
+from finetune.training.loop import train
 
 MakeRecipe = Callable[..., Recipe]
 # 18 training rows are 9 micro-batches: the last of an epoch's windows of 4 has none for the second process.

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from finetune.errors import FinetuneError
-from finetune.recipe import Recipe, load_recipe, make_recipe, save_recipe
+from finetune.recipe.load import load_recipe, make_recipe, save_recipe
+from finetune.recipe.schema import Recipe
 
 
 def write(tmp_path: Path, text: str) -> Path:

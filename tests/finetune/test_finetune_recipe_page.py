@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from finetune.recipe import Recipe
-from finetune.recipe_page import DOCS, SCHEMA, page, schema
+from finetune.recipe.page import DOCS, SCHEMA, page, schema
+from finetune.recipe.schema import Recipe
 
-REMEDY = "run `python -m finetune.recipe_page`"
+REMEDY = "run `python -m finetune.recipe.page`"
 
 
 def test_the_page_and_the_schema_are_current() -> None:

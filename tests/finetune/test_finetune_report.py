@@ -3,8 +3,9 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from finetune.recipe import make_recipe
-from finetune.report import write_comparison, write_training_report
+from finetune.recipe.load import make_recipe
+from finetune.reporting.comparison import write_comparison
+from finetune.reporting.training_report import write_training_report
 
 HOSTILE = "<script>alert(1)</script>"
 

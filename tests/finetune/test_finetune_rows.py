@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from shapes_data import ask, write_dataset
 
+from finetune.data.datasets import load_rows
+from finetune.data.formats import Row
 from finetune.errors import FinetuneError
-from finetune.formats import Row
-from finetune.images import ImageBank, PixelLimits, image_size
-from finetune.recipe import Recipe
-from finetune.rows import load_rows
+from finetune.media.bank import ImageBank
+from finetune.media.image_files import image_size
+from finetune.media.pixel_limits import PixelLimits
+from finetune.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 

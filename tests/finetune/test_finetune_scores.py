@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
 from finetune.errors import FinetuneError
-from finetune.scores import anls, bleu_4, compare, exact_match, interval, rouge, score_all, segment, token_f1
-from finetune.word_bleu import corpus_bleu
+from finetune.evaluation.metrics import anls, bleu_4, exact_match, score_all, token_f1
+from finetune.evaluation.rouge import rouge, segment
+from finetune.evaluation.statistics import compare, interval
+from finetune.evaluation.word_bleu import corpus_bleu
 
 # Made by running jieba 0.42.1, rouge-chinese 1.0.3 and nltk 3.10.4 as LLaMA-Factory's metric does.
 GOLDEN = json.loads((Path(__file__).parent / "scores_golden.json").read_text(encoding="utf-8"))

@@ -13,11 +13,11 @@ import pyarrow.parquet
 import pytest
 from shapes_data import ask, write_dataset
 
-from finetune import remote_images
+from finetune.data import remote_images
+from finetune.data.datasets import load_rows
 from finetune.errors import FinetuneError
-from finetune.images import image_size
-from finetune.recipe import Recipe
-from finetune.rows import load_rows
+from finetune.media.image_files import image_size
+from finetune.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -10,14 +10,20 @@ import torch
 from families import reference_positions
 from shapes_data import BASE, ask, write_dataset
 
-from finetune.batches import collate_prompts, collate_train, epoch_batches
+from finetune.data.datasets import load_rows
+from finetune.encoding.chat_encoder import ChatEncoder
+from finetune.encoding.encoded import Encoded
+from finetune.encoding.positions import rope_positions
+from finetune.encoding.proof import prove
 from finetune.errors import FinetuneError
-from finetune.images import ImageBank, decode, pixel_limits
-from finetune.processor import load_processor
-from finetune.recipe import make_recipe
-from finetune.rows import load_rows
-from finetune.template import ChatEncoder, Encoded, prove, rope_positions
-from modelfiles.folder import ModelFolder
+from finetune.families.batch import collate_prompts, collate_train
+from finetune.families.qwen_vl import load_processor
+from finetune.media.bank import ImageBank
+from finetune.media.image_files import decode
+from finetune.media.pixel_limits import pixel_limits
+from finetune.recipe.load import make_recipe
+from finetune.training.order import epoch_batches
+from modelfiles.folder.model_folder import ModelFolder
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 CHATS: dict[str, dict[str, Any]] = {

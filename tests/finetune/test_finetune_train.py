@@ -23,25 +23,30 @@ from rich.console import Console
 from safetensors.torch import load_file
 from shapes_data import ask, write_dataset
 
-from finetune import images, oom, trainer
-from finetune.batches import collate_train
-from finetune.cards import Card
-from finetune.dataset import load_training_data, split_by_image
+from finetune.data.datasets import load_rows
+from finetune.encoding.chat_encoder import ChatEncoder
+from finetune.encoding.encoded import Encoded
 from finetune.errors import FinetuneError
-from finetune.evaluate import evaluate
-from finetune.features import FrozenFeatures
-from finetune.images import ImageBank, pixel_limits
-from finetune.model import LabelLoss, four_bit_layers, load_base, old_names_allowed, open_base
-from finetune.optimizer import load_optimizer
-from finetune.parallel import whole
-from finetune.processor import load_processor
-from finetune.recipe import Recipe, save_recipe
-from finetune.rows import load_rows
-from finetune.runlog import read_log
-from finetune.schedule import learning_rate, total_steps
-from finetune.template import ChatEncoder, Encoded
-from finetune.train import train
-from finetune.weights import make_trainable
+from finetune.evaluation.evaluate import evaluate
+from finetune.families.batch import collate_train
+from finetune.families.features import FrozenFeatures
+from finetune.families.forward import LabelLoss
+from finetune.families.qwen_vl import load_processor
+from finetune.media import bank as images
+from finetune.media.bank import ImageBank
+from finetune.media.pixel_limits import pixel_limits
+from finetune.memory.cards import Card
+from finetune.model.base import four_bit_layers, load_base, old_names_allowed
+from finetune.model.folder import open_base
+from finetune.model.sharding import whole
+from finetune.model.targets import make_trainable
+from finetune.recipe.load import save_recipe
+from finetune.recipe.schema import Recipe
+from finetune.reporting.runlog import read_log
+from finetune.training import oom, trainer
+from finetune.training.dataset import load_training_data, split_by_image
+from finetune.training.loop import train
+from finetune.training.optim import learning_rate, load_optimizer, total_steps
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
@@ -79,7 +84,7 @@ def adapter(folder: str | Path) -> bytes:
 def test_the_loss_is_transformers_own(recipe: MakeRecipe) -> None:
     parts = Parts(recipe())
     row = parts.data.rows[0]
-    from finetune.images import decode
+    from finetune.media.image_files import decode
 
     images = [decode(path) for path in row.images]
     text = parts.processor.apply_chat_template(row.messages, tokenize=False)

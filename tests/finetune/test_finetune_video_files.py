@@ -16,13 +16,13 @@ from rich.console import Console
 from shapes_data import write_dataset
 from video_data import decoded, spoil, turn, write_frames, write_video
 
-from finetune.dataset import load_training_data
+from finetune.data.datasets import load_rows
+from finetune.data.formats import Row
+from finetune.data.row_media import Video
 from finetune.errors import FinetuneError
-from finetune.formats import Row
-from finetune.recipe import Recipe
-from finetune.row_media import Video
-from finetune.rows import load_rows
-from finetune.video_files import Header, read_frames, read_header
+from finetune.media.video_files import Header, read_frames, read_header
+from finetune.recipe.schema import Recipe
+from finetune.training.dataset import load_training_data
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -95,7 +95,7 @@ def test_too_large_or_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="its frames have 64x48 pixels, over 1,000"):
         read_header(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr("finetune.video_files.MAX_FRAMES", 19)
+    monkeypatch.setattr("finetune.media.video_files.MAX_FRAMES", 19)
     with pytest.raises(ValueError, match="it has 20 frames; 1 to 19 can be read"):
         read_header(path)
 
@@ -242,7 +242,7 @@ def test_too_many_pixels_at_once_are_refused(
 ) -> None:
     write_video(dataset / "a.mp4", size=(320, 256))
     write_dataset(dataset, [turns("<video>q", videos=["a.mp4"])])
-    monkeypatch.setattr("finetune.videos.MAX_PIXELS", 4 * 320 * 256 - 1)
+    monkeypatch.setattr("finetune.media.videos.MAX_PIXELS", 4 * 320 * 256 - 1)
     with pytest.raises(FinetuneError, match="4 frames of 320x256 pixels are too many at once; lower video_maxlen"):
         load_training_data(recipe(video_max_pixels=None), Console(quiet=True))
     load_training_data(recipe(video_max_pixels=4096), Console(quiet=True))

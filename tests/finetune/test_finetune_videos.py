@@ -20,24 +20,27 @@ from rich.console import Console
 from shapes_data import write_dataset
 from video_data import decoded, spoil, write_frames, write_video
 
-from finetune.batches import collate_train
-from finetune.check import check
-from finetune.dataset import TrainingData, load_training_data
+from finetune.data.datasets import load_rows
+from finetune.data.formats import Row
+from finetune.encoding.proof import prove
 from finetune.errors import FinetuneError
-from finetune.evaluate import compare_runs, evaluate
-from finetune.features import FrozenFeatures, TrainedVision
-from finetune.formats import Row
-from finetune.images import decode, pixel_limits
-from finetune.memory import heaviest_load
-from finetune.merge import merge
-from finetune.model import LabelLoss, load_base, open_base
-from finetune.processor import load_processor
-from finetune.recipe import Recipe
-from finetune.rows import load_rows
-from finetune.template import prove
-from finetune.train import train
-from finetune.videos import VideoRules
-from finetune.weights import make_trainable
+from finetune.evaluation.evaluate import compare_runs, evaluate
+from finetune.export.merge import merge
+from finetune.families.batch import collate_train
+from finetune.families.features import FrozenFeatures, TrainedVision
+from finetune.families.forward import LabelLoss
+from finetune.families.qwen_vl import load_processor
+from finetune.media.image_files import decode
+from finetune.media.pixel_limits import pixel_limits
+from finetune.media.videos import VideoRules
+from finetune.memory.heaviest_load import heaviest_load
+from finetune.model.base import load_base
+from finetune.model.folder import open_base
+from finetune.model.targets import make_trainable
+from finetune.preflight.check import check
+from finetune.recipe.schema import Recipe
+from finetune.training.dataset import TrainingData, load_training_data
+from finetune.training.loop import train
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")

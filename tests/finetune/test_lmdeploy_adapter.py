@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from shapes_data import BASE
 from test_finetune_merge import random_adapter
 
-from finetune.changes import plan, read_trained
-from finetune.recipe import Recipe
-from modelfiles.folder import ModelFolder
-from modelfiles.lmdeploy_adapter import AdapterError, write_lmdeploy_adapter
+from finetune.model.changes import plan, read_trained
+from finetune.recipe.schema import Recipe
+from modelfiles.adapter.lmdeploy import AdapterError, write_lmdeploy_adapter
+from modelfiles.folder.model_folder import ModelFolder
 
 MakeRecipe = Callable[..., Recipe]
 PACKED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}

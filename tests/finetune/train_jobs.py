@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
-from finetune.recipe import load_recipe
-from finetune.runlog import read_log
-from finetune.train import train
+from finetune.recipe.load import load_recipe
+from finetune.reporting.runlog import read_log
+from finetune.training.loop import train
 
 
 def stop_after(folder: Path, step: int) -> None:

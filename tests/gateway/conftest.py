@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from processes import Process, fake_engine, lensmith_serve
 
-from gateway.keys_cli import keys
+from gateway.tenants.cli import keys
 
 
 @pytest.fixture(scope="session")

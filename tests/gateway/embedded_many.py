@@ -9,7 +9,7 @@ import time
 import uvicorn
 
 from gateway.embedded.server import Service
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 if __name__ == "__main__":
     threads = []

@@ -4,14 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from gateway.config import Config
-from gateway.engines import LMDEPLOY, EngineSpec
-from gateway.image_pool import PixelBudget
-from gateway.metrics import Metrics
-from gateway.models import Model, Models, Replica
+from gateway.config.schema import Config
+from gateway.engines.local import LocalEngine, Timing
+from gateway.engines.spec import LMDEPLOY, EngineSpec
+from gateway.media.pixel_budget import PixelBudget
+from gateway.runtime.models import Model, Models, Replica
+from gateway.runtime.service import Service
 from gateway.server import bind, run
-from gateway.service import Service
-from gateway.supervisor import LocalEngine, Timing
+from gateway.telemetry.metrics import Metrics
 
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 

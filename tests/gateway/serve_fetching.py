@@ -7,9 +7,9 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver
 
-import gateway.fetch
+import gateway.media.fetch
 import lensmith
-from gateway.image_hosts import PublicResolver
+from gateway.media.hosts import PublicResolver
 
 
 class Here(AbstractResolver):
@@ -22,5 +22,5 @@ class Here(AbstractResolver):
 
 
 if __name__ == "__main__":
-    gateway.fetch.PublicResolver = lambda: PublicResolver(Here(), allowed=lambda address: address == "127.0.0.1")
+    gateway.media.fetch.PublicResolver = lambda: PublicResolver(Here(), allowed=lambda address: address == "127.0.0.1")
     lensmith.main()

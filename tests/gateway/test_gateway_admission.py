@@ -15,7 +15,7 @@ from processes import Process, fake_engine, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 from test_gateway_chat import ask
 
-from gateway.admission import UNKNOWN_RETRY, Admission, Refused, Ticket
+from gateway.scheduling.admission import UNKNOWN_RETRY, Admission, Refused, Ticket
 
 
 class Clock:

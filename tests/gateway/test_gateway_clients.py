@@ -27,10 +27,10 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from processes import ROOT, Process
 from test_gateway_chat import ask, picture
 
-from gateway.completions import TEXT_FIELDS
-from gateway.engines import NOWHERE, NOWHERE_IN_TEXT
-from gateway.fields import FIELDS
-from gateway.responses import requests as responses
+from gateway.api.completions import TEXT_FIELDS
+from gateway.api.fields import FIELDS
+from gateway.api.responses import requests as responses
+from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
 
 CLIENTS = ROOT / "tests" / "clients"
 WEATHER = {

@@ -18,11 +18,11 @@ from processes import ROOT, Process, fake_engine, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 from test_gateway_chat import ask
 
+from gateway.api.fields import FIELDS
 from gateway.cli import serve
-from gateway.config import Config, ConfigError, SamplingConfig
-from gateway.config_file import MAX_BYTES, ConfigFile
+from gateway.config.file import MAX_BYTES, ConfigFile
+from gateway.config.schema import Config, ConfigError, SamplingConfig
 from gateway.errors import ApiError
-from gateway.fields import FIELDS
 
 EXAMPLE = ROOT / "deploy" / "gateway.yaml"
 

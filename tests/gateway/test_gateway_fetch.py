@@ -20,11 +20,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from gateway.config.settings import Settings
 from gateway.errors import ApiError
-from gateway.fetch import ImageFetcher
-from gateway.image_hosts import ImageHosts, PublicResolver, is_public
-from gateway.images import BadImage, ImagePart
-from gateway.settings import Settings
+from gateway.media.checks import ImagePart
+from gateway.media.fetch import ImageFetcher
+from gateway.media.headers import BadImage
+from gateway.media.hosts import ImageHosts, PublicResolver, is_public
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw
 from processes import ROOT, Process, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 
-from gateway.image_pool import LOW_DETAIL, PixelBudget
-from gateway.images import ImageHeader
+from gateway.media.headers import ImageHeader
+from gateway.media.pixel_budget import LOW_DETAIL, PixelBudget
 
 BUDGET = 256 * 256
 SHAPES = ROOT / "examples" / "shapes-vl"
@@ -174,7 +174,7 @@ def test_a_file_that_is_broken_inside_is_refused_in_our_words(shrinking: Process
 
 def workers(gateway: Process) -> list[psutil.Process]:
     found = psutil.Process(gateway.process.pid).children()
-    return [child for child in found if "gateway.image_worker" in " ".join(child.cmdline())]
+    return [child for child in found if "gateway.media.worker" in " ".join(child.cmdline())]
 
 
 def test_a_worker_that_dies_fails_its_own_image_only_and_is_replaced(shrinking: Process) -> None:
@@ -247,7 +247,7 @@ def test_only_so_many_requests_wait_for_a_worker(engine: Process) -> None:
 
 def test_a_worker_refuses_what_needs_too_much_memory_and_goes_on() -> None:
     """With a limit for images of one pixel: what Pillow needs of its own and half a gigabyte."""
-    argv = [sys.executable, "-m", "gateway.image_worker", "1"]
+    argv = [sys.executable, "-m", "gateway.media.worker", "1"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
 
         def ask(side: int) -> bytes:

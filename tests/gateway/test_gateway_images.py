@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
-from gateway.images import BadImage, ImageHeader, decode_base64, inspect
+from gateway.media.checks import decode_base64
+from gateway.media.headers import BadImage, ImageHeader, inspect
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],

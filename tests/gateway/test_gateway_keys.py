@@ -19,8 +19,8 @@ from processes import Process, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 from test_gateway_chat import ask
 
-from gateway.keys_cli import keys
-from gateway.limits import Bucket
+from gateway.tenants.cli import keys
+from gateway.tenants.limits import Bucket
 
 BODY = {"model": "fake", "messages": ask("count 5")}
 

@@ -20,7 +20,7 @@ from model_shapes import make_qwen3_vl, write_safetensors
 from processes import HERE, ROOT, Process, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 
-from modelfiles.safetensors_header import read_header
+from modelfiles.folder.safetensors_header import read_header
 
 T4 = "Tesla T4, 15360, 14910, 7.5, 580.95.05"
 POST = "import httpx, sys; httpx.post(sys.argv[1], content=sys.argv[2], timeout=60)"

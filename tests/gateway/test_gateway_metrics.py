@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_gateway_bad_input import CHAT
 from test_gateway_chat import ask, picture
 
-from gateway.exposition import Family, gather, write
+from gateway.telemetry.exposition_format import Family, gather, write
 
 
 @pytest.fixture(scope="module")

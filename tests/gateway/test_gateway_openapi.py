@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from gateway.api.openapi import PATHS
 from gateway.app import ROUTES
-from gateway.openapi import PATHS
 
 # A short look, the same in every run; for a long one with new examples set SCHEMATHESIS_EXAMPLES.
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "0"))

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_shapes import make_qwen3_vl
 
-from gateway.gpu import CARDS, GIB, Gpu, parse_gpu
-from gateway.lmdeploy_memory import ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
-from gateway.plan import Workload, make_plan
+from gateway.planning.gpu import CARDS, GIB, Gpu, parse_gpu
+from gateway.planning.lmdeploy_memory import ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
+from gateway.planning.plan import make_plan
+from gateway.planning.types import Workload
 from lensmith import main
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 ROOT = Path(__file__).parents[2]
 MEASURED = json.loads((ROOT / "benchmarks" / "results" / "lmdeploy_kv.json").read_text())["settings"]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.relay import Relay
-from gateway.sse import EVENT_LIMIT, EventBuffer, EventTooLong, split_events
+from gateway.streaming.relay import Relay
+from gateway.streaming.sse import EVENT_LIMIT, EventBuffer, EventTooLong, split_events
 
 ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n"])
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -14,7 +14,7 @@ from processes import Process, fake_engine, lensmith_serve, until
 from test_gateway_bad_input import CHAT, envelope
 from test_gateway_chat import ask
 
-from gateway.routing import FAILURES
+from gateway.scheduling.router import FAILURES
 
 
 def body(prompt: str, **fields: object) -> dict[str, object]:

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.affinity import affinity
-from gateway.routing import FAILURES, FIRST_REST, LONGEST_REST, Attempt, Outcome, Router, Target
+from gateway.scheduling.affinity import affinity
+from gateway.scheduling.router import FAILURES, FIRST_REST, LONGEST_REST, Attempt, Outcome, Router, Target
 
 
 class Clock:

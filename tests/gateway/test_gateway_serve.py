@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 from processes import ROOT, Process, free_port
 
-from gateway import cli, launch
+from gateway import cli
+from gateway.engines import launch
 
 SHAPES = ROOT / "examples" / "shapes-vl"
 

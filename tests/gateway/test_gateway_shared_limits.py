@@ -17,9 +17,9 @@ from processes import Process, free_port, lensmith_serve, until
 from test_gateway_bad_input import CHAT
 from test_gateway_chat import ask
 
-from gateway.limits import Key, Tenant
-from gateway.metrics import Metrics
-from gateway.shared_limits import SharedLimits, Standing
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.limits import Key, Tenant
+from gateway.tenants.shared_limits import SharedLimits, Standing
 
 REDIS = shutil.which("redis-server")
 pytestmark = pytest.mark.skipif(REDIS is None, reason="needs redis-server: apt-get install redis-server")

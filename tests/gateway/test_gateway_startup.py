@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.smoke import Unsound, check, same
-from gateway.startup import Startup, explain, is_noise
+from gateway.engines.smoke_test import Unsound, check, same
+from gateway.engines.startup_log import Startup, explain, is_noise
 
 EXIT = [
     "Traceback (most recent call last):",

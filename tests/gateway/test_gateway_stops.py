@@ -17,7 +17,7 @@ from test_gateway_bad_input import CHAT, envelope
 from test_gateway_chat import ask
 from test_gateway_supervisor import child, serve_fake
 
-from gateway.stops import StopCutter
+from gateway.streaming.stops import StopCutter
 
 LETTERS = st.text("ab\n", max_size=30)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), min_size=1, max_size=4)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.token_text import RawLogProbs, byte_alphabet, token_bytes
+from gateway.streaming.logprobs import RawLogProbs
+from gateway.streaming.token_bytes import byte_alphabet, token_bytes
 
 SPELLED = {byte: character for character, byte in byte_alphabet().items()}
 

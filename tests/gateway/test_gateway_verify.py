@@ -20,7 +20,7 @@ from gateway.verify.cases import Case, cases
 from gateway.verify.cli import verify
 from gateway.verify.compare import Comparison, compare
 from gateway.verify.record import record
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 SHAPES_VL = ROOT / "examples" / "shapes-vl"
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from processes import ROOT, Process, lensmith_serve, until
 
-from gateway.exposition import FRESH_SECONDS
+from gateway.runtime.exposition import FRESH_SECONDS
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the embedded engine needs: pip install 'lensmith[cpu]'"

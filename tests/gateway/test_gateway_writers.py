@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
-from gateway.ollama.answers import ChatWriter, GenerateWriter
-from gateway.relay import Relay
-from gateway.responses.answers import ResponseWriter
-from gateway.translation import Writer, write_answer, write_events
+from gateway.api.ollama.writer import ChatWriter, GenerateWriter
+from gateway.api.responses.writer import ResponseWriter
+from gateway.api.translation import Writer, write_answer, write_events
+from gateway.streaming.relay import Relay
 
 TEXTS = st.lists(st.text(max_size=8), max_size=6)
 # Whole numbers of 64 bits: larger ones become floats in our JSON reader, as in Ollama's own.

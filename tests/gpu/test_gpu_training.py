@@ -38,8 +38,8 @@ def tensors(state: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_run_with_paged_8_bit_states_goes_on_bit_for_bit(tmp_path: Path, precision: str) -> None:
     """Rank 64: bitsandbytes keeps the states of tensors under 4,096 elements in float32."""
-    from finetune.recipe import make_recipe
-    from finetune.train import train
+    from finetune.recipe.load import make_recipe
+    from finetune.training.loop import train
 
     data = write_dataset(tmp_path / "data", [ask("what color is the shape?", "red", number) for number in range(8)])
     keys = KEYS | {"dataset_dir": str(data), "optim": "paged_adamw_8bit", precision: True}

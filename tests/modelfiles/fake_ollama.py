@@ -12,7 +12,7 @@ from typing import Any
 
 from model_folders import GOLDENS
 
-from modelfiles.prompts import Conversation, render_renderer
+from modelfiles.ollama.prompts import Conversation, render_renderer
 
 TRACE = json.loads((GOLDENS / "api_create_trace.json").read_text())
 EXCHANGES = {entry["request"]["model"]: entry for entry in TRACE if isinstance(entry, dict) and "request" in entry}

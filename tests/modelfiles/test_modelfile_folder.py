@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_folders import edit_json, make_folder, write_json, write_raw_safetensors, write_safetensors
 
-from modelfiles.folder import ModelFolder, ModelFolderError
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from model_folders import FOLDERS, GOLDENS, edit_json, make_folder, write_json, write_raw_safetensors, write_safetensors
 
-from modelfiles import stage as stage_module
-from modelfiles.budget import image_tokens
-from modelfiles.cli import modelfile
-from modelfiles.doctor import check_folder
-from modelfiles.families import CHATML, find_family
-from modelfiles.folder import ModelFolder
-from modelfiles.grammar import parse
-from modelfiles.plan import Options, PlanError, make_plan
+from modelfiles.checks.doctor import check_folder
+from modelfiles.cli.group import modelfile
+from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.language.grammar import parse
+from modelfiles.ollama.budget import image_tokens
+from modelfiles.ollama.families import CHATML, find_family
+from modelfiles.ollama.plan import Options, PlanError, make_plan
+from modelfiles.staging import stage as stage_module
 
 # Gemma 3's turns; its own template also moves the system prompt into the first user turn.
 GEMMA = """{%- set system = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' -%}

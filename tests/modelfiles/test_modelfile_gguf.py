@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from model_folders import GOLDENS, make_folder, write_json, write_safetensors
 
-from modelfiles.cli import modelfile
-from modelfiles.gguf import can_try, try_pair
-from modelfiles.gguf_header import GgufError, read_gguf_metadata
-from modelfiles.grammar import parse
-from modelfiles.verify import encoded_image
+from modelfiles.cli.group import modelfile
+from modelfiles.folder.gguf_header import GgufError, read_gguf_metadata
+from modelfiles.language.grammar import parse
+from modelfiles.server.verify import encoded_image
+from modelfiles.staging.gguf import can_try, try_pair
 
 TINY = GOLDENS / "tiny_gguf"  # a random Qwen3-VL, converted by llama.cpp's convert_hf_to_gguf.py
 LLAMA_CPP = os.environ.get("LLAMA_CPP", "")

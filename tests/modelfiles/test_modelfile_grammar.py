@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from model_folders import GOLDENS
 
-from modelfiles.create_request import RequestError, create_request
-from modelfiles.grammar import Command, ModelfileSyntaxError, UnrepresentableError, emit, parse, quote
+from modelfiles.language.create_request import RequestError, create_request
+from modelfiles.language.grammar import Command, ModelfileSyntaxError, UnrepresentableError, emit, parse, quote
 
 CASES: list[dict[str, Any]] = json.loads((GOLDENS / "modelfile_parse.json").read_text())["cases"]
 

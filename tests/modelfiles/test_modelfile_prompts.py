@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from model_folders import GOLDENS
 
-from modelfiles import gotemplate
-from modelfiles.chat_template import ChatTemplateError, render_chat_template, to_hugging_face
-from modelfiles.families import FAMILIES, find_family
-from modelfiles.gotemplate import GoTemplateError
-from modelfiles.prompts import Conversation, render_renderer, render_template
+from modelfiles.folder.chat_template import ChatTemplateError, render_chat_template, to_hugging_face
+from modelfiles.language import gotemplate
+from modelfiles.language.gotemplate import GoTemplateError
+from modelfiles.ollama.families import FAMILIES, find_family
+from modelfiles.ollama.prompts import Conversation, render_renderer, render_template
 
 RECORDED = json.loads((GOLDENS / "prompts_qwen3vl.json").read_text())
 ROWS: list[dict[str, Any]] = RECORDED["rows"]

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from model_folders import FOLDERS, GOLDENS, SPECIAL, edit_json, make_folder, write_json, write_safetensors
 
-from modelfiles.cli import modelfile
-from modelfiles.doctor import check_folder
-from modelfiles.folder import ModelFolder
-from modelfiles.rules import RULES, markdown
+from modelfiles.checks.doctor import check_folder
+from modelfiles.checks.rules import RULES, markdown
+from modelfiles.cli.group import modelfile
+from modelfiles.folder.model_folder import ModelFolder
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "examples" / "shapes-vl"
@@ -328,7 +328,7 @@ def test_a_broken_modelfile_gets_its_rule_at_the_right_place(rule: str, model: P
 
 def test_every_rule_is_tested_and_documented() -> None:
     assert set(BROKEN_FOLDERS) | set(BROKEN_MODELFILES) == set(RULES)
-    assert (ROOT / "docs" / "modelfile-rules.md").read_text() == markdown(), "run python -m modelfiles.rules"
+    assert (ROOT / "docs" / "modelfile-rules.md").read_text() == markdown(), "run python -m modelfiles.checks.rules"
 
 
 @pytest.mark.parametrize("make", [healthy, make_folder], ids=["published", "transformers 5"])

@@ -17,9 +17,9 @@ from fake_ollama import EXCHANGES, FakeOllama, running
 from model_folders import make_folder, write_json
 from PIL import Image
 
-from modelfiles.cli import modelfile
-from modelfiles.ollama_api import OllamaError, Server
-from modelfiles.verify import encoded_image
+from modelfiles.cli.group import modelfile
+from modelfiles.server.client import OllamaError, Server
+from modelfiles.server.verify import encoded_image
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes-vl"
 LIVE = os.environ.get("OLLAMA_HOST", "")

@@ -13,7 +13,7 @@ from embedded_process import KEY, SHAPES_VL, EngineProcess, Reference
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
 
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from gateway.embedded.prompt import Prompt
 from gateway.embedded.protocol import ChatRequest, SamplingParams, TokenLogProb
 from gateway.embedded.sampling import Sampler
 from gateway.embedded.text import AnswerText
-from modelfiles.folder import ModelFolder
+from modelfiles.folder.model_folder import ModelFolder
 
 
 def row(length: int) -> Row:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gateway.embedded.text import AnswerText, TokenBytes
-from gateway.token_text import byte_alphabet
+from gateway.streaming.token_bytes import byte_alphabet
 
 TOKENIZER = AutoTokenizer.from_pretrained(SHAPES_VL)
 TOKEN_BYTES = TokenBytes(TOKENIZER)

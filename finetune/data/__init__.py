@@ -1,0 +1,1 @@
+"""Rows as plain Python, from files, hubs and URLs, in every layout that is read."""

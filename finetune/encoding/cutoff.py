@@ -1,0 +1,106 @@
+"""Rows that are longer than cutoff_len: left out, refused, or made shorter by smaller images and frames.
+
+Nothing is ever cut: half an image's tokens make the model fail, half an answer teaches it to stop in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.data.formats import Row
+from finetune.encoding.chat_encoder import ChatEncoder
+from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoder import Encoder
+from finetune.errors import FinetuneError
+from finetune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows that fit, in order.
+
+    longest: tokens of the longest row before, of which longest_images are its images' and videos'; videos: whether it
+    has any; resizes: whether images can be made smaller, which only the Qwen-VL families' can.
+    """
+
+    kept: list[Encoded]
+    dropped: int
+    shrunk: int
+    longest: int
+    longest_images: int
+    videos: bool
+    resizes: bool
+
+    def warning(self, recipe: Recipe) -> str:
+        """What happened to rows that are too long, and what to change; empty if all fit."""
+        if not self.dropped and not self.shrunk:
+            return ""
+        what = "images and videos" if self.videos else "images"
+        share = f"the longest has {self.longest} tokens, {self.longest_images} of them {what}'"
+        if self.shrunk:
+            left_out = f", {self.dropped} are left out as they are too long even so" if self.dropped else ""
+            return (
+                f"the {what} of {self.shrunk} rows are shrunk to fit cutoff_len {recipe.cutoff_len} ({share})"
+                f"{left_out}; a server will see such {what} larger than training did."
+            )
+        remedy = f"set cutoff_len: {self.longest}"
+        keys = "video_max_pixels or video_maxlen" if self.videos else "image_max_pixels"
+        if self.longest_images and self.resizes:
+            remedy += f", a smaller {keys}, or cutoff_policy: shrink"
+        return (
+            f"{self.dropped} of {self.dropped + len(self.kept)} rows are longer than cutoff_len {recipe.cutoff_len} "
+            f"({share}) and are left out; {remedy}."
+        )
+
+
+def cut(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder: Encoder) -> Cut:
+    """Applies cutoff_policy to rows and their encodings. Raises FinetuneError if that refuses a row."""
+    kept: list[Encoded] = []
+    dropped = shrunk = 0
+    resizes = isinstance(encoder, ChatEncoder)
+    longest = max(encoded, key=len)
+    videos = bool((longest.ids == encoder.video_token_id).any())
+    images = int(np.isin(longest.ids, (encoder.image_token_id, encoder.video_token_id)).sum())
+    for row, whole in zip(rows, encoded, strict=True):
+        if len(whole) <= recipe.cutoff_len:
+            kept.append(whole)
+            continue
+        if recipe.cutoff_policy == "error":
+            keys = "video_max_pixels" if row.videos else "image_max_pixels"
+            lower = f"lower {keys}, or set cutoff_policy: drop or shrink" if resizes else "or drop such rows"
+            raise FinetuneError(
+                f"{whole.source}: the row has {len(whole)} tokens, over cutoff_len {recipe.cutoff_len} "
+                f"({sum(len(other) > recipe.cutoff_len for other in encoded)} such rows); raise cutoff_len, {lower}."
+            )
+        smaller = None
+        if recipe.cutoff_policy == "shrink" and isinstance(encoder, ChatEncoder):
+            smaller = _shrink(row, whole, recipe.cutoff_len, encoder)
+        if smaller is None:
+            dropped += 1
+        else:
+            shrunk += 1
+            kept.append(smaller)
+    return Cut(kept, dropped, shrunk, len(longest), images, videos, resizes)
+
+
+def _shrink(row: Row, whole: Encoded, cutoff: int, encoder: ChatEncoder) -> Encoded | None:
+    """The row with its larger images and frames of as many pixels as let it fit, or None if the least are too many."""
+    bank, limits = encoder.bank, encoder.bank.limits
+    pixels = (limits.patch * limits.merge) ** 2  # of a token
+    text = len(whole) - sum(bank.tokens(index) for index in whole.images)
+    least = -(-limits.least // pixels)
+    low, high, fits = least, limits.most // pixels, 0
+    if row.videos:  # frames have no least size of their own
+        low = least if row.images else 1
+        high = max(high, *(limits.tokens((1, *bank.grids[index][1:])) for index in whole.images))
+    while low <= high:
+        middle = (low + high) // 2
+        most = middle * pixels
+        if text + sum(limits.tokens(bank.resized(index, most, most)) for index in whole.images) <= cutoff:
+            fits, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return encoder.encode([row], most=fits * pixels)[0] if fits else None

@@ -1,0 +1,147 @@
+"""Scores a model on a dataset: answers of a base and adapter, or of whatever an OpenAI endpoint serves.
+
+Each answer is written to generated_predictions.jsonl as soon as it is there; a run that was stopped goes on from them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from finetune.data.datasets import load_rows
+from finetune.errors import FinetuneError
+from finetune.evaluation.metrics import exact_match, score_all
+from finetune.evaluation.predictions import Predictions, read_predictions, record_of
+from finetune.evaluation.statistics import Score, compare, interval
+from finetune.recipe.load import save_recipe
+from finetune.recipe.schema import Recipe
+from finetune.reporting.comparison import write_comparison
+from finetune.reporting.progress import progress_bar
+
+FIGURES = "exact match {task.fields[score]:.1f} %"
+
+
+class Answerer(Protocol):
+    """Who answers the rows. identity: a digest of all that decides the answers."""
+
+    identity: str
+
+    def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """(row, answer) of each of the rows, in any order. Raises FinetuneError."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores over `n` answers. exact_match: from 0 to 1, after stripping and case-folding both sides.
+
+    scores: every metric's mean and 95 % interval (LLaMA-Factory's from 0 to 100, the others from 0 to 1); predictions:
+    the file of prompts, predictions and labels in the dataset's order.
+    """
+
+    exact_match: float
+    n: int
+    scores: dict[str, Score]
+    predictions: str
+    seconds: float
+    answers_per_second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs over the same labels: the difference of each metric's means, its interval and p (see scores.compare)."""
+
+    difference: dict[str, Score]
+    p: dict[str, float]
+
+
+def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | None = None) -> EvalResult:
+    """Answers the last turn of every row of eval_dataset greedily and scores it. Raises FinetuneError.
+
+    endpoint: the URL of an OpenAI API whose model answers, in place of the recipe's base and adapter.
+    """
+    began = time.monotonic()
+    console = console or Console(stderr=True, soft_wrap=True)
+    recipe.require("eval_dataset", "output_dir")
+    output = Path(str(recipe.output_dir))
+    data = load_rows(str(recipe.eval_dataset), recipe)
+    answerer: Answerer
+    if endpoint is None:
+        from finetune.evaluation.local_model import LocalModel
+
+        answerer = LocalModel(recipe, data, console)
+    else:
+        from finetune.evaluation.endpoint import Endpoint
+
+        answerer = Endpoint(endpoint, recipe, data, console)
+    store = Predictions(output, answerer.identity, len(data.rows), recipe.overwrite_output_dir)
+    if store.found:
+        console.print(f"Going on after {len(store.found)} answers in {store.path}.", highlight=False)
+    save_recipe(recipe, output / "recipe.yaml")
+    open_rows = [index for index in range(len(data.rows)) if index not in store.found]
+    right = sum(map(_matches, store.found.values()))
+    answering = time.monotonic()
+    with progress_bar(console, "answering", FIGURES) as progress:
+        bar = progress.add_task("answering", total=len(data.rows), completed=len(store.found), score=math.nan)
+        for index, answer in answerer.answer(open_rows):
+            record = record_of(index, data.rows[index], answer)
+            right += _matches(record)
+            store.add(record)
+            progress.update(bar, completed=len(store.found), score=100 * right / len(store.found))
+    ended = time.monotonic()
+    path = store.finish()
+    records = [store.found[index] for index in range(len(data.rows))]
+    scores = {name: interval(values) for name, values in _values(records, console).items()}
+    result = EvalResult(
+        exact_match=scores["exact_match"].mean,
+        n=len(records),
+        scores=scores,
+        predictions=str(path),
+        seconds=ended - began,
+        answers_per_second=len(open_rows) / max(1e-9, ended - answering),
+    )
+    (output / "predict_results.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Console | None = None) -> Comparison:
+    """Compares two generated_predictions.jsonl files (or their folders); writes both side by side as `page`.
+
+    Raises FinetuneError if the labels differ.
+    """
+    console = console or Console(stderr=True, soft_wrap=True)
+    one, other = read_predictions(ours), read_predictions(theirs)
+    if [record["label"] for record in one] != [record["label"] for record in other]:
+        raise FinetuneError(f"{ours} and {theirs} do not answer the same questions.")
+    values, their_values = _values(one, console), _values(other, console)
+    compared = {name: compare(values[name], their_values[name]) for name in values if name in their_values}
+    comparison = Comparison(
+        {name: difference for name, (difference, _) in compared.items()}, {name: p for name, (_, p) in compared.items()}
+    )
+    if page is not None:
+        rows = [
+            [name, f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{comparison.p[name]:.4f}"]
+            for name, d in comparison.difference.items()
+        ]
+        write_comparison(page, one, other, rows)
+    return comparison
+
+
+def _values(records: list[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Every metric of every record; ROUGE is left out, with a warning, where it needs a package that is missing."""
+    texts = [record["predict"] for record in records], [record["label"] for record in records]
+    try:
+        return score_all(*texts)
+    except FinetuneError as error:
+        console.print(f"[yellow]Warning:[/] {error.message}", highlight=False)
+        return score_all(*texts, with_rouge=False)
+
+
+def _matches(record: dict[str, Any]) -> int:
+    return int(exact_match(record["predict"], record["label"]))

@@ -1,0 +1,76 @@
+"""Greedy answers of a base model with its adapter, in batches on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from finetune.data.datasets import Dataset
+from finetune.errors import FinetuneError
+from finetune.families.registry import family_of
+from finetune.model.base import load_base
+from finetune.model.device import pick_device, pick_dtype
+from finetune.model.folder import open_base
+from finetune.model.trained import ADAPTER, WHOLE, load_trained
+from finetune.recipe.schema import Recipe
+
+
+class LocalModel:
+    """The recipe's base and adapter. Reads and checks the prompts at once; the weights when answers are wanted."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, console: Console) -> None:
+        self.recipe, self.folder = recipe, open_base(recipe)
+        self.device = pick_device()
+        self.dtype, reason = pick_dtype(recipe, self.device)
+        console.print(f"Compute dtype {reason}.", highlight=False)
+        self.family = family_of(self.folder)
+        self.reader = self.family.read(self.folder, recipe)
+        self.prompts = list(self.reader.encoder.encode_prompt(data.rows))
+        too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
+        if too_long:
+            key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
+            raise FinetuneError(
+                f"{too_long[0].source}: the prompt has {len(too_long[0])} tokens, over cutoff_len {recipe.cutoff_len} "
+                f"({len(too_long)} such rows); raise cutoff_len or lower {key}."
+            )
+        self.identity = _identity(recipe, self.folder.fingerprint(), data.digest, bool(self.reader.bank.clips))
+
+    def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """The longest prompts first, so that memory runs out at once or not at all."""
+        recipe, prompts = self.recipe, self.prompts
+        model = load_base(self.folder, recipe, self.device, self.dtype)
+        if recipe.adapter_name_or_path:
+            load_trained(model, recipe.adapter_name_or_path)  # adapters work inside the base
+        by_length = sorted(open_rows, key=lambda index: -len(prompts[index]))
+        size = recipe.per_device_eval_batch_size
+        batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        feed = self.family.feed(model, self.reader, [prompts[index] for index in by_length])
+        autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        tokenizer = self.reader.processor.tokenizer
+        try:
+            for batch in batches:
+                with autocast, torch.no_grad():
+                    answers = feed.answers([prompts[index] for index in batch], recipe.max_new_tokens)
+                for index, answer in zip(batch, answers, strict=True):
+                    yield index, tokenizer.decode(answer, skip_special_tokens=True)
+        finally:
+            feed.close()
+
+
+def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
+    """A sha256 of all that decides the answers."""
+    digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
+    digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if videos:
+        keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
+        digest.update(str(keys).encode())
+    if recipe.adapter_name_or_path:
+        for name in (ADAPTER, WHOLE):
+            weights = Path(recipe.adapter_name_or_path) / name
+            digest.update(weights.read_bytes() if weights.is_file() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""Copies a model's weight files, as they are or cut anew, tensor bytes unchanged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.folder.safetensors_header import TensorInfo
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a copied tensor's bytes begin."""
+
+    file: Path
+    offset: int
+
+
+def copy_weights(folder: ModelFolder, target: Path, largest: float | None) -> dict[str, Place]:
+    """Copies the weights into `target`; where each tensor is now.
+
+    largest: bytes a shard may have. The base's own shards are kept if they are no larger; else tensors are laid into
+    new ones in the base's order. A single tensor may be larger than that.
+    """
+    if largest is None or all(shard.stat().st_size <= largest for shard in folder.shards):
+        for shard in folder.shards:
+            shutil.copyfile(shard, target / shard.name)
+        if (folder.path / INDEX).exists():
+            shutil.copyfile(folder.path / INDEX, target / INDEX)
+        return {name: Place(target / info.shard.name, info.offsets[0]) for name, info in folder.tensors.items()}
+    shards = _lay_out(folder.tensors, largest)
+    places: dict[str, Place] = {}
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = target / f"model-{number:05}-of-{len(shards):05}.safetensors"
+        if len(shards) == 1:
+            file = target / "model.safetensors"
+        places |= _write_shard(file, {name: folder.tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file.name)
+    if len(shards) > 1:
+        total = sum(info.size for info in folder.tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return places
+
+
+def _lay_out(tensors: dict[str, TensorInfo], largest: float) -> list[list[str]]:
+    """Names by shard, in the base's order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, info in tensors.items():
+        if shards[-1] and filled + info.size > largest:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += info.size
+    return shards
+
+
+def _write_shard(file: Path, tensors: dict[str, TensorInfo]) -> dict[str, Place]:
+    """Writes one safetensors file; the header is padded to 8 bytes, as the reference implementation does."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, info in tensors.items():
+        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [position, position + info.size]}
+        position += info.size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    places = {}
+    with file.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for name, info in tensors.items():
+            places[name] = Place(file, out.tell())
+            with info.shard.open("rb") as source:
+                source.seek(info.offsets[0])
+                left = info.size
+                while left:
+                    block = source.read(min(left, 1 << 24))
+                    out.write(block)
+                    left -= len(block)
+    return places

@@ -1,0 +1,66 @@
+"""The seam between the training loop and the families of models.
+
+A family says how a folder's chats become token ids (`read`), how rows become a batch for the model (`feed`), what the
+loss of a batch is (`loss`), and what can be merged. All else, the loop and its adapters, is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoder import Encoder
+from finetune.families.batch import Batch
+from finetune.media.bank import Bank
+from finetune.recipe.schema import Recipe
+from modelfiles.folder.model_folder import ModelFolder
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads a dataset for a model: its folder, its processor, the images, and what encodes chats."""
+
+    folder: ModelFolder
+    processor: Any
+    bank: Bank
+    encoder: Encoder
+
+
+class Feed(Protocol):
+    """Rows made ready for one model, their images decoded in the background."""
+
+    def prefetch(self, rows: Sequence[Encoded]) -> None:
+        """Starts to make what `batch` will need for these rows."""
+
+    def batch(self, rows: Sequence[Encoded]) -> tuple[Batch, Any]:
+        """The rows padded on the right with their labels, and their images, for `Family.loss`. Raises FinetuneError."""
+
+    def answers(self, prompts: Sequence[Encoded], most: int) -> list[list[int]]:
+        """The greedy answer ids of each prompt, at most `most`, without the end-of-turn token.
+
+        To be called under `torch.no_grad()`.
+        """
+
+    def question(self, prompt: Encoded) -> str:
+        """What the prompt asks last."""
+
+    def close(self) -> None: ...
+
+
+class Family(Protocol):
+    def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
+        """Loads the folder's processor. Raises FinetuneError if the recipe asks for what the family cannot."""
+
+    def feed(self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool = False, sharers: int = 1) -> Feed:
+        """base: the *ForConditionalGeneration module; rows: in the order of their use.
+
+        again: they are used more than once; sharers: the processes of this machine.
+        """
+
+    def loss(self, base: Any, noise: float) -> Any:
+        """A module whose `forward(batch, images)` is the summed float32 cross entropy of a batch's label tokens.
+
+        noise: NEFTune's alpha, added while its attribute `noisy` is true.
+        """

@@ -1,0 +1,79 @@
+"""Rows put together into the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.encoding.encoded import Encoded
+
+
+@dataclass
+class Batch:
+    """B rows padded to L tokens.
+
+    ids: [B, L]; positions: [4, B, L] (text order, then M-RoPE's three); attended: [B, L] bool or None if nothing is
+    padded on the left; labelled: [B, L] bool, where the next token is learnt; labels: those next tokens in order;
+    images: bank indices in the order of the ids; rows: their sources.
+    """
+
+    ids: Any
+    positions: Any
+    attended: Any | None
+    images: list[int]
+    labelled: Any = None
+    labels: Any = None
+    rows: tuple[str, ...] = ()
+
+
+def collate_train(rows: Sequence[Encoded], device: torch.device) -> Batch:
+    """Pads rows on the right to the longest and marks the labels.
+
+    Nothing needs a mask: under causal attention no real token sees the padding after it. Each row ends before its last
+    label: what is only predicted need not be read.
+    """
+    ends = [int(np.flatnonzero(row.learnt)[-1]) for row in rows]
+    length = max(ends)
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    positions = np.zeros((4, len(rows), length), dtype=np.int64)
+    labelled = np.zeros((len(rows), length), dtype=bool)
+    positions[0] = np.arange(length)
+    for n, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        ids[n, :end], labelled[n, :end] = row.ids[:end], row.learnt[1 : end + 1]
+        positions[1:, n, :end] = row.positions[:, :end]
+    labels = np.concatenate([row.ids[1:][row.learnt[1:]] for row in rows])
+    return Batch(
+        ids=_tensor(ids, device),
+        positions=_tensor(positions, device),
+        attended=None,
+        images=[image for row in rows for image in row.images],
+        labelled=_tensor(labelled, device),
+        labels=_tensor(labels, device),
+        rows=tuple(row.source for row in rows),
+    )
+
+
+def collate_prompts(rows: Sequence[Encoded], device: torch.device) -> Batch:
+    """Pads prompts on the left, so that all answers begin at the same place."""
+    length = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    positions = np.zeros((4, len(rows), length), dtype=np.int64)
+    attended = np.zeros((len(rows), length), dtype=bool)
+    positions[0] = np.arange(length)
+    for n, row in enumerate(rows):
+        at = slice(length - len(row), length)
+        ids[n, at], positions[1:, n, at], attended[n, at] = row.ids, row.positions, True
+    return Batch(
+        ids=_tensor(ids, device),
+        positions=_tensor(positions, device),
+        attended=None if attended.all() else _tensor(attended, device),
+        images=[image for row in rows for image in row.images],
+    )
+
+
+def _tensor(array: Any, device: torch.device) -> Any:
+    return torch.from_numpy(array).to(device, non_blocking=True)

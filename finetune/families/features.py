@@ -1,0 +1,137 @@
+"""Images for the model: what the frozen vision tower makes of each, computed once and kept while memory lasts; or
+pixels, if the tower is trained.
+
+An image's features are the language model's image tokens and, for Qwen3-VL, the DeepStack features added to its first
+layers: (1 + DeepStack layers) x tokens x hidden size x bytes, so 1.2 MB x 4 for a 640x480 image of Qwen3-VL-2B in 16
+bit. They are kept in host memory if all images' fit in a quarter of it, else computed again each time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from finetune.families.forward import encode_images
+from finetune.media.bank import ImageBank
+
+CHUNK_PATCHES = 4096  # patches that go through the tower at once while the cache is filled
+THREADS = 2  # decoding threads; Pillow and torch work outside Python's lock
+
+
+class PixelLoader:
+    """Decodes images in threads, the next batch's while this one is computed."""
+
+    def __init__(self, bank: ImageBank, processor: Any) -> None:
+        self.bank, self.processor = bank, processor.image_processor
+        self.pool = ThreadPoolExecutor(THREADS)
+        self.feeder = ThreadPoolExecutor(1)
+        self._coming: dict[tuple[int, ...], Future[tuple[Any, Any]]] = {}
+
+    def prefetch(self, images: tuple[int, ...]) -> None:
+        """Starts to decode these images in the background."""
+        if images not in self._coming:
+            self._coming[images] = self.feeder.submit(self.bank.pixels, images, self.processor, self.pool)
+
+    def get(self, images: tuple[int, ...]) -> tuple[Any, Any]:
+        """pixel_values [patches, patch dimension] and grids [images, 3], on the CPU. Raises FinetuneError."""
+        coming = self._coming.pop(images, None)
+        return coming.result() if coming else self.bank.pixels(images, self.processor, self.pool)
+
+    def close(self) -> None:
+        for pool in (self.feeder, self.pool):
+            pool.shutdown(cancel_futures=True)
+
+
+class TrainedVision:
+    """The pixels of each batch's images, for a vision tower that changes with every step."""
+
+    cached = False
+
+    def __init__(self, device: torch.device, bank: ImageBank, processor: Any) -> None:
+        self.device, self.loader = device, PixelLoader(bank, processor)
+
+    def prefetch(self, images: Sequence[int]) -> None:
+        if images:
+            self.loader.prefetch(tuple(images))
+
+    def get(self, images: Sequence[int]) -> tuple[Any, Any] | None:
+        """(pixels, grids) on the device, or None without images. Raises FinetuneError."""
+        if not images:
+            return None
+        pixels, grids = self.loader.get(tuple(images))
+        return pixels.to(self.device, non_blocking=True), grids.to(self.device)
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+class FrozenFeatures:
+    """Features by image index, from the frozen tower.
+
+    `order` names images in the order of use: the tower gets them in chunks of the order of first use, so that a resumed
+    run computes bit for bit what an unbroken one does. `again`: the whole order is used more than once; sharers: the
+    processes of this machine, each of which keeps features of its own.
+    """
+
+    def __init__(
+        self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int], again: bool = False, sharers: int = 1
+    ) -> None:
+        self.model, self.bank, self.loader = model, bank, PixelLoader(bank, processor)
+        self.device = next(model.model.visual.parameters()).device
+        self.chunk_of: dict[int, int] = {}
+        self.chunks: list[list[int]] = []
+        config = model.config.vision_config
+        layers = 1 + len(getattr(config, "deepstack_visual_indexes", None) or [])
+        hidden = model.model.language_model.config.hidden_size
+        tokens = sum(bank.tokens(index) for index in set(order))
+        self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.cached = (again or len(set(order)) < len(order)) and self.bytes <= memory // (4 * sharers)
+        self._kept: dict[int, Any] = {}
+        patches = 0
+        for index in dict.fromkeys(order) if self.cached else ():
+            size = math.prod(bank.grids[index])
+            if not self.chunks or patches + size > CHUNK_PATCHES:
+                self.chunks.append([])
+                patches = 0
+            self.chunks[-1].append(index)
+            self.chunk_of[index] = len(self.chunks) - 1
+            patches += size
+
+    def close(self) -> None:
+        self.loader.close()
+
+    def prefetch(self, images: Sequence[int]) -> None:
+        """Starts to decode what `get` will need for these images, in the background."""
+        for chunk in self._missing(images):
+            self.loader.prefetch(chunk)
+
+    def get(self, images: Sequence[int]) -> Any | None:
+        """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
+        if not images:
+            return None
+        parts: dict[int, Any] = {}
+        for chunk in self._missing(images):
+            parts.update(zip(chunk, self._compute(chunk), strict=True))
+        if not self.cached:
+            return torch.cat([parts[index] for index in images], dim=1)
+        self._kept.update((index, part.cpu()) for index, part in parts.items())
+        return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
+
+    def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
+        """The images that must go through the tower, in the groups in which they go."""
+        if not self.cached:
+            return [tuple(dict.fromkeys(images))] if images else []
+        missing = (index for index in images if index not in self._kept)
+        return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
+
+    def _compute(self, images: tuple[int, ...]) -> list[Any]:
+        pixels, grids = self.loader.get(images)
+        with torch.no_grad():
+            features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
+        return list(features.split([self.bank.tokens(index) for index in images], dim=1))

@@ -1,0 +1,96 @@
+"""The Qwen-VL families: sizes from headers, ids by arithmetic, and features of a frozen vision tower made once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune.encoding.chat_encoder import ChatEncoder
+from finetune.encoding.encoded import Encoded
+from finetune.families.base import Reader
+from finetune.families.batch import Batch, collate_train
+from finetune.families.features import FrozenFeatures, TrainedVision
+from finetune.families.forward import LabelLoss
+from finetune.families.generate import greedy
+from finetune.media.bank import ImageBank
+from finetune.media.pixel_limits import PixelLimits, pixel_limits
+from finetune.media.videos import VideoRules
+from finetune.model.structure import sees
+from finetune.recipe.schema import Recipe
+from modelfiles.folder.model_folder import ModelFolder
+
+# What stands around images and videos in a chat's text, with the times of videos.
+VISION = re.compile(r"(<\d+\.\d seconds>(?=<\|vision_start\|>))?<\|vision_(start|end)\|>")
+
+
+class QwenVL:
+    """family.Family for Qwen3-VL, Qwen2.5-VL and Qwen2-VL."""
+
+    def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
+        limits = pixel_limits(folder, recipe)
+        processor = load_processor(folder, limits)
+        bank = ImageBank(limits, VideoRules(folder, processor, recipe))
+        return Reader(folder, processor, bank, ChatEncoder(folder, processor, bank))
+
+    def feed(
+        self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool = False, sharers: int = 1
+    ) -> QwenFeed:
+        return QwenFeed(base, reader, rows, again, sharers)
+
+    def loss(self, base: Any, noise: float) -> Any:
+        return LabelLoss(base, noise)
+
+
+class QwenFeed:
+    """family.Feed: ids and positions are known; images are a frozen tower's features, or pixels for a trained one."""
+
+    def __init__(self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool, sharers: int) -> None:
+        assert isinstance(reader.bank, ImageBank)
+        self.base, self.processor, self.bank = base, reader.processor, reader.bank
+        self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
+        self.images: FrozenFeatures | TrainedVision
+        if sees(base):
+            self.images = TrainedVision(self.device, self.bank, self.processor)
+        else:
+            self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), again, sharers)
+
+    def prefetch(self, rows: Sequence[Encoded]) -> None:
+        self.images.prefetch(_images(rows))
+
+    def batch(self, rows: Sequence[Encoded]) -> tuple[Batch, Any]:
+        batch = collate_train(rows, self.device)
+        return batch, self.images.get(batch.images)
+
+    def answers(self, prompts: Sequence[Encoded], most: int) -> list[list[int]]:
+        images = self.images
+        if isinstance(images, TrainedVision):  # features of the tower as it is now
+            images = FrozenFeatures(self.base, self.bank, self.processor, _images(prompts))
+        return greedy(self.base, prompts, images, self.eos, most, self.device)
+
+    def question(self, prompt: Encoded) -> str:
+        config = self.base.config
+        seen = np.isin(prompt.ids, (config.image_token_id, config.video_token_id))
+        text = self.processor.tokenizer.decode(prompt.ids[~seen])
+        said = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+        return VISION.sub("", said).strip()
+
+    def close(self) -> None:
+        self.images.close()
+
+
+def _images(rows: Sequence[Encoded]) -> list[int]:
+    return [image for row in rows for image in row.images]
+
+
+def load_processor(folder: ModelFolder, limits: PixelLimits) -> Any:
+    """The processor with the pixel limits set."""
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder.path, local_files_only=True)
+    processor.image_processor = AutoImageProcessor.from_pretrained(
+        folder.path, min_pixels=limits.least, max_pixels=limits.most, local_files_only=True
+    )
+    return processor

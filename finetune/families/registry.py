@@ -1,0 +1,18 @@
+"""Which family reads a model folder."""
+
+from __future__ import annotations
+
+from finetune.families.base import Family
+from finetune.model.supported import QWEN_VL
+from modelfiles.folder.model_folder import ModelFolder
+
+
+def family_of(folder: ModelFolder) -> Family:
+    """The code that trains this model."""
+    if folder.model_type in QWEN_VL:
+        from finetune.families.qwen_vl import QwenVL
+
+        return QwenVL()
+    from finetune.families.generic import OtherVL
+
+    return OtherVL()

@@ -1,0 +1,1 @@
+"""Images and videos: from headers for checks, to pixels for training."""

@@ -1,0 +1,169 @@
+"""The images of a dataset: found, their sizes read from headers, decoded and resized when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from finetune.data.row_media import Video, shown
+from finetune.errors import FinetuneError
+from finetune.media.image_files import decode, image_size
+from finetune.media.pixel_limits import PixelLimits
+
+if TYPE_CHECKING:
+    from finetune.media.videos import Clip, VideoRules
+
+
+class ImageBank:
+    """The images and videos of a dataset, each once.
+
+    paths: [I], paths, data URIs or Videos; sizes: [I] (width, height) in pixels; grids: [I] patch grids; both are known
+    before any decoding. An image that is asked for smaller than the limits say is another one. clips: what is taken of
+    the videos, by their index.
+    """
+
+    def __init__(self, limits: PixelLimits, videos: VideoRules | None = None) -> None:
+        self.limits, self.videos = limits, videos
+        self.clips: dict[int, Clip] = {}
+        self.paths: list[Path | str | Video] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.grids: list[tuple[int, int, int]] = []
+        self._shrunk: set[int] = set()
+        self._index: dict[tuple[Path | str | Video, int | None], int] = {}
+
+    def add(self, path: Path | str, source: str, most: int | None = None) -> int:
+        """The image's index; reads its header the first time. most: pixels it may have, fewer than the limits' most.
+
+        Raises FinetuneError naming the row.
+        """
+        index = self._index.get((path, most))
+        if index is None:
+            limits = self.limits if most is None else replace(self.limits, most=most)
+            try:
+                size = image_size(path)
+                grid = limits.grid(*size)
+            except ValueError as error:
+                raise FinetuneError(f"{source}: the image {shown(path)}: {error}.") from None
+            index = self._index[path, most] = len(self.paths)
+            if grid != self.limits.grid(*size):
+                self._shrunk.add(index)
+            self.paths.append(path)
+            self.sizes.append(size)
+            self.grids.append(grid)
+        return index
+
+    def add_video(self, video: Video, source: str, most: int | None = None) -> int:
+        """The same for a video; most: pixels that a frame may have, if fewer than the recipe says."""
+        index = self._index.get((video, most))
+        if index is None:
+            if self.videos is None:
+                raise FinetuneError(f"{source}: videos cannot be read here.")
+            try:
+                clip = self.videos.read(video, most)
+            except ValueError as error:
+                raise FinetuneError(f"{source}: the video {shown(video)}: {error}.") from None
+            index = self._index[video, most] = len(self.paths)
+            self.clips[index] = clip
+            self.paths.append(video)
+            self.sizes.append((clip.header.width, clip.header.height))
+            self.grids.append(clip.grid)
+        return index
+
+    def resized(self, index: int, most: int | None, frame_most: int | None) -> tuple[int, int, int]:
+        """The grid if an image may have at most `most` pixels and a frame `frame_most`; None: as many as it has."""
+        clip = self.clips.get(index)
+        most = frame_most if clip else most
+        if most is None:
+            return self.grids[index]
+        return clip.resized(most) if clip else replace(self.limits, most=most).grid(*self.sizes[index])
+
+    def spans(self, index: int) -> list[tuple[int, int, int]]:
+        """The grids that stand in the text on their own: an image is one, a video one or several."""
+        clip = self.clips.get(index)
+        return clip.spans if clip else [self.grids[index]]
+
+    def counts(self) -> str:
+        """ "8 images" or "8 images, 2 videos", for people."""
+        images = f"{len(self.paths) - len(self.clips):,} images"
+        return f"{images}, {len(self.clips):,} videos" if self.clips else images
+
+    def tokens(self, index: int) -> int:
+        return self.limits.tokens(self.grids[index])
+
+    def pixels(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
+        """Decodes images and videos: pixel_values [patches, patch dimension] and grids [I, 3]. Raises FinetuneError.
+
+        processor: the image processor.
+        """
+        if any(index in self.clips for index in indices):
+            return self._mixed(indices, processor, pool)
+        images = list(pool.map(self._decode, indices))
+        made = processor(images=images, return_tensors="pt")
+        grids = made["image_grid_thw"]
+        for index, grid in zip(indices, grids.tolist(), strict=True):
+            if tuple(grid) != self.grids[index]:
+                raise FinetuneError(f"{shown(self.paths[index])} is not of the size that its header said.")
+        return made["pixel_values"], grids
+
+    def _mixed(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
+        """`pixels` one by one, as videos have a processor of their own."""
+        import torch
+
+        pixels, grids = [], []
+        for index in indices:
+            if index in self.clips:
+                made, grid = self.clips[index].pixels()
+                if grid != self.grids[index]:
+                    raise FinetuneError(f"{shown(self.paths[index])}: its patches are not those that were counted.")
+            else:
+                made, grid = self.pixels([index], processor, pool)[0], self.grids[index]
+            pixels.append(made)
+            grids.append(grid)
+        return torch.cat(pixels), torch.tensor(grids)
+
+    def _decode(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        assert not isinstance(path, Video)
+        image = decode(path)
+        if index not in self._shrunk:
+            return image
+        _, rows, columns = self.grids[index]
+        patch = self.limits.patch
+        return image.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
+
+
+class SizedImages:
+    """The images of a dataset, each path once. paths: [I], paths or data URIs; sizes: [I] (width, height).
+
+    clips: videos, which there are none of.
+    """
+
+    def __init__(self) -> None:
+        self.clips: dict[int, Any] = {}
+        self.paths: list[Path | str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self._index: dict[Path | str, int] = {}
+
+    def add(self, path: Path | str, source: str) -> int:
+        """The image's index; reads its header the first time. Raises FinetuneError naming the row."""
+        if path not in self._index:
+            try:
+                size = image_size(path)
+            except ValueError as error:
+                shown = path if isinstance(path, Path) else f"{path[:40]}..."
+                raise FinetuneError(f"{source}: the image {shown}: {error}.") from None
+            self._index[path] = len(self.paths)
+            self.paths.append(path)
+            self.sizes.append(size)
+        return self._index[path]
+
+    def counts(self) -> str:
+        return f"{len(self.paths):,} images"
+
+
+Bank = ImageBank | SizedImages

@@ -1,0 +1,58 @@
+"""Image files: their size from the header, their pixels upright and in RGB."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from finetune.data.row_media import shown
+from finetune.errors import FinetuneError
+
+EXIF_ORIENTATION = 0x0112
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header, turned as its EXIF orientation says. Raises ValueError."""
+    with _open(path) as image:
+        width, height = image.size
+        # Asking a PNG without an EXIF chunk before its pixels for EXIF would decode it whole.
+        has_exif = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+        turned = has_exif and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def decode(path: Path | str) -> Image.Image:
+    """The upright RGB image. Raises FinetuneError."""
+    try:
+        with _open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (ValueError, OSError, SyntaxError) as error:
+        raise FinetuneError(f"The image {shown(path)} cannot be decoded: {error}.") from None
+
+
+def _open(path: Path | str) -> Image.Image:
+    """Opens a file or a base64 data URI; only its header is read. Raises ValueError."""
+    file: Path | io.BytesIO
+    if isinstance(path, Path):
+        file = path
+    else:
+        head, comma, data = path.partition(",")
+        if not (head.startswith("data:") and head.endswith(";base64") and comma):
+            raise ValueError("it is neither a path nor a base64 data URI")
+        try:
+            file = io.BytesIO(base64.b64decode(data, validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"its base64 is broken ({error})") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(file)
+    except FileNotFoundError:
+        raise ValueError("the file does not exist") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"the file is not a readable image ({error})") from None

@@ -1,0 +1,45 @@
+"""The micro-batch of a dataset that takes the most memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from finetune.encoding.encoded import Encoded
+from finetune.media.bank import ImageBank
+from finetune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Load:
+    """Heaviest micro-batch: rows, tokens (padded), label tokens, images' and videos' tokens, patches for the tower."""
+
+    rows: int
+    tokens: int
+    labels: int
+    image_tokens: int
+    patches: int
+
+
+def heaviest_load(
+    rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most: int | None = None, frame_most: int | None = None
+) -> Load:
+    """The micro-batch with the most tokens that the recipe can make of the rows.
+
+    most, frame_most: pixels that an image and a video's frame may have.
+    """
+    limits = bank.limits
+    grids = [bank.resized(index, most, frame_most) for index in range(len(bank.grids))]
+    saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
+    lengths = [len(row) - sum(saved[index] for index in row.images) for row in rows]
+    size = min(recipe.per_device_train_batch_size, len(rows))
+    heaviest = sorted(range(len(rows)), key=lambda number: -lengths[number])[:size]
+    images = [image for number in heaviest for image in rows[number].images]
+    return Load(
+        rows=size,
+        tokens=size * lengths[heaviest[0]],
+        labels=sum(sorted((int(row.learnt.sum()) for row in rows), reverse=True)[:size]),
+        image_tokens=sum(limits.tokens(grids[image]) for image in images),
+        patches=sum(prod(grids[image]) for image in set(images)),
+    )

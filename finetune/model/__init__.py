@@ -1,0 +1,1 @@
+"""The base model and the weights that training adds to it or changes."""

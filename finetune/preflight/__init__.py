@@ -1,0 +1,1 @@
+"""`lensmith check`: what a run would do, before it costs anything."""

@@ -1,0 +1,80 @@
+"""Reads a recipe from a YAML file and the command line, and writes the effective one beside a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from finetune.errors import FinetuneError
+from finetune.recipe.explain import explain, warn_of
+from finetune.recipe.schema import Recipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides (values are YAML).
+
+    Raises FinetuneError with one line for each problem: file, line, key, what to do.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FinetuneError(f"The recipe {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FinetuneError(f"The recipe {path} cannot be read: {error}.") from None
+    values, where = _read_yaml(text, path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise FinetuneError(f"{override!r} is not of the form key=value.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise FinetuneError(f"The value in {override!r} is not YAML.") from None
+        where[key] = f"command line, {key}"
+    return make_recipe(values, where, str(path))
+
+
+def make_recipe(values: dict[str, Any], where: dict[str, str] | None = None, origin: str = "recipe") -> Recipe:
+    """Checks a recipe given as a dict. Raises FinetuneError, one line for each problem."""
+    try:
+        recipe = Recipe.model_validate(values)
+        recipe._warnings = warn_of(values)
+        return recipe
+    except ValidationError as error:
+        places = where or {}
+        lines = []
+        for problem in error.errors():
+            key = str(problem["loc"][0]) if problem["loc"] else ""
+            lines.append(f"{places.get(key, f'{origin}, {key}' if key else origin)}: {explain(key, problem)}")
+        raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the effective recipe, defaults included, as YAML that can be run again."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The mapping, and for each key where it stands ("recipe.yaml, line 3, lora_rank")."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise FinetuneError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+        raise FinetuneError(f"{path}: a recipe is a list of `key: value` lines.")
+    where: dict[str, str] = {}
+    for key_node, _ in node.value:
+        key = str(key_node.value)
+        place = f"{path}, line {key_node.start_mark.line + 1}, {key}"
+        if key in where:
+            raise FinetuneError(f"{place}: this key is already set above ({where[key]}); remove one.")
+        where[key] = place
+    return {str(key): value for key, value in values.items()}, where

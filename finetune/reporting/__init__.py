@@ -1,0 +1,1 @@
+"""Logs, plots and pages of runs."""

@@ -1,0 +1,122 @@
+"""Checkpoints that are whole or not there, and everything a run needs to go on bit for bit.
+
+A checkpoint is written into a hidden folder, flushed to disk and renamed: a full disk or a SIGKILL leaves the one
+before it untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from finetune.errors import FinetuneError
+from finetune.model.trained import save_trained
+from finetune.recipe.schema import Recipe
+
+BEST = "best_adapter"
+Trained = dict[str, Any]  # weights.trained_state
+# Keys that may differ between a run and its continuation without changing what is learnt.
+FREE_KEYS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
+    "plot_loss", "report_to", "max_new_tokens", "export_dir", "adapter_name_or_path", "ddp_timeout",
+}  # fmt: skip
+VIDEO_KEYS = {"video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"}
+
+
+def fingerprint(recipe: Recipe, base: str, data: str, processes: int, videos: bool = False) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: the recipe's keys that matter, base and data hashes.
+
+    videos: whether the data has any, so that their keys matter.
+    """
+    free = FREE_KEYS if videos else FREE_KEYS | VIDEO_KEYS
+    keys = {key: value for key, value in recipe.model_dump().items() if key not in free}
+    return keys | {"base model": base, "data": data, "processes": processes}
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: Any, trained: Trained, state: dict[str, Any], keep: int | None
+) -> Path:
+    """Writes `folder`/checkpoint-`step`: the model's `trained` weights and the run's state.
+
+    Raises FinetuneError if the disk refuses; earlier checkpoints stay whole.
+    """
+    final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_trained(model, trained, partial)
+        torch.save(state, partial / "state.pt")
+        for file in partial.iterdir():
+            _flush(file)
+        _flush(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        last = last_checkpoint(folder)
+        raise FinetuneError(
+            f"The checkpoint {final} could not be written ({error}); "
+            + (f"the last good one is {last}." if last else "there is no earlier one.")
+        ) from None
+    if keep:
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def save_best(folder: Path, model: Any, trained: Trained) -> None:
+    """Writes the best weights so far to `folder`/best_adapter, whole or not at all. Raises FinetuneError."""
+    final, partial = folder / BEST, folder / f".{BEST}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_trained(model, trained, partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise FinetuneError(f"The best weights {final} could not be written: {error}.") from None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run by step."""
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state. Raises FinetuneError if it is broken or belongs to another run than `expected`."""
+    try:
+        state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FinetuneError(f"{path} is no checkpoint: it has no state.pt.") from None
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        raise FinetuneError(f"The checkpoint {path} is broken: {str(error).splitlines()[0]}") from None
+    was = state["fingerprint"]
+    for key in expected:
+        if was.get(key) != expected[key]:
+            raise FinetuneError(
+                f"The checkpoint {path} was made with {key} {was.get(key)!r}, now it is {expected[key]!r}; "
+                "restore it, or set overwrite_output_dir: true to start afresh."
+            )
+    return state
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""A few rows answered by the model as it was and as it is trained, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.encoding.encoded import Encoded
+from finetune.families.base import Feed
+from finetune.model.base import dropout, old_names_allowed
+from finetune.model.changes import base_tensor
+from finetune.model.structure import language_model
+from finetune.model.tensors import read_tensor
+from finetune.reporting.sample import Sample
+from finetune.training.dataset import TrainingData
+
+SHOWN = 4
+LONGEST = 64  # tokens of an answer
+
+
+def answer_samples(
+    model: Any, base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, most: int, size: int
+) -> list[Sample]:
+    """Answers some validation rows (training rows if there are none), at most `most` tokens long.
+
+    To be called when nothing more is to be trained or saved: the model is left as it was before training.
+    model: as trained; base: the *ForConditionalGeneration module in it; feed: those rows'; size: rows answered at
+    once, no more than training held, so that the memory suffices.
+    """
+    rows = data.validation or data.rows
+    rows = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))]
+    parts = [last_answer(row) for row in rows]
+    with old_names_allowed():
+        language_model(base).gradient_checkpointing_disable()  # it would drop the key-value cache
+    dropout(model, False)
+    after = _answers(base, data, feed, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
+    _untrain(model, data)
+    before = _answers(base, data, feed, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
+    tokenizer = data.processor.tokenizer
+    return [
+        Sample(
+            images=[data.bank.paths[index] for index in prompt.images],
+            question=feed.question(prompt),
+            label=tokenizer.decode(label, skip_special_tokens=True).strip(),
+            before=old,
+            after=new,
+        )
+        for (prompt, label), old, new in zip(parts, before, after, strict=True)
+    ]
+
+
+def last_answer(row: Encoded) -> tuple[Encoded, Any]:
+    """A chat up to its last answer, and the ids of that answer."""
+    return row.until(row.last_answer), row.ids[row.last_answer :]
+
+
+def _answers(
+    base: Any, data: TrainingData, feed: Feed, prompts: Sequence[Encoded], dtype: torch.dtype, most: int, size: int
+) -> list[str]:
+    device = base.lm_head.weight.device
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with autocast, torch.no_grad():
+        ids: list[list[int]] = []
+        for start in range(0, len(prompts), size):
+            ids += feed.answers(prompts[start : start + size], most)
+    return [data.processor.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+
+
+def _untrain(model: Any, data: TrainingData) -> None:
+    """Turns the adapter off, or puts the base's own weights back."""
+    if hasattr(model, "peft_config"):
+        model.base_model.disable_adapter_layers()
+        base = model.get_base_model()
+        embeddings = base.get_input_embeddings()
+        if (
+            hasattr(embeddings, "modules_to_save")
+            and base.lm_head.weight is embeddings.modules_to_save["default"].weight
+        ):
+            base.lm_head.weight = embeddings.original_module.weight
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(read_tensor(base_tensor(data.folder, name)[1]))

@@ -1,0 +1,217 @@
+"""What is trained and how: the model, its optimiser, one step, validation, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from finetune.errors import FinetuneError
+from finetune.families.base import Feed
+from finetune.families.registry import family_of
+from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, load_base
+from finetune.model.changes import refuse_unmergeable
+from finetune.model.device import pick_device, pick_dtype
+from finetune.model.sharding import whole
+from finetune.model.targets import make_trainable
+from finetune.model.trained import restore_trained, save_trained, trained_state
+from finetune.recipe.schema import Recipe
+from finetune.reporting.sample import Sample
+from finetune.training import checkpoint as checkpoints
+from finetune.training.dataset import TrainingData
+from finetune.training.optim import load_optimizer, make_optimizer, steps_per_epoch, total_steps
+from finetune.training.order import Window, epoch_batches
+from finetune.training.parallel import World, distribute, no_sync
+from finetune.training.samples import answer_samples
+from finetune.training.state import State
+from finetune.training.validation import validation_loss
+
+
+class Trainer:
+    """The model and all that a step needs, on this process's device; goes on from the checkpoint `resume`.
+
+    Raises FinetuneError.
+    """
+
+    def __init__(self, recipe: Recipe, world: World, data: TrainingData, console: Console, resume: Path | None) -> None:
+        self.recipe, self.world, self.data, self.console = recipe, world, data, console
+        self.output = Path(str(recipe.output_dir))
+        self.device = pick_device()
+        self.dtype, reason = pick_dtype(recipe, self.device)
+        console.print(f"Compute dtype {reason}.", highlight=False)
+        self.base = load_base(data.folder, recipe, self.device, self.dtype)
+        self.quantised = len(four_bit_layers(self.base)) if recipe.quantization_bit == 4 else 0
+        if self.quantised:
+            kind = "NF4, double quantised" if recipe.double_quantization else "NF4"
+            console.print(
+                f"4-bit layers: {self.quantised} ({kind}); the vision tower and the projector stay as they are.",
+                highlight=False,
+            )
+        self.model = make_trainable(self.base, recipe)
+        refuse_unmergeable(self.model, data.folder)
+        self.identity = checkpoints.fingerprint(
+            recipe, data.folder.fingerprint(), data.digest, world.size, bool(data.bank.clips)
+        )
+        saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
+        if resume is not None:
+            restore_trained(self.model, resume)
+        keep_activations = recipe.disable_gradient_checkpointing
+        if not (self.device.type == "cpu" if keep_activations is None else keep_activations):
+            checkpoint_activations(self.base)
+        self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        console.print(
+            f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
+            f"{self.trainable:,} trainable parameters"
+            + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
+            highlight=False,
+        )
+        self.loss = family_of(data.folder).loss(self.base, recipe.neftune_noise_alpha or 0.0)
+        unseen = any(not row.images for row in data.rows)
+        self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.model, recipe, self.device, console)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
+        self.total = total_steps(recipe, len(data.rows), world.size)
+        self.feed, self.held_out_feed = self._feeds()
+        self.state = State()
+        torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout
+        if saved is not None:
+            self._restore(saved)
+
+    def _feeds(self) -> tuple[Feed, Feed]:
+        """What makes batches of the training and of the validation rows."""
+        recipe, data, world = self.recipe, self.data, self.world
+        lengths = [len(row) for row in data.rows]
+        size, seed, grouped = recipe.per_device_train_batch_size, recipe.seed, recipe.group_by_length
+        batches = epoch_batches(lengths, size, seed, 0, grouped)
+        mine = batches[world.rank :: world.size]
+        others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
+        used = [data.rows[row] for batch in [*mine, *others] for row in batch]
+        again = self.total > self.steps_per_epoch
+        feed = family_of(data.folder).feed
+        return (
+            feed(self.base, data, used, again, world.local_size),
+            feed(self.base, data, data.validation, True, world.local_size),
+        )
+
+    def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
+        """One optimiser step: (loss a label token, gradient norm before clipping), of all processes together.
+
+        The images of the micro-batch after this one, at last of the `following` window, are decoded meanwhile.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["ratio"]
+        loss = 0.0
+        for n, rows in enumerate(window.mine):
+            self.feed.prefetch(rows)  # first in line, if nothing fetched it before
+            if n + 1 < len(window.mine):
+                self.feed.prefetch(window.mine[n + 1])
+            elif following is not None:
+                self.feed.prefetch(following.mine[0])
+            batch, images = self.feed.batch(rows)
+            last = n + 1 == len(window.mine)
+            share = 0.0 if last and window.idle else 1.0 / window.labels
+            with no_sync(self.parallel, last):
+                with self.autocast:
+                    loss_sum = self.parallel(batch, images)
+                # DDP and FSDP take the mean over the processes where the sum is wanted.
+                self.scaler.scale(loss_sum * (share * self.world.size)).backward()
+            loss += loss_sum.item() * share
+        (loss,) = self.world.total(loss)
+        self.scaler.unscale_(self.optimizer)
+        total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)
+        norm = whole(total_norm).item()
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.scaler.step(self.optimizer)
+            self.state.recent.append(loss)
+        else:
+            self.state.skipped += 1
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def validate(self) -> None:
+        """Validates; keeps the weights if they are the best so far."""
+        state, size = self.state, self.recipe.per_device_eval_batch_size
+        dropout(self.model, False)
+        self.loss.noisy = False
+        with self.autocast:
+            state.eval_loss = validation_loss(self.parallel, self.data.validation, self.held_out_feed, size, self.world)
+        self.loss.noisy = True
+        dropout(self.model, True)
+        if state.eval_loss < state.best_loss:
+            state.best_loss, state.best_step, state.stale = state.eval_loss, state.step, 0
+            if self.recipe.load_best_model_at_end:
+                trained = trained_state(self.model)
+                if self.world.main:
+                    checkpoints.save_best(self.output, self.model, trained)
+        else:
+            state.stale += 1
+
+    def save(self) -> int:
+        """Writes a checkpoint; its step. Raises FinetuneError."""
+        cuda = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        saved = {
+            "state": asdict(self.state),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "rng": self.world.gather((torch.get_rng_state(), cuda)),
+            "fingerprint": self.identity,
+        }
+        trained = trained_state(self.model)
+        if self.world.main:
+            keep = self.recipe.save_total_limit
+            checkpoints.save_checkpoint(self.output, self.state.step, self.model, trained, saved, keep)
+        return self.state.step
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's state bit for bit."""
+        load_optimizer(self.optimizer, saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        rng, cuda_rng = saved["rng"][self.world.rank]
+        torch.set_rng_state(rng)
+        if cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng)
+        self.state = State(**saved["state"])
+
+    def keep(self) -> None:
+        """Writes the weights that are kept into output_dir. Raises FinetuneError."""
+        trained = trained_state(self.model)
+        if not self.world.main:
+            return
+        best = self.output / checkpoints.BEST
+        if self.recipe.load_best_model_at_end and self.state.best_step:
+            if not best.is_dir():
+                raise FinetuneError(
+                    f"{best} is gone, so the best weights cannot be kept; the last checkpoint is whole."
+                )
+            for file in best.iterdir():
+                shutil.copyfile(file, self.output / file.name)
+        else:
+            save_trained(self.model, trained, self.output)
+
+    def samples(self) -> list[Sample]:
+        """Answers before and after, from the weights that are kept; none where FSDP has shared the model out."""
+        if self.recipe.fsdp:
+            return []
+        restore_trained(self.model, self.output)
+        self.optimizer.state.clear()
+        torch.cuda.empty_cache()  # blocks of training's sizes; does nothing without a GPU
+        try:
+            feed = self.held_out_feed if self.data.validation else self.feed
+            most, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
+            return answer_samples(self.model, self.base, self.data, feed, self.dtype, most, size)
+        except torch.OutOfMemoryError:
+            return []
+
+    def close(self) -> None:
+        self.feed.close()
+        self.held_out_feed.close()

@@ -1,0 +1,1 @@
+"""What the gateway is told: settings, gateway.yaml's schema and reader, engines' options, command-line options."""

@@ -1,0 +1,95 @@
+"""What engines are, as data: how each is started, how it is asked for its health, which fields it does not honour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One row of the table below.
+
+    `command` is filled in with {python}, {folder}, {name} and {port}, the values of `environment` with {key}. `refused`
+    maps a request field that the engine drops or gets wrong to the reason the client is told.
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()  # what must be importable, and which extra brings it
+    extra: str = ""
+    health_path: str = "/health"
+    start_seconds: float = 600.0
+    planned: bool = (
+        False  # its flags come from gateway/planning/plan.py, and it answers a test picture before it is ready
+    )
+    slots: int = 128  # answers to hand to it at once
+    refused: Mapping[str, str] = field(default_factory=dict)
+    developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
+    drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
+    raw_tokens: bool = False  # its log-probabilities spell tokens as its vocabulary: the gateway makes text of them
+    byte_level: bool = True  # and that vocabulary is byte-level BPE's, else SentencePiece's
+    refused_in_text: Mapping[str, str] = field(default_factory=dict)  # the same for /v1/completions, beside `refused`
+    tokenize_path: str = ""  # its route that tokenises chats and texts alike, if there is one
+    encode_path: str = ""  # its route that tokenises texts only
+
+    def argv(self, *, python: str, folder: Path, name: str, port: int) -> list[str]:
+        values = {"python": python, "folder": str(folder), "name": name, "port": str(port)}
+        return [part.format_map(values) for part in self.command]
+
+    def child_environment(self, key: str) -> dict[str, str]:
+        return {variable: value.format_map({"key": key}) for variable, value in self.environment.items()}
+
+
+TRANSFORMERS = EngineSpec(
+    name="transformers",
+    # Our own server around `generate`. It refuses by itself what it cannot do.
+    command=(
+        *("{python}", "-m", "gateway.embedded", "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
+        *("--served-model-name", "{name}"),
+    ),
+    environment={"LENSMITH_ENGINE_KEY": "{key}"},
+    slots=16,  # two of its batches: the next one is complete when one ends
+    modules=("torch", "transformers"),
+    extra="cpu",
+    tokenize_path="tokenize",
+)
+
+LMDEPLOY = EngineSpec(
+    name="lmdeploy",
+    # LMDeploy 0.18; what depends on the model and the card is in the plan. Without `--logprobs-mode` it refuses
+    # `logprobs`. At INFO it tells how far it has come, and no prompts.
+    command=(
+        *("{python}", "-m", "gateway.engines.lmdeploy_main", "serve", "api_server", "{folder}"),
+        *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
+        *("--logprobs-mode", "raw_logprobs", "--disable-fastapi-docs", "--log-level", "INFO"),
+    ),
+    # Its access log would hold a line for every health probe.
+    environment={"LENSMITH_ENGINE_KEY": "{key}", "UVICORN_LOG_LEVEL": "warning"},
+    planned=True,
+    slots=128,  # the plan's batch replaces it: beyond its batch LMDeploy queues without bound and holds every image
+    modules=("lmdeploy",),
+    extra="lmdeploy",
+    refused={
+        "presence_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
+        "frequency_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
+        "tools": "the LMDeploy engine was started without --tool-call-parser",
+        "reasoning_effort": "the LMDeploy engine hands it to the chat template, and those of these models ignore it",
+    },
+    developer_role=False,
+    drops_stop=True,
+    raw_tokens=True,
+    refused_in_text={
+        "n": "the LMDeploy engine gives one answer to a text completion",
+        "logprobs": "the LMDeploy engine drops it in text completions",
+        "logit_bias": "the LMDeploy engine drops it in text completions",
+    },
+    encode_path="v1/encode",
+)
+
+# Any OpenAI-compatible server that is already running: what it cannot do, it must say itself.
+OPENAI = EngineSpec(name="openai", health_path="/v1/models")
+
+LAUNCHED = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY)}

@@ -1,0 +1,107 @@
+"""`lensmith plan serve`: how an engine would be started on a card, without the card."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway.config.options import ENGINE_ARG
+from gateway.planning.gpu import CARDS, GIB, Gpu, NoGpu, parse_gpu, query_gpus
+from gateway.planning.plan import make_plan
+from gateway.planning.types import Plan, Workload
+from modelfiles.cli.options import SIZE
+from modelfiles.folder.model_folder import ModelFolder
+
+
+@click.group()
+def plan() -> None:
+    """Say what a command would need, before it costs anything."""
+
+
+@plan.command()
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.option("--gpu", metavar="|".join(CARDS) + "|GIB", help="The card.  [default: this machine's, its free memory]")
+@click.option("--images", type=click.IntRange(0, 1000), default=1, show_default=True, help="Images in a request.")
+@SIZE
+@click.option("--concurrency", type=click.IntRange(1), help="Answers at once.  [default: what fits, up to 64]")
+@click.option("--session-len", type=click.IntRange(1), help="Most tokens of prompt and answer.  [default: what fits]")
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the model.")
+@ENGINE_ARG
+@click.option("--json", "as_json", is_flag=True, help="Print the plan for programs.")
+def serve(
+    model_dir: Path,
+    gpu: str | None,
+    images: int,
+    image_size: tuple[int, int],
+    concurrency: int | None,
+    session_len: int | None,
+    tp: int,
+    engine_args: dict[str, str],
+    as_json: bool,
+) -> None:
+    """Say how LMDeploy should be started for MODEL_DIR and what fits, without a GPU.
+
+    Exits with 1 if something does not fit.
+    """
+    workload = Workload(images, image_size, concurrency, session_len)
+    try:
+        card = parse_gpu(gpu) if gpu else query_gpus()[0]
+        made = make_plan(ModelFolder.open(model_dir), card, workload, tp, engine_args)
+    except NoGpu as error:
+        raise click.ClickException(f"Name the card with --gpu: {error}.") from None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(as_json_object(made), indent=1))
+    else:
+        show(made, card, workload)
+    raise SystemExit(1 if made.problems else 0)
+
+
+def as_json_object(made: Plan) -> dict[str, Any]:
+    """The plan's fields, the cache's sizes in tokens, and the command's arguments."""
+    value = asdict(made)
+    if made.cache is not None:
+        value["cache"] |= {"tokens": made.cache.tokens, "longest_session": made.cache.longest_session}
+    return {**value, "arguments": made.arguments()}
+
+
+def show(made: Plan, card: Gpu, workload: Workload) -> None:
+    console = Console(highlight=False)
+    sizes = Table(show_header=False, box=None)
+    size = "x".join(map(str, workload.image_size))
+    rows = {
+        "card": f"{card.name}, {card.free / GIB:.2f} GiB free" + (f", {made.tp} of them" if made.tp > 1 else ""),
+        "weights": f"{made.weights / GIB:.2f} GiB" + (" on each" if made.tp > 1 else ""),
+        "left by weights and CUDA": f"{made.free / GIB:.2f} GiB",
+        "reserved for logits": f"{made.reserve / GIB:.2f} GiB",
+        "image": f"{size} takes {made.image_tokens:,} tokens",
+        "request": f"images: {workload.images}, and text: {made.request_tokens:,} tokens",
+    }
+    if made.cache is not None:
+        size_gib = made.cache.tokens * made.token_bytes / GIB
+        rows["key and value cache"] = f"{made.cache.tokens:,} tokens, {size_gib:.2f} GiB: {made.sessions} such requests"
+        rows["largest image"] = f"{made.image_pixels:,} pixels" if made.image_pixels else "any"
+    for name, text in rows.items():
+        sizes.add_row(name, Text(text))
+    console.print(sizes)
+    if made.choices:
+        flags = Table("flag", "value", "why", box=None)
+        for choice in made.choices:
+            value = {True: "on", False: "off"}.get(choice.value) if isinstance(choice.value, bool) else choice.value
+            flags.add_row(choice.option, Text(str(value)), Text(choice.reason))
+        console.print(flags)
+        fractions = ", ".join(f"{share:g}: {tokens:,}" for share, tokens in made.by_fraction.items())
+        console.print(Text(f"cache tokens by cache-max-entry-count: {fractions}"))
+        command = ["lmdeploy", "serve", "api_server", made.model, *made.arguments()]
+        console.print(Text(shlex.join(command)), soft_wrap=True)
+    for problem in made.problems:
+        console.print(Text(f"Does not fit: {problem.what} Change: {problem.change}.", style="red"), soft_wrap=True)

@@ -1,0 +1,83 @@
+"""The flags of `lmdeploy serve api_server` that a plan chooses, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gateway.planning.gpu import GIB, Gpu
+from gateway.planning.lmdeploy_memory import KvCache
+from gateway.planning.types import Choice
+from modelfiles.folder.model_folder import ModelFolder
+
+if TYPE_CHECKING:
+    from gateway.planning.types import Plan
+
+
+# Options that change what a token takes or how many there are.
+RESIZING = {"quant-policy", "num-gpu-blocks", "cache-block-seq-len", "kernel-block-size", "model-format"}
+UNPLANNED = "as given; the cache's size above does not reckon with it"
+
+
+def choices(
+    folder: ModelFolder,
+    plan: Plan,
+    cache: KvCache,
+    share: float,
+    batch: int,
+    prefill: int,
+    session: int,
+    eager: bool,
+    given: Mapping[str, str],
+) -> list[Choice]:
+    """LMDeploy's flags for a plan whose sizes are known; `given` replaces them and adds more."""
+    gpu, left = plan.gpu, plan.free - cache.tokens * plan.token_bytes
+    graphs = (
+        f"CUDA graphs would take memory that the cache needs on a {gpu.name}"
+        if eager
+        else "CUDA graphs decode up to 5 times as fast as eager mode"
+    )
+    chosen = [
+        Choice("backend", "pytorch", "TurboMind has no Qwen3-VL; unasked, LMDeploy would choose by model"),
+        _dtype(folder, gpu),
+        Choice("tp", plan.tp, f"{plan.weights / GIB:.2f} GiB of weights on each GPU"),
+        Choice("eager-mode", eager, graphs),
+        Choice("session-len", session, f"most tokens of one prompt and answer; the cache holds {cache.tokens:,}"),
+        Choice("max-batch-size", batch, f"requests of {plan.request_tokens:,} tokens; {plan.sessions} fit at once"),
+        Choice(
+            "max-prefill-token-num",
+            prefill,
+            f"reserves {plan.reserve / GIB:.2f} GiB for logits; one image may have up to {prefill:,} tokens",
+        ),
+        Choice(
+            "cache-max-entry-count",
+            share,
+            f"keeps {left / GIB:.2f} GiB beside the cache; a step needs {plan.activations / GIB:.2f}",
+        ),
+        _prefix_caching(folder),
+    ]
+    known = {choice.option: choice for choice in chosen}
+    for option, text in given.items():
+        value: str | bool = {"true": True, "false": False}.get(text.lower(), text)
+        known[option] = Choice(option, value, UNPLANNED if option in RESIZING else "as given")
+    return list(known.values())
+
+
+def _prefix_caching(folder: ModelFolder) -> Choice:
+    option = "enable-prefix-caching"
+    if not folder.vision_config:
+        return Choice(option, True, "equal beginnings are computed once")
+    # lmdeploy 0.18, pytorch/multimodal/data_type.py: SHA-256 over the float32 pixels, 14 MB for 768x768, in the
+    # engine's loop. benchmarks/results/lmdeploy_serving.json: 42.7 instead of 55.3 req/s where every picture is new.
+    return Choice(option, False, "hashing each image's pixels costs a quarter of the answers; true if images recur")
+
+
+def _dtype(folder: ModelFolder, gpu: Gpu) -> Choice:
+    named = folder.text_config.get("dtype") or folder.text_config.get("torch_dtype")
+    named = named or folder.config.get("dtype") or folder.config.get("torch_dtype")
+    if not gpu.bf16:
+        capability = "{}.{}".format(*gpu.capability)
+        return Choice("dtype", "float16", f"compute capability {capability} has no bfloat16")
+    if named == "float16":
+        return Choice("dtype", "float16", "the model's own")
+    return Choice("dtype", "bfloat16", "the model's own" if named == "bfloat16" else "float32's range in 16 bit")

@@ -1,0 +1,180 @@
+"""The account of one request: what is measured, logged and traced of it, and how that is written down at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gateway.api.translation import Translation
+from gateway.errors import ApiError
+from gateway.media.headers import ImageHeader
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tracing import Trace
+from gateway.tenants.limits import Tenant
+
+
+@dataclass
+class Attempt:
+    """One call to an engine. Times are in seconds after the request's head."""
+
+    engine: str
+    started: float
+    headers: dict[str, str]  # for the engine: whose request this is
+    answered: float | None = None  # its answer's head was there
+    ended: float = 0.0
+    outcome: str = "ok"  # or a reason, as in `lensmith_rejections_total`
+
+
+@dataclass
+class Call:
+    """Filled in step by step while the request is served."""
+
+    request_id: str
+    path: str
+    tenant: Tenant | None = None
+    trace: Trace = field(default_factory=Trace)
+    translation: Translation | None = None  # of a request of another API
+    started: float = field(default_factory=time.monotonic)
+    model: str = "unknown"
+    stream: bool = False
+    images: list[ImageHeader] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+    events: int = 0  # of a stream, sent so far
+    answering: bool = False  # a stream's status has been sent
+    status: int = 200
+    reason: str = ""
+    bytes_held: int = 0
+    steps: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (start, end), as `Attempt.started`
+    attempts: list[Attempt] = field(default_factory=list)
+    first_token: float | None = None  # as `Attempt.started`
+
+    @property
+    def tokens(self) -> int:
+        """For the key's limit. Of an answer that was broken off, the events sent, mostly a token each."""
+        return self.prompt_tokens + self.generation_tokens if self.usage else self.events
+
+    @property
+    def prompt_tokens(self) -> int:
+        return _count(self.usage.get("prompt_tokens"))
+
+    @property
+    def generation_tokens(self) -> int:
+        return _count(self.usage.get("completion_tokens"))
+
+    @property
+    def outcome(self) -> str:
+        return self.reason or "ok"
+
+    def since(self) -> float:
+        """Seconds since the request's head."""
+        return time.monotonic() - self.started
+
+    def took(self, step: str, started: float) -> float:
+        """Note that a step is over that began at `started`: the seconds it took."""
+        now = self.since()
+        self.steps[step] = started, now
+        return now - started
+
+    @contextmanager
+    def attempt(self, engine: str) -> Iterator[Attempt]:
+        """Account for what is done in the block, which calls this engine."""
+        headers = {"x-request-id": self.request_id, **self.trace.call_engine(engine)}
+        attempt = Attempt(engine, self.since(), headers)
+        self.attempts.append(attempt)
+        try:
+            yield attempt
+        except ApiError as error:
+            attempt.outcome = error.reason
+            raise
+        except asyncio.CancelledError:
+            attempt.outcome = "aborted"
+            raise
+        except Exception:
+            attempt.outcome = "internal_error"
+            raise
+        finally:
+            attempt.ended = self.since()
+            self.trace.called_engine(attempt.outcome)
+
+    def line(self) -> dict[str, Any]:
+        """What the log says of this request: one JSON line, never its content."""
+        steps = {f"{name}_seconds": round(end - start, 4) for name, (start, end) in self.steps.items()}
+        if self.attempts:
+            steps["engine_seconds"] = round(sum(attempt.ended - attempt.started for attempt in self.attempts), 4)
+        return {
+            "time": round(time.time(), 3),
+            "request_id": self.request_id,
+            "trace_id": self.trace.trace_id,
+            "path": self.path,
+            "key": None if self.tenant is None else self.tenant.name,
+            "model": self.model,
+            "engine": self.attempts[-1].engine if self.attempts else None,
+            "attempts": len(self.attempts),
+            "status": self.status,
+            "outcome": self.outcome,
+            "stream": self.stream,
+            "images": len(self.images),
+            "pixels": sum(image.pixels for image in self.images),
+            "prompt_tokens": self.prompt_tokens,
+            "generation_tokens": self.generation_tokens,
+            **steps,
+            "first_token_seconds": None if self.first_token is None else round(self.first_token, 4),
+            "seconds": round(self.since(), 4),
+        }
+
+    def attributes(self) -> dict[str, Any]:
+        """Span attributes of a request, by the names of OpenTelemetry's conventions for HTTP and generative AI.
+
+        https://github.com/open-telemetry/semantic-conventions-genai
+        """
+        found: dict[str, Any] = {
+            "http.request.method": "POST",
+            "url.path": self.path,
+            "http.response.status_code": self.status,
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": self.model,
+            "gen_ai.request.stream": self.stream,
+            "gen_ai.usage.input_tokens": self.prompt_tokens,
+            "gen_ai.usage.output_tokens": self.generation_tokens,
+            "lensmith.request_id": self.request_id,
+            "lensmith.images": len(self.images),
+            "lensmith.pixels": sum(image.pixels for image in self.images),
+        }
+        if self.tenant is not None:
+            found["lensmith.key"] = self.tenant.name
+        if self.first_token is not None:
+            found["gen_ai.response.time_to_first_chunk"] = self.first_token
+        if self.reason:
+            found["error.type"] = self.reason
+        return found
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def account(call: Call, metrics: Metrics) -> None:
+    child = metrics.child
+    child(metrics.requests, call.model, str(call.status)).inc()
+    child(metrics.request_seconds, call.model).observe(call.since())
+    if call.reason:
+        child(metrics.rejections, call.reason).inc()
+    if call.first_token is not None:
+        child(metrics.first_token_seconds, call.model).observe(call.first_token)
+    child(metrics.prompt_tokens, call.model).inc(call.prompt_tokens)
+    child(metrics.generation_tokens, call.model).inc(call.generation_tokens)
+    for attempt in call.attempts:
+        child(metrics.upstream_requests, attempt.engine, attempt.outcome).inc()
+        child(metrics.upstream_seconds, attempt.engine).observe(attempt.ended - attempt.started)
+        if attempt.answered is not None:
+            child(metrics.upstream_first_byte, attempt.engine).observe(attempt.answered - attempt.started)
+    call.trace.end(call.steps, call.attributes(), call.reason if call.status >= 500 else "")
+    # Not through `logging`, which costs more than everything else here.
+    sys.stderr.write(orjson.dumps(call.line()).decode() + "\n")

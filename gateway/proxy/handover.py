@@ -1,0 +1,161 @@
+"""A checked request goes to a replica and its answer to the client; another replica is asked if the first is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import aiohttp
+from starlette.types import Send
+
+from gateway.api.chat import ChatRequest
+from gateway.api.translation import write_answer, write_events
+from gateway.engines.client import post, read_all
+from gateway.errors import ApiError, engine_lost
+from gateway.http.disconnect import UntilDisconnect
+from gateway.http.respond import JSON_TYPE, respond
+from gateway.proxy.call import Call
+from gateway.proxy.client_stream import KeepAlive, start_stream
+from gateway.proxy.payload import Payload
+from gateway.runtime.models import Model, Replica
+from gateway.runtime.service import Gateway
+from gateway.scheduling.router import Attempt, Outcome, Target
+from gateway.scheduling.slots import Slot
+from gateway.streaming.completion import read_completion
+from gateway.streaming.logprobs import RawLogProbs
+from gateway.streaming.relay import Relay
+from gateway.streaming.sse import EventTooLong
+
+# How long we wait for the end of an engine's answer after [DONE], to use its connection again.
+TAIL_SECONDS = 0.25
+
+
+class Handover:
+    """One request that has its place (`slot`) at the model's replicas, on its way there and back."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        call: Call,
+        model: Model,
+        request: ChatRequest,
+        payload: Payload,
+        slot: Slot,
+        watch: UntilDisconnect,
+        send: Send,
+    ) -> None:
+        self._gateway = gateway
+        self._call = call
+        self._model = model
+        self._request = request
+        self._payload = payload
+        self._slot = slot
+        self._watch = watch
+        self._send = send
+        self._begun = False  # something of an answer was read and perhaps passed on
+
+    async def run(self) -> None:
+        """Raises ApiError, that of the last replica if several were lost."""
+        model, tried = self._model, list[Target]()
+        lost: ApiError | None = None
+        while True:
+            attempt = model.router.enter(self._request.answers, self._payload.affinity, tried)
+            if attempt is None:
+                if lost is None:  # they may have died while the request waited
+                    raise model.unavailable()
+                await _explain(lost, tried[-1])
+                raise lost
+            outcome = Outcome.NONE
+            try:
+                await self._ask(attempt)
+                outcome = Outcome.ANSWERED
+                return
+            except ApiError as error:
+                outcome = _outcome(error)
+                if not error.again or self._begun:
+                    await _explain(error, attempt.target)
+                    raise
+                lost = error
+                tried.append(attempt.target)
+            finally:
+                model.leave(attempt, outcome)
+
+    async def _ask(self, attempt: Attempt) -> None:
+        replica, call, request = attempt.target, self._call, self._request
+        assert isinstance(replica, Replica)
+        engine, body = replica.engine, self._payload.named(replica.model)
+        log_probs = None
+        if request.top_log_probs is not None and engine.spec.raw_tokens:
+            log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
+        with call.attempt(engine.name) as called:
+            url = engine.url / request.path
+            async with post(self._gateway.session, url, body, engine.key, called.headers) as response:
+                called.answered = call.since()
+                if request.stream:
+                    await self._stream(response, log_probs, attempt)
+                    return
+                answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
+                if call.translation is not None:
+                    answer = write_answer(call.translation.writer, answer)
+                self._watch.stop()
+                self._slot.release(served=True)
+                await respond(self._send, 200, answer, [JSON_TYPE])
+
+    async def _stream(self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, attempt: Attempt) -> None:
+        if response.content_type != "text/event-stream":
+            read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
+            raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
+        call, send = self._call, self._send
+        writer = call.translation.writer if call.translation is not None else None
+        relay = Relay(self._request.include_usage or writer is not None, self._request.stops, log_probs)
+        gaps = self._gateway.metrics.gap_seconds.labels(call.model)
+        last = 0.0
+        async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
+            while True:
+                data = await response.content.readany()
+                try:
+                    events = relay.feed(data)
+                except EventTooLong:
+                    raise ApiError(502, "The engine sent an endless event.", code="engine_error") from None
+                call.usage = relay.usage
+                if relay.begun and not self._begun:
+                    self._begun = True
+                    self._model.begun(attempt)
+                if events:
+                    call.events += events.count(b"\n\n")
+                    now = call.since()
+                    if call.first_token is None:
+                        call.first_token = now
+                    else:
+                        gaps.observe(now - last)
+                    last = now
+                    keepalive.put_off()
+                    if relay.done:
+                        self._watch.stop()
+                        self._slot.release(served=True)
+                    await start_stream(call, send)
+                    if writer is not None:
+                        events = write_events(writer, events)
+                    await send({"type": "http.response.body", "body": events, "more_body": not relay.done})
+                if relay.done:
+                    break
+                if relay.error is not None:
+                    raise relay.error
+                if not data:
+                    raise engine_lost(502, "The engine's answer ended before it was complete.")
+        # The client has its answer, so whatever happens here is no longer its business.
+        with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
+            await asyncio.wait_for(read_all(response), TAIL_SECONDS)
+
+
+def _outcome(error: ApiError) -> Outcome:
+    if error.unreachable:
+        return Outcome.UNREACHABLE
+    return Outcome.FAILED if error.status >= 500 else Outcome.ANSWERED
+
+
+async def _explain(error: ApiError, target: Target) -> None:
+    """Say what the engine died of, if it did."""
+    assert isinstance(target, Replica)
+    if error.status == 502 and (why := await target.engine.last_words()):
+        error.message += f" {why}"

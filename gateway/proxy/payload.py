@@ -1,0 +1,34 @@
+"""The bytes that an engine gets for a request: the checked body with the engine's name for the model and its images."""
+
+from __future__ import annotations
+
+import orjson
+
+from gateway.api.chat import ChatRequest
+from gateway.runtime.models import Model
+
+
+class Payload:
+    """What an engine gets.
+
+    Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
+    """
+
+    def __init__(self, request: ChatRequest, model: Model) -> None:
+        body = request.body
+        if request.stream:
+            # To count tokens; the relay takes the usage out again if the client didn't ask for it.
+            options = body.get("stream_options") or {}
+            body["stream_options"] = {**options, "include_usage": True}
+        self.affinity = model.affinity(body, request.images)
+        self._model: str = body.pop("model")
+        self._written = orjson.dumps({"model": self._model, **body})
+        body.clear()  # the images are held once, not twice, while the request waits
+        request.images.clear()
+
+    def named(self, model: str) -> bytes:
+        """For an engine that knows the model by this name."""
+        if model != self._model:
+            old, new = (orjson.dumps({"model": name})[:-1] for name in (self._model, model))
+            self._model, self._written = model, new + self._written[len(old) :]
+        return self._written

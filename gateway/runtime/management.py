@@ -1,0 +1,45 @@
+"""What is for operators: liveness, readiness and its reasons, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from gateway.runtime.exposition import Exposition
+from gateway.runtime.service import SHUTDOWN_RETRY, Service
+
+
+def management_routes(service: Service, exposition: Exposition | None, details: bool) -> APIRouter:
+    """`exposition`: None leaves /metrics out. `details`: whether /ready tells of models, engines and their problems."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether this process lives. Whether it can answer requests is /ready's business."""
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """200 while at least one model can be used; what is the matter with the others is in the answer."""
+        models = service.models.all
+        described = {"models": {model.name: model.described() for model in models}} if details else {}
+        waiting = [model for model in models if not model.ready]
+        if len(waiting) < len(models) and not service.draining:
+            return JSONResponse({"status": "degraded" if waiting else "ready", **described})
+        reasons = ["The gateway is shutting down."] if service.draining else [model.reason for model in waiting]
+        reason = {"reason": " ".join(dict.fromkeys(reasons))} if details else {}
+        wait = min((model.retry_after for model in waiting), default=SHUTDOWN_RETRY)
+        return JSONResponse(
+            {"status": "not ready", **reason, **described},
+            status_code=503,
+            headers={"retry-after": str(max(1, round(wait)))},
+        )
+
+    if exposition is not None:
+
+        @router.get("/metrics")
+        async def metrics() -> Response:
+            return Response(await exposition.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return router

@@ -1,0 +1,208 @@
+"""The models the gateway serves: names, replicas, places, and what a request gets where it is silent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gateway.engines.base import Engine
+from gateway.engines.spec import EngineSpec
+from gateway.errors import ApiError, bad_request
+from gateway.media.checks import ImagePart
+from gateway.media.pixel_budget import PixelBudget
+from gateway.scheduling.affinity import affinity
+from gateway.scheduling.router import Attempt, Outcome, Router, Target
+from gateway.scheduling.slots import Slots
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.limits import Tenant
+
+
+class Replica(Target):
+    """An engine, the name it knows the model by, and how many answers of it to have there at once."""
+
+    def __init__(self, engine: Engine, model: str, slots: int = 0) -> None:
+        super().__init__(engine.name, slots or engine.spec.slots, up=False)
+        self.engine = engine
+        self.model = model
+
+
+class Model:
+    """One model under all its names. `budget` is what it makes of an image.
+
+    `before`: the same model in the configuration until now, whose queue it takes over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        replicas: Sequence[Replica],
+        *,
+        aliases: Sequence[str] = (),
+        sampling: Mapping[str, Any] | None = None,
+        budget: PixelBudget,
+        max_waiting: int,
+        metrics: Metrics,
+        before: Model | None = None,
+    ) -> None:
+        self.name = name
+        self.replicas = list(replicas)
+        self.aliases = list(aliases)
+        self.sampling = dict(sampling or {})
+        self.budget = budget
+        self.spec = combined([replica.engine.spec for replica in replicas])
+        self.router = Router(self.replicas)
+        self.slots: Slots = before.slots if before is not None else Slots(metrics, name)
+        self.retired = False  # another configuration has taken over
+        self._max_waiting = max_waiting
+
+    def look(self) -> None:
+        """See which replicas are up, and let as many requests run as they have places."""
+        for replica in self.replicas:
+            up = replica.engine.ready and replica.model in replica.engine.served
+            if up and not replica.up:
+                self.router.restore(replica)
+            replica.up = up
+        self._resize()
+
+    def _resize(self) -> None:
+        # At least one, so that those who wait are told when nothing is up any more.
+        if not self.retired:
+            self.slots.resize(max(1, self.router.slots), self._max_waiting)
+
+    @property
+    def ready(self) -> bool:
+        return any(not self.router.shut(replica) for replica in self.replicas)
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether all its engines work and none has it: an adapter that turned out to change nothing."""
+        return all(replica.engine.ready and not replica.up for replica in self.replicas)
+
+    @property
+    def reason(self) -> str:
+        """Why it can't be used, in a sentence for each replica."""
+        return " ".join(dict.fromkeys(self._reason(replica) for replica in self.replicas))
+
+    def _reason(self, replica: Replica) -> str:
+        """What is the matter with a replica; empty if nothing is."""
+        if not replica.engine.ready:
+            return replica.engine.reason
+        if not replica.up:
+            return f"{replica.name} serves {', '.join(replica.engine.served)}, not '{replica.model}'."
+        rest = self.router.rest(replica)
+        if not rest:
+            return ""
+        went = "could not be reached by" if replica.unreachable else "failed"
+        return f"{replica.name} {went} {replica.failures} requests in a row; it is tried again in {rest:.1f} s."
+
+    @property
+    def retry_after(self) -> float:
+        if any(replica.up for replica in self.replicas):
+            return self.router.retry_after
+        return min(replica.engine.retry_after for replica in self.replicas)
+
+    def unavailable(self) -> ApiError:
+        return ApiError(503, self.reason, code="engine_unavailable", retry_after=self.retry_after)
+
+    def fill_in(self, body: dict[str, Any]) -> None:
+        """Put the model's sampling defaults where the request is silent; null is silence."""
+        for field, value in self.sampling.items():
+            if field == "max_tokens" and body.get("max_completion_tokens") is not None:
+                continue
+            if body.get(field) is None:
+                body[field] = value
+
+    def affinity(self, body: dict[str, Any], images: Sequence[ImagePart]) -> bytes | None:
+        """See `affinity`; None where there is nothing to choose from."""
+        return affinity(body, [part.url for part in images[:1]]) if len(self.replicas) > 1 else None
+
+    def leave(self, attempt: Attempt, outcome: Outcome) -> None:
+        """The request is over at this replica. `Router.leave`, and places follow."""
+        before = self.router.slots
+        self.router.leave(attempt, outcome)
+        if self.router.slots != before:
+            self._resize()
+
+    def begun(self, attempt: Attempt) -> None:
+        """`Router.begun`, and places follow."""
+        if attempt.trial:
+            self.router.begun(attempt)
+            self._resize()
+
+    def described(self) -> dict[str, Any]:
+        """What /ready says of it."""
+        replicas = []
+        for replica in self.replicas:
+            reason = self._reason(replica)
+            about = {"reason": reason} if reason else {}
+            replicas.append({"name": replica.name, "ready": not self.router.shut(replica), **about})
+        return {"ready": self.ready, "replicas": replicas}
+
+
+def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
+    """What may be asked of a model whichever of its replicas gets the request."""
+    first, *others = specs
+    for spec in others:
+        first = dataclasses.replace(
+            first,
+            refused={**spec.refused, **first.refused},
+            developer_role=first.developer_role and spec.developer_role,
+            drops_stop=first.drops_stop or spec.drops_stop,
+            raw_tokens=first.raw_tokens or spec.raw_tokens,
+            refused_in_text={**spec.refused_in_text, **first.refused_in_text},
+            tokenize_path=first.tokenize_path if first.tokenize_path == spec.tokenize_path else "",
+            encode_path=first.encode_path if first.encode_path == spec.encode_path else "",
+        )
+    return first
+
+
+class Models:
+    """All models, found by name or alias, and the engines behind them."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.all = list(models)
+        self._by_name = {name: model for model in self.all for name in (model.name, *model.aliases)}
+        self.engines = list(dict.fromkeys(replica.engine for model in self.all for replica in model.replicas))
+
+    def look(self) -> None:
+        for model in self.all:
+            model.look()
+
+    @property
+    def names(self) -> list[str]:
+        """Names and aliases."""
+        return list(self._by_name)
+
+    @property
+    def listed(self) -> list[str]:
+        """The names of models that there are as far as their engines say."""
+        return [name for name, model in self._by_name.items() if not model.withdrawn]
+
+    def get(self, name: str) -> Model | None:
+        return self._by_name.get(name)
+
+    def allowed(self, tenant: Tenant | None, name: str) -> bool:
+        """Whether the holder of a key may use the model of this name; a key that names the model allows its aliases."""
+        return tenant is None or tenant.may_use(name) or tenant.may_use(self._by_name[name].name)
+
+    def find(self, body: dict[str, Any]) -> Model:
+        """The model a request asks for. Raises ApiError 400 or 404."""
+        name = body.get("model")
+        if not isinstance(name, str) or not name:
+            raise bad_request("'model' is required and must be a string.", "model", "missing_required_parameter")
+        found = self._by_name.get(name)
+        if found is None:
+            raise ApiError(
+                404,
+                "There is no such model; GET /v1/models lists those there are.",
+                code="model_not_found",
+                param="model",
+            )
+        return found
+
+    @property
+    def failure(self) -> str | None:
+        """Why the gateway can never serve anything, once all its engines were given up."""
+        failures = [engine.failure for engine in self.engines if engine.failure is not None]
+        return " ".join(failures) if len(failures) == len(self.engines) else None

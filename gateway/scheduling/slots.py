@@ -1,0 +1,103 @@
+"""Admission for coroutines: wait for a slot, give it back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.errors import ApiError
+from gateway.scheduling.admission import Admission, Refused, Ticket
+from gateway.telemetry.metrics import Metrics
+
+
+class Slots:
+    """The places of one model; `model` is its label in the metrics."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._admission = Admission(1, 0)  # until `resize` says how many there are
+        self._metrics = metrics
+        self._running = metrics.running.labels(model)
+        self._queued = metrics.waiting.labels(model)
+        self._waiting: dict[Ticket, asyncio.Future[None]] = {}
+
+    def check(self) -> None:
+        """Raises ApiError 503 if the queue is full now, before work is done for a request that `take` would refuse."""
+        if self._admission.full:
+            raise overloaded(Refused("queue_full", self._admission.retry_after()))
+
+    async def take(self, tenant: str, weight: int, patience: float) -> Slot:
+        """Wait for a slot for at most `patience` seconds. Raises ApiError 503 with a Retry-After."""
+        try:
+            ticket = self._admission.enter(tenant, weight, patience)
+        except Refused as refused:
+            raise overloaded(refused) from None
+        if ticket.started is None:
+            self._count()
+            await self._wait(ticket, patience)
+        self._metrics.queue_seconds.observe((ticket.started or 0.0) - ticket.arrived)
+        self._metrics.batch_size.observe(self._admission.running)
+        self._count()
+        return Slot(self, ticket)
+
+    async def _wait(self, ticket: Ticket, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        turn = self._waiting[ticket] = loop.create_future()
+        # A timer, not `asyncio.wait_for`: before Python 3.12 that loses a cancellation which comes with the turn.
+        timer = loop.call_later(patience, _expire, turn)
+        try:
+            await turn
+        except asyncio.TimeoutError:
+            self.leave(ticket, served=False)
+            raise self.timed_out() from None
+        except asyncio.CancelledError:
+            self.leave(ticket, served=False)
+            raise
+        finally:
+            timer.cancel()
+            del self._waiting[ticket]
+
+    def timed_out(self) -> ApiError:
+        return overloaded(Refused("queue_timeout", self._admission.retry_after()))
+
+    def leave(self, ticket: Ticket, served: bool) -> None:
+        self._run(self._admission.leave(ticket, served))
+
+    def resize(self, slots: int, max_waiting: int) -> None:
+        """There are more or fewer places now. What runs and waits goes on."""
+        self._admission.max_waiting = max_waiting
+        self._run(self._admission.resize(slots))
+
+    def _run(self, started: list[Ticket]) -> None:
+        for ticket in started:
+            turn = self._waiting[ticket]
+            if not turn.done():
+                turn.set_result(None)
+        self._count()
+
+    def _count(self) -> None:
+        self._running.set(self._admission.running)
+        self._queued.set(self._admission.waiting)
+
+
+def _expire(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_exception(asyncio.TimeoutError())
+
+
+class Slot:
+    """A place at the engine; `release` may be called more than once."""
+
+    def __init__(self, slots: Slots, ticket: Ticket) -> None:
+        self._slots = slots
+        self._ticket: Ticket | None = ticket
+
+    def release(self, served: bool = False) -> None:
+        """`served`: whether the answer was given to its end."""
+        if self._ticket is not None:
+            ticket, self._ticket = self._ticket, None
+            self._slots.leave(ticket, served)
+
+
+def overloaded(refused: Refused) -> ApiError:
+    full = refused.reason == "queue_full"
+    message = "Too many requests are waiting." if full else "The engine is busy; no place would become free in time."
+    return ApiError(503, message, code=refused.reason, retry_after=refused.retry_after)

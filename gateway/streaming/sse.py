@@ -1,0 +1,77 @@
+"""Server-sent events on their way through: cut at event boundaries, so that nobody is ever sent half an event.
+
+The format is the WHATWG's (https://html.spec.whatwg.org/multipage/server-sent-events.html) as OpenAI uses it: `data:`
+lines of JSON, a blank line after each, `data: [DONE]` at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from gateway.errors import ApiError
+
+CONTENT_TYPE = b"text/event-stream; charset=utf-8"
+STREAM_HEADERS = [
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would otherwise collect the events
+]
+COMMENT = b": still working\n\n"
+
+# Longest event we hold while waiting for its end.
+EVENT_LIMIT = 8 * 1024 * 1024
+DONE = b"data: [DONE]\n\n"
+END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
+
+
+class EventTooLong(Exception):
+    """An engine sent more than EVENT_LIMIT bytes without ending an event."""
+
+
+class EventBuffer:
+    """Takes bytes as the network cut them and gives back whole events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events so far, as they came; empty if there is none. Raises EventTooLong."""
+        if self._rest:
+            data = self._rest + data
+        if b"\r" in data:
+            end = max((match.end() for match in END.finditer(data)), default=0)
+        else:
+            end = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+        self._rest = data[end:]
+        if len(self._rest) > EVENT_LIMIT:
+            raise EventTooLong
+        return data[:end]
+
+
+def split_events(events: bytes) -> list[bytes]:
+    """The single events of a run of whole events, each with its end."""
+    found, start = [], 0
+    for match in END.finditer(events):
+        found.append(events[start : match.end()])
+        start = match.end()
+    return found
+
+
+def event_data(event: bytes) -> Any:
+    """The JSON of an event's `data:` lines; None for comments, `[DONE]` and anything that isn't JSON."""
+    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        return orjson.loads(b"\n".join(lines)) if lines else None
+    except orjson.JSONDecodeError:
+        return None
+
+
+def event(payload: object) -> bytes:
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+def error_event(error: ApiError) -> bytes:
+    """What ends a stream that failed after its first byte; OpenAI's clients raise on it. No `[DONE]` follows."""
+    return event(error.envelope())

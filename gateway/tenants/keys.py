@@ -1,0 +1,126 @@
+"""API keys: a file of hashes and limits, and the tenants who hold them.
+
+A key is 256 random bits, so that its plain SHA-256 is a safe thing to store: there is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.config.schema import ConfigError
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.limits import Key, Tenant
+
+if TYPE_CHECKING:
+    from gateway.tenants.shared_limits import SharedLimits
+
+
+def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing | None:
+    """The keys that clients need; None lets everybody in. Raises KeyFileError or ConfigError."""
+    if keys is None:
+        return None
+    if redis is None:
+        return KeyRing(keys)
+    try:
+        from gateway.tenants.shared_limits import SharedLimits
+    except ModuleNotFoundError:
+        raise ConfigError("redis needs the package of that name: pip install 'lensmith[redis]'", ("redis",)) from None
+    try:
+        return KeyRing(keys, SharedLimits(redis, metrics))
+    except ValueError:
+        message = "redis must be the URL of a Redis, such as redis://127.0.0.1:6379."
+        raise ConfigError(message, ("redis",)) from None
+
+
+PREFIX = "sk-lensmith-"
+# How often the file is looked at again, in seconds: so long does a revoked key live.
+LOOK_AGAIN = 1.0
+
+
+class KeyFileError(Exception):
+    """The file can't be used; the message is one sentence for the operator."""
+
+
+def new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys in a file written by `lensmith keys`. Raises KeyFileError."""
+    try:
+        rows = json.loads(path.read_text())["keys"]
+        return [Key(**row) for row in rows]
+    except FileNotFoundError:
+        raise KeyFileError(f"{path} does not exist; make it with: lensmith keys add NAME --file {path}") from None
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise KeyFileError(f"{path} is not a file of keys; make one with: lensmith keys add NAME --file FILE") from None
+
+
+def write_keys(path: Path, keys: list[Key]) -> None:
+    """Write the file at once or not at all, for the owner's eyes only."""
+    text = json.dumps({"keys": [asdict(key) for key in keys]}, indent=1) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+class KeyRing:
+    """The tenants of a key file. It is read again when it changes; accounts of unchanged keys go on."""
+
+    def __init__(
+        self, path: Path, shared: SharedLimits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises KeyFileError. `shared`: where several gateways keep one account of each key."""
+        self._path = path
+        self._shared = shared
+        self._clock = clock
+        self._tenants: dict[str, Tenant] = {}
+        self._stamp = 0
+        self._look_at = 0.0
+        self._read()
+
+    def _read(self) -> None:
+        self._look_at = self._clock() + LOOK_AGAIN
+        stamp = self._path.stat().st_mtime_ns if self._path.exists() else 0
+        if stamp == self._stamp != 0:
+            return
+        found = {key.sha256: Tenant(key, self._clock, self._shared) for key in read_keys(self._path)}
+        old, self._tenants = self._tenants, found
+        for sha256, known in old.items():
+            if sha256 in self._tenants and self._tenants[sha256].key == known.key:
+                self._tenants[sha256] = known
+        self._stamp = stamp
+
+    async def close(self) -> None:
+        if self._shared is not None:
+            await self._shared.close()
+
+    def find(self, secret: str) -> Tenant | None:
+        """The tenant whose key this is. A file that became unreadable keeps the keys it last had."""
+        if self._clock() >= self._look_at:
+            try:
+                self._read()
+            except KeyFileError as error:
+                print(f"lensmith: {error}", file=sys.stderr, flush=True)
+        hashed = digest(secret)
+        tenant = self._tenants.get(hashed)
+        # The lookup compares hashes of what the caller sent, which tells nothing about those stored.
+        return tenant if tenant is not None and hmac.compare_digest(tenant.key.sha256, hashed) else None

@@ -1,0 +1,1 @@
+"""PEFT adapters as other engines want them."""

@@ -1,0 +1,1 @@
+"""`lensmith modelfile doctor` and `lint`: the rules, and what they find."""

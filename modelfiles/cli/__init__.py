@@ -1,0 +1,1 @@
+"""`lensmith modelfile`: its commands, each imported when it runs."""

@@ -1,0 +1,28 @@
+"""Options that several `lensmith modelfile` commands share."""
+
+from __future__ import annotations
+
+import click
+
+from modelfiles.ollama.versions import NEWEST, Version, parse_version, show
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: str) -> Version:
+    try:
+        return parse_version(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
+        raise click.BadParameter(f"{value!r} is not a size in pixels; write it like 1280x720")
+    return int(width), int(height)
+
+
+VERSION = click.option(
+    "--ollama", callback=_version, default=show(NEWEST), show_default=True, help="The version it is for."
+)
+IMAGES = click.option("--images-per-request", type=click.IntRange(0, 1000), default=8, show_default=True)
+SIZE = click.option("--image-size", callback=_size, default="1024x1024", show_default=True, help="In pixels.")

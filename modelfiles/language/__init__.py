@@ -1,0 +1,1 @@
+"""Ollama's Modelfile language and Go's text/template, read and written as Ollama does."""

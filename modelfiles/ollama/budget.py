@@ -1,0 +1,50 @@
+"""How many tokens a request takes in Ollama, the context it needs, and the memory that costs."""
+
+from __future__ import annotations
+
+import math
+
+from modelfiles.folder.model_folder import ModelFolder, positive_int
+from modelfiles.folder.smart_resize import smart_resize
+from modelfiles.ollama.families import Family
+from modelfiles.ollama.versions import LLAMA_SERVER, Version
+
+# What Ollama tells llama-server about every Qwen-VL image (--image-min-tokens) and llama.cpp's own upper limit.
+QWEN_IMAGE_TOKENS = (1024, 4096)
+IMAGE_MARKS = 2  # <|vision_start|> and <|vision_end|>
+TEXT_TOKENS = 2048  # for the system prompt, the question and the answer
+ROUND_TO = 1024
+
+
+def image_tokens(family: Family, folder: ModelFolder, size: tuple[int, int], ollama: Version) -> int:
+    """Tokens that an image of `size` (width, height in pixels) takes, its marks included.
+
+    The limits of Qwen's rule are the model's own before Ollama 0.30 and QWEN_IMAGE_TOKENS since.
+    """
+    if family.image_tokens is not None:
+        return family.image_tokens + IMAGE_MARKS
+    unit = (folder.patch_size or 14) * folder.merge_size
+    if ollama >= LLAMA_SERVER:
+        least, most = (tokens * unit * unit for tokens in QWEN_IMAGE_TOKENS)
+    else:
+        low, high = folder.image_pixel_limits
+        least, most = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
+    width, height = smart_resize(size, unit, least, most)
+    return width * height // unit**2 + IMAGE_MARKS
+
+
+def context_needed(tokens_per_image: int, images: int) -> int:
+    """num_ctx for a request of so many images: a multiple of ROUND_TO with TEXT_TOKENS to spare."""
+    return math.ceil((images * tokens_per_image + TEXT_TOKENS) / ROUND_TO) * ROUND_TO
+
+
+def kv_cache_bytes(folder: ModelFolder, num_ctx: int) -> int:
+    """Bytes of the key and value cache in 16 bit; 0 if config.json lacks the numbers."""
+    text = folder.text_config
+    layers, heads = positive_int(text.get("num_hidden_layers")), positive_int(text.get("num_attention_heads"))
+    types = text.get("layer_types")
+    if isinstance(types, list) and "linear_attention" in types:
+        layers = types.count("full_attention")  # linear attention keeps no cache that grows
+    kv_heads = positive_int(text.get("num_key_value_heads")) or heads
+    head_dim = positive_int(text.get("head_dim")) or (positive_int(text.get("hidden_size")) // heads if heads else 0)
+    return 2 * layers * kv_heads * head_dim * 2 * num_ctx

@@ -1,0 +1,277 @@
+"""Decides every line of the Modelfile for a folder, each with its reason and where it was read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelfiles.folder.chat_template import ChatTemplateError
+from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.language import gotemplate
+from modelfiles.language.gotemplate import GoTemplateError
+from modelfiles.language.grammar import Command
+from modelfiles.ollama.budget import context_needed, image_tokens, kv_cache_bytes
+from modelfiles.ollama.chat_facts import ChatFacts, read_chat_facts
+from modelfiles.ollama.families import CHATML, FAMILIES, Family, find_family
+from modelfiles.ollama.prompts import CASES, RENDERERS, render_folder, render_renderer, render_template
+from modelfiles.ollama.repair import Change, RepairError, repaired_configs
+from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, OLDEST, Version, show
+
+QUANTIZATIONS = ("F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0")
+ROUTES = ("safetensors", "gguf", "adapter-gguf")
+PROMPTS = ("auto", "template", "renderer")
+
+
+class PlanError(ValueError):
+    """There is no Modelfile that would work; one sentence says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chooses. `system` replaces the chat template's own default; sizes are in pixels."""
+
+    route: str = ""
+    prompt: str = "auto"
+    ollama: Version = NEWEST
+    images_per_request: int = 8
+    image_size: tuple[int, int] = (1024, 1024)
+    system: str | None = None
+    quantize: str = ""
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A directive, why it is there and the file and key that say so ("" if it is a matter of Ollama alone)."""
+
+    command: Command
+    reason: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A Modelfile in the making.
+
+    files: repaired configs by name; prompt_equal: test conversation -> whether the prompt equals the chat template's.
+    """
+
+    folder: ModelFolder
+    family: Family
+    options: Options
+    route: str
+    lines: list[Line]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    prompt_equal: dict[str, bool] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def commands(self) -> list[Command]:
+        return [line.command for line in self.lines]
+
+    @property
+    def num_ctx(self) -> int:
+        return next(int(command.args) for command in self.commands if command.name == "num_ctx")
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return kv_cache_bytes(self.folder, self.num_ctx)
+
+
+def make_plan(folder: ModelFolder, options: Options) -> Plan:
+    """The Modelfile for a merged model's folder. Raises PlanError and ModelFolderError."""
+    try:
+        facts = read_chat_facts(folder)
+    except ChatTemplateError as error:
+        raise PlanError(f"{folder.path}: {error}") from None
+    family = choose_family(folder, facts)
+    route = _choose_route(folder, family, options)
+    lines, warnings = _from_lines(route, options), []
+    files: dict[str, dict[str, Any]] = {}
+    changes: list[Change] = []
+    if route == "safetensors":
+        try:
+            files, changes = repaired_configs(folder, family)
+        except RepairError as error:
+            raise PlanError(str(error)) from None
+    strategy = _choose_prompt(family, facts, options)
+    prompt_lines, prompt_equal = _prompt_lines(folder, family, strategy)
+    lines += prompt_lines
+    differs = [name for name, equal in prompt_equal.items() if not equal and not name.startswith("tool")]
+    if differs:
+        warnings.append(f"the prompt differs from the model's chat template for: {', '.join(differs)}.")
+    system = options.system if options.system is not None else facts.default_system
+    if system:
+        chosen = "--system-file" if options.system is not None else folder.chat_template_and_source[1]
+        lines.append(Line(Command("system", system), "sent when a request brings no system message", chosen))
+    lines += _sampling_lines(folder)
+    context, warning = _context_line(folder, family, options)
+    lines.append(context)
+    warnings += [warning] if warning else []
+    lines += [
+        Line(Command("stop", text), f"ends an answer (token {token})", source)
+        for token, text, source in stop_tokens(folder, facts)
+    ]
+    since = max(_since(family, route), DIRECTIVES["requires"])
+    if options.ollama >= DIRECTIVES["requires"]:
+        reason = "the first Ollama that can do all of this; Ollama shows it but does not enforce it"
+        lines.append(Line(Command("requires", show(since)), reason))
+    return Plan(folder, family, options, route, lines, files, changes, prompt_equal, warnings)
+
+
+def choose_family(folder: ModelFolder, facts: ChatFacts | None = None) -> Family:
+    """The table's row, or the general ChatML row. Raises PlanError listing what is supported."""
+    family = find_family(folder.architecture)
+    if family:
+        return family
+    if folder.architecture and facts and facts.chatml and folder.vision_config:
+        return CHATML
+    known = ", ".join(row.name for row in FAMILIES)
+    what = f"the architecture {folder.architecture}" if folder.architecture else "a config.json without architectures"
+    raise PlanError(f"{folder.path} has {what}, which is not supported; supported are {known}, and any ChatML VLM.")
+
+
+def stop_tokens(folder: ModelFolder, facts: ChatFacts | None) -> list[tuple[int, str, str]]:
+    """(id, text, source) of every token that ends an answer, each one special token. Raises PlanError."""
+    found = []
+    for token in folder.eos_token_ids:
+        text, special = folder.added_tokens.get(token, ("", False))
+        if not text or not special:
+            raise PlanError(
+                f"eos_token_id {token} of {folder.path} is no special token of tokenizer.json, so it cannot be a stop; "
+                "correct generation_config.json."
+            )
+        found.append((token, text, "generation_config.json:eos_token_id"))
+    if facts and facts.end_of_turn and facts.end_of_turn not in [text for _, text, _ in found]:
+        token = next(i for i, (text, _) in folder.added_tokens.items() if text == facts.end_of_turn)
+        found.append((token, facts.end_of_turn, folder.chat_template_and_source[1]))
+    if not found:
+        raise PlanError(
+            f"{folder.path} names no token that ends an answer; add eos_token_id to generation_config.json."
+        )
+    return list(dict.fromkeys(found))
+
+
+def _choose_route(folder: ModelFolder, family: Family, options: Options) -> str:
+    route = options.route or family.routes[0]
+    if options.quantize and options.quantize.upper() not in QUANTIZATIONS:
+        raise PlanError(f"Ollama cannot quantize to {options.quantize}; it can to {', '.join(QUANTIZATIONS)}.")
+    if route == "safetensors" and family.since is None:
+        raise PlanError(
+            f"Ollama does not import {folder.architecture} from safetensors (unsupported architecture); "
+            "use --route gguf."
+        )
+    since = _since(family, route)
+    if options.ollama < OLDEST:
+        raise PlanError(f"Ollama {show(options.ollama)} is too old for all of this; use at least {show(OLDEST)}.")
+    if options.ollama < since:
+        raise PlanError(
+            f"Ollama {show(options.ollama)} cannot take {family.name} as {route}; it needs {show(since)} or later."
+        )
+    return route
+
+
+def _since(family: Family, route: str) -> Version:
+    return (family.since or LLAMA_SERVER) if route == "safetensors" else family.gguf_since
+
+
+def _from_lines(route: str, options: Options) -> list[Line]:
+    if route == "safetensors":
+        return [Line(Command("model", "."), "this folder: safetensors that Ollama converts")]
+    if route == "gguf":
+        return [
+            Line(Command("model", "./model.gguf"), "the language model, from llama.cpp's converter"),
+            Line(Command("model", "./mmproj.gguf"), "the vision tower; without it the model cannot see"),
+        ]
+    if not options.base:
+        raise PlanError("--route adapter-gguf needs --base: the Ollama name of the model the adapter was trained on.")
+    return [
+        Line(Command("model", options.base), "the base model the adapter was trained on", "--base"),
+        Line(Command("adapter", "./adapter.gguf"), "the adapter, from llama.cpp's convert_lora_to_gguf.py"),
+    ]
+
+
+def _choose_prompt(family: Family, facts: ChatFacts, options: Options) -> str:
+    """ "template", or the kind of renderer ("instruct", "thinking")."""
+    kind = "thinking" if facts.thinking else "instruct"
+    if options.prompt == "renderer" or (options.prompt == "auto" and facts.thinking):
+        if kind not in family.renderers:
+            raise PlanError(f"Ollama has no renderer for {family.name} ({kind}); use --prompt template.")
+        return kind
+    if facts.thinking:
+        raise PlanError(
+            "--prompt template cannot open the <think> block that this model's template opens; use --prompt renderer."
+        )
+    return "template"
+
+
+def _prompt_lines(folder: ModelFolder, family: Family, strategy: str) -> tuple[list[Line], dict[str, bool]]:
+    source = folder.chat_template_and_source[1]
+    if strategy == "template":
+        text = family.template_text()
+        nodes = gotemplate.parse_template(text)
+        prompts = [render_template(nodes, case) for case in CASES]
+        reason = "written for the model's chat template; offers tools, so that Ollama does not replace it"
+        lines = [Line(Command("template", text), reason, source)]
+    else:
+        renderer, parser = family.renderers[strategy]
+        reason = f"the chat template is for a model that {'thinks' if strategy == 'thinking' else 'answers directly'}"
+        lines = [
+            Line(Command("template", "{{ .Prompt }}"), "the renderer makes the prompt"),
+            Line(Command("renderer", renderer), reason, source),
+            Line(Command("parser", parser), "reads tool calls and thinking out of the answer", source),
+        ]
+        if renderer not in RENDERERS:
+            return lines, {}
+        prompts = [render_renderer(renderer, case) for case in CASES]
+    try:
+        expected = render_folder(folder, list(CASES))
+    except (ChatTemplateError, GoTemplateError):
+        return lines, {}
+    pairs = zip(CASES, prompts, expected, strict=True)
+    return lines, {case.name: ours == theirs for case, ours, theirs in pairs if theirs is not None}
+
+
+def _sampling_lines(folder: ModelFolder) -> list[Line]:
+    settings, source = folder.generation_config, "generation_config.json"
+    lines = []
+    if settings.get("do_sample") is False:
+        lines.append(Line(Command("temperature", "0"), "do_sample is false", f"{source}:do_sample"))
+    elif number(settings.get("temperature")):
+        lines.append(
+            Line(Command("temperature", number(settings["temperature"])), "the model's own", f"{source}:temperature")
+        )
+    for name in ("top_p", "top_k"):
+        if number(settings.get(name)) and settings.get("do_sample") is not False:
+            lines.append(Line(Command(name, number(settings[name])), "the model's own", f"{source}:{name}"))
+    penalty = number(settings.get("repetition_penalty"))
+    reason = (
+        "the model's own" if penalty else "none; Ollama's default was 1.1 before 0.32.10, which harms short answers"
+    )
+    where = f"{source}:repetition_penalty" if penalty else ""
+    return [*lines, Line(Command("repeat_penalty", penalty or "1.0"), reason, where)]
+
+
+def number(value: object) -> str:
+    """A finite number from a config as Ollama reads it, or ""."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+        return ""
+    return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) and value != int(value) else f"{value}"
+
+
+def _context_line(folder: ModelFolder, family: Family, options: Options) -> tuple[Line, str]:
+    each = image_tokens(family, folder, options.image_size, options.ollama)
+    needed = context_needed(each, options.images_per_request)
+    limit = folder.max_position_embeddings or needed
+    width, height = options.image_size
+    reason = f"{options.images_per_request} images of {width}x{height} take {each} tokens each, and text 2048"
+    warning = ""
+    if needed > limit:
+        warning = (
+            f"{options.images_per_request} images need {needed} tokens but the model ends at {limit}: "
+            "give fewer images per request or smaller ones."
+        )
+        reason += f"; cut to the model's own limit of {limit}"
+    line = Line(Command("num_ctx", str(min(needed, limit))), reason, "config.json:max_position_embeddings")
+    return line, warning
