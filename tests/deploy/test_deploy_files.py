@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from gateway.config.file import ConfigFile
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
 SCRIPTS = [ROOT / "deploy" / "docker" / "engine.sh", ROOT / "scripts" / "setup", ROOT / ".ci" / "run"]

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from gateway.telemetry.metrics import Metrics
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 BUILDS = ["overlays/t4", "overlays/multi-gpu", "overlays/multi-node", "overlays/serverless", "train"]
 # Custom resources, of which kubernetes-validate has no schema: what they need is checked here by hand.

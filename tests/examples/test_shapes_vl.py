@@ -13,24 +13,23 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from examples import make_shapes_vl, shapes
+from tests.support.paths import GOLDENS, SHAPES_VL
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples" / "shapes-vl"
-GOLDENS = json.loads((ROOT / "tests" / "modelfiles" / "goldens" / "prompts_qwen3vl.json").read_text())["rows"]
+PROMPTS = json.loads((GOLDENS / "prompts_qwen3vl.json").read_text())["rows"]
 
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return AutoProcessor.from_pretrained(FOLDER)
+    return AutoProcessor.from_pretrained(SHAPES_VL)
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    return AutoModelForImageTextToText.from_pretrained(SHAPES_VL, dtype=torch.float32).eval()
 
 
 def test_the_folder_has_the_files_of_the_official_one_and_at_most_12_mb_of_weights() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {
+    assert {path.name for path in SHAPES_VL.iterdir()} == {
         "README.md",
         "chat_template.json",
         "config.json",
@@ -43,15 +42,15 @@ def test_the_folder_has_the_files_of_the_official_one_and_at_most_12_mb_of_weigh
         "video_preprocessor_config.json",
         "vocab.json",
     }
-    assert (FOLDER / "model.safetensors").stat().st_size <= 12_000_000
+    assert (SHAPES_VL / "model.safetensors").stat().st_size <= 12_000_000
 
 
 def test_the_text_config_has_the_keys_that_servers_read() -> None:
-    config = json.loads((FOLDER / "config.json").read_text())
+    config = json.loads((SHAPES_VL / "config.json").read_text())
     text = config["text_config"]
     assert config["model_type"] == "qwen3_vl"
     assert {"bos_token_id", "eos_token_id", "dtype", "rope_theta", "rope_scaling", "vocab_size"} <= text.keys()
-    tokens = json.loads((FOLDER / "tokenizer.json").read_text())["added_tokens"]
+    tokens = json.loads((SHAPES_VL / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in tokens}
     assert (text["bos_token_id"], text["eos_token_id"]) == (ids["<|endoftext|>"], ids["<|im_end|>"])
     assert config["image_token_id"] == ids["<|image_pad|>"]
@@ -59,11 +58,11 @@ def test_the_text_config_has_the_keys_that_servers_read() -> None:
 
 
 def test_it_loads_with_no_missing_or_unexpected_keys() -> None:
-    _, info = AutoModelForImageTextToText.from_pretrained(FOLDER, output_loading_info=True)
+    _, info = AutoModelForImageTextToText.from_pretrained(SHAPES_VL, output_loading_info=True)
     assert {name: found for name, found in info.items() if found} == {}
 
 
-@pytest.mark.parametrize("case", GOLDENS, ids=lambda case: case["case"])
+@pytest.mark.parametrize("case", PROMPTS, ids=lambda case: case["case"])
 def test_the_chat_template_renders_what_the_official_one_renders(processor: Any, case: dict[str, Any]) -> None:
     messages = []
     for message in case["messages"]:
@@ -78,7 +77,7 @@ def test_the_script_makes_the_tokenizer_and_configuration_that_lie_here(tmp_path
     tokenizer = make_shapes_vl.build_tokenizer()
     make_shapes_vl.write_folder(tmp_path, tokenizer, make_shapes_vl.model_config(tokenizer))
     for made in tmp_path.iterdir():
-        assert made.read_text() == (FOLDER / made.name).read_text(), made.name
+        assert made.read_text() == (SHAPES_VL / made.name).read_text(), made.name
 
 
 def test_training_batches_hold_what_the_processor_and_the_model_compute(processor: Any) -> None:

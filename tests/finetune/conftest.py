@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shapes_data import BASE, COLOURS, ask, write_dataset
 
 from finetune.recipe.load import make_recipe
 from finetune.recipe.schema import Recipe
+from tests.support.finetune.shapes_data import COLOURS, ask, write_dataset
+from tests.support.paths import SHAPES_VL
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def recipe(dataset: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
     def make(**keys: Any) -> Recipe:
         values = {
-            "model_name_or_path": str(BASE),
+            "model_name_or_path": str(SHAPES_VL),
             "dataset": "shapes",
             "eval_dataset": "shapes",
             "dataset_dir": str(dataset),

@@ -7,9 +7,9 @@ import httpx
 import openai
 import pytest
 from click.testing import CliRunner
-from processes import Process, fake_engine, lensmith_serve
 
 from gateway.tenants.cli import keys
+from tests.support.gateway.processes import Process, fake_engine, lensmith_serve
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from glob import glob
 
 import openai
 import pytest
-from gpu_server import ENGINE, MODEL, wait_ready
-from processes import Process, lensmith_serve
+
+from tests.support.gateway.processes import Process, lensmith_serve
+from tests.support.gpu_server import ENGINE, MODEL, wait_ready
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

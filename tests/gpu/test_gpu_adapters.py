@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from gpu_server import ENGINE, MODEL, wait_ready
 from PIL import Image
-from processes import Process, lensmith_serve
+
+from tests.support.gateway.processes import Process, lensmith_serve
+from tests.support.gpu_server import ENGINE, MODEL, wait_ready
 
 pytestmark = pytest.mark.skipif(ENGINE != "lmdeploy", reason="the embedded engine serves no adapters")
 QUESTION = "Describe the picture."

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gpu_server import wait_ready
 from PIL import Image
-from processes import Process, until
+
+from tests.support.gateway.processes import Process, until
+from tests.support.gpu_server import wait_ready
 
 
 def picture(size: tuple[int, int] = (224, 224), mode: str = "RGB", format: str = "PNG", kind: int = 0) -> str:

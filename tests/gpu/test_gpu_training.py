@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_server import ROOT
 
-sys.path.insert(0, str(ROOT / "tests" / "finetune"))
-
-from shapes_data import BASE, ask, write_dataset
+from tests.support.finetune.shapes_data import ask, write_dataset
+from tests.support.paths import SHAPES_VL
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 # `disabled` attention, as the flash kernel's backward pass adds up in an order that changes from run to run.
 KEYS: dict[str, Any] = {
-    "model_name_or_path": str(BASE), "dataset": "shapes", "quantization_bit": 4, "lora_dropout": 0.1, "max_steps": 6,
-    "save_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
-    "flash_attn": "disabled", "report_to": "none", "plot_loss": False, "lora_target": "all", "lora_rank": 64,
+    "model_name_or_path": str(SHAPES_VL), "dataset": "shapes", "quantization_bit": 4, "lora_dropout": 0.1,
+    "max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-3, "flash_attn": "disabled", "report_to": "none", "plot_loss": False, "lora_target": "all",
+    "lora_rank": 64,
 }  # fmt: skip
 
 

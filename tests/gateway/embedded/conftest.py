@@ -9,11 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from embedded_process import KEY, SHAPES_VL, EngineProcess, Reference
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
 
 from modelfiles.folder.model_folder import ModelFolder
+from tests.support.gateway.embedded_process import KEY, EngineProcess, Reference
+from tests.support.paths import SHAPES_VL
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,138 @@
+"""What the gateway settles for an engine with LMDeploy's row: stop strings, roles, and fields it must refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.streaming.stops import StopCutter
+from tests.support.gateway.processes import Process, until
+from tests.support.gateway.requests import CHAT, ask, envelope
+from tests.support.gateway.supervised import child, serve_fake
+
+LETTERS = st.text("ab\n", max_size=30)
+STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def reference(text: str, stops: list[str]) -> str:
+    """A letter at a time: the text before the first stop string that is complete."""
+    for end in range(1, len(text) + 1):
+        hits = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if hits:
+            return text[: min(hits)]
+    return text
+
+
+@given(text=LETTERS, stops=STOPS, cuts=st.lists(st.integers(0, 30), max_size=6))
+def test_the_text_is_cut_before_the_first_stop_string_however_it_comes(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    cutter = StopCutter(stops)
+    places = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
+    given_back = ""
+    for start, end in pairwise(places):
+        given_back += cutter.feed(text[start:end])
+        assert reference(text, stops).startswith(given_back), "never more than the answer"
+    given_back += cutter.end()
+    assert given_back == reference(text, stops)
+    assert cutter.hit == (reference(text, stops) != text)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Process]:
+    with serve_fake() as gateway:
+        gateway.wait_until("/ready", 200)
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def client(served: Process) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.url + "/v1", api_key="x", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("3 4", "0 1 2 "), (["7", "2 3"], "0 1 "), ("0", ""), ("nowhere", "0 1 2 3 4 5 "), (["5 6", "5"], "0 1 2 3 4 ")],
+)
+@pytest.mark.parametrize("usage", [False, True])
+def test_stop_strings_cut_plain_answers_and_streams_alike(
+    client: openai.OpenAI, stop: Any, text: str, usage: bool
+) -> None:
+    plain = client.chat.completions.create(model="fake", messages=ask("count 6"), stop=stop)
+    assert plain.choices[0].message.content == text
+    assert plain.choices[0].finish_reason == "stop"
+    options: dict[str, Any] = {"stream": True, **({"stream_options": {"include_usage": True}} if usage else {})}
+    chunks = list(client.chat.completions.create(model="fake", messages=ask("count 6"), stop=stop, **options))
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in choices) == text
+    assert [choice.finish_reason for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert choices[0].delta.role == "assistant"
+    assert [chunk.usage.prompt_tokens for chunk in chunks if chunk.usage] == ([7] if usage else [])
+
+
+def test_a_stop_string_ends_the_engines_work(served: Process, client: openai.OpenAI) -> None:
+    engine = child(served)
+    port = next(c.laddr.port for c in engine.net_connections() if c.status == "LISTEN")
+    stats = f"http://127.0.0.1:{port}/stats"
+    aborted = httpx.get(stats).json()["aborted"]
+    list(client.chat.completions.create(model="fake", messages=ask("count 500 0.02"), stop="2 3", stream=True))
+    until("the engine's abort", lambda: httpx.get(stats).json()["aborted"] == aborted + 1)
+
+
+def test_a_developer_message_becomes_a_system_message(client: openai.OpenAI) -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, *ask("echo")]
+    answer = client.chat.completions.create(model="fake", messages=messages)
+    seen = json.loads(answer.choices[0].message.content)["body"]["messages"]
+    assert [message["role"] for message in seen] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": -1}, "frequency_penalty"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"stop": "x", "logprobs": True}, "stop"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ],
+)
+def test_what_the_engine_would_drop_in_silence_is_refused(served: Process, fields: dict[str, Any], param: str) -> None:
+    body = {"model": "fake", "messages": ask("hi"), **fields}
+    error = envelope(httpx.post(served.url + CHAT, json=body), 400)
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+
+
+def test_log_probabilities_are_of_text_and_have_the_token_among_its_alternatives(client: openai.OpenAI) -> None:
+    for top, expected in ((0, []), (2, [" center", "0 "]), (3, [" center", "0 ", "é"])):
+        fields: dict[str, Any] = {"model": "fake", "messages": ask("count 2"), "logprobs": True, "top_logprobs": top}
+        whole = client.chat.completions.create(**fields).choices[0].logprobs
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**fields, stream=True)]
+        streamed = [entry for choice in chunks if choice.logprobs for entry in choice.logprobs.content or []]
+        assert whole is not None
+        assert whole.content == streamed
+        first, second = streamed
+        assert (first.token, second.token, first.bytes) == ("0 ", "1 ", list(b"0 "))
+        assert [other.token for other in first.top_logprobs] == expected
+        assert [other.bytes for other in first.top_logprobs] == [list(token.encode()) for token in expected]
+
+
+def test_guided_answers_are_passed_on(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
+    for wanted in (form, {"type": "json_object"}, {"type": "text"}):
+        answer = client.chat.completions.create(model="fake", messages=ask("echo"), response_format=wanted)
+        assert json.loads(answer.choices[0].message.content)["body"]["response_format"] == wanted
+
+
+def test_values_that_ask_for_nothing_are_left_out_for_an_engine_that_does_not_know_them(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"presence_penalty": 0, "tools": [], "store": False, "service_tier": "auto"}
+    answer = client.chat.completions.create(model="fake", messages=ask("echo"), **asked)
+    assert not asked.keys() & json.loads(answer.choices[0].message.content)["body"].keys()

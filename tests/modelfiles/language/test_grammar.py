@@ -1,0 +1,143 @@
+"""Our Modelfile parser and Ollama's agree, and what we write is read back unchanged or refused."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from modelfiles.language.create_request import RequestError, create_request
+from modelfiles.language.grammar import Command, ModelfileSyntaxError, UnrepresentableError, emit, parse, quote
+from tests.support.paths import GOLDENS
+
+CASES: list[dict[str, Any]] = json.loads((GOLDENS / "modelfile_parse.json").read_text())["cases"]
+
+
+PARSED = [case for case in CASES if "error" not in case["ollama"]]
+
+
+def cases(chosen: list[dict[str, Any]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case["name"])
+
+
+@cases(PARSED)
+def test_parses_as_ollama_does(case: dict[str, Any]) -> None:
+    expected = [(command["Name"], command["Args"]) for command in case["ollama"]["commands"]]
+    assert [command.pair for command in parse(case["modelfile"])] == expected
+
+
+@cases([case for case in CASES if case not in PARSED])
+def test_refuses_what_ollama_refuses_in_its_words(case: dict[str, Any]) -> None:
+    with pytest.raises(ModelfileSyntaxError) as caught:
+        parse(case["modelfile"])
+    assert caught.value.ollama == case["ollama"]["error"]
+
+
+@cases([case for case in PARSED if "request" in case["ollama"]])
+def test_makes_the_request_that_ollama_makes(case: dict[str, Any]) -> None:
+    expected = {key: value for key, value in case["ollama"]["request"].items() if value}
+    request = create_request(parse(case["modelfile"]))
+    assert request == json.loads(json.dumps(expected), parse_float=lambda text: pytest.approx(float(text), rel=1e-6))
+
+
+# "from_dot_missing" is about files on disk, which create_request leaves to `push` and `lint`.
+@cases([case for case in PARSED if "request_error" in case["ollama"] and case["name"] != "from_dot_missing"])
+def test_refuses_values_as_ollama_does(case: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        create_request(parse(case["modelfile"]))
+    assert str(caught.value) == case["ollama"]["request_error"]
+
+
+def test_a_value_written_in_utf16_or_with_a_mark_is_read_as_ollama_reads_it() -> None:
+    assert parse("FROM é\n".encode("utf-16"))[0].args == "é"
+    assert parse(b"\xef\xbb\xbfFROM x\n")[0].args == "x"
+    assert parse(b"FROM a\xffb\n")[0].args == "a\ufffdb"
+
+
+def test_positions_count_lines_as_editors_do() -> None:
+    commands = parse('FROM x\r\n\r\n  SYSTEM """a\r\nb"""\r\nPARAMETER top_k 1')
+    assert [(c.line, c.column) for c in commands] == [(1, 1), (3, 3), (5, 1)]
+    with pytest.raises(ModelfileSyntaxError) as caught:
+        parse("FROM x\r\n SYSTM y\n")
+    assert (caught.value.line, caught.value.column) == (2, 2)
+    assert caught.value.ollama.startswith("(line 3)")  # Ollama counts \r\n twice
+
+
+# Text that is dense in what matters: quotes, ends of lines, characters that vanish, and what looks like a directive.
+PIECES = [
+    '"', '""', '"""', "\n", "\r", "\r\n", " ", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "👩", "中文", "#", "\\n",
+    "FROM y", "\nADAPTER /etc/x\n", '"""\nADAPTER /etc/x', "{{ .System }}", "<|im_end|>", "\x00", "\ud800", "\u2028",
+]  # fmt: skip
+pieces = st.sampled_from(PIECES)
+texts = st.one_of(st.text(max_size=40), st.lists(pieces, max_size=8).map("".join))
+
+
+def survives(text: str, name: str) -> bool:
+    """Whether the value can be written; asserts that it comes back unchanged, or is refused with the reason."""
+    commands = [Command("model", "."), Command(name, f"user: {text}" if name == "message" else text)]
+    commands.append(Command("top_k", "7"))
+    hidden = any(not c.isprintable() and c not in "\t\r\n" for c in text)
+    ends_early = any(line.rstrip(" \t").endswith('"""') for line in text.replace("\r", "\n").split("\n")[:-1])
+    if hidden or ends_early:
+        with pytest.raises(UnrepresentableError, match="U\\+.*modelfile push" if hidden else 'in """ .*modelfile push'):
+            emit(commands)
+        return False
+    written = emit(commands)
+    assert [command.pair for command in parse(written)] == [command.pair for command in commands]
+    assert [command.pair for command in parse(written.encode())] == [command.pair for command in commands]
+    return True
+
+
+NAMES = ["system", "template", "stop", "license", "message"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=texts, name=st.sampled_from(NAMES))
+@example(text='"""', name="system")
+@example(text='"\n""" \n', name="template")
+def test_a_value_survives_or_is_refused_by_name(text: str, name: str) -> None:
+    survives(text, name)
+
+
+def test_ten_thousand_random_values_survive_or_are_refused_by_name() -> None:
+    random = Random(5)
+    kept = 0
+    for _ in range(10_000):
+        text = "".join(random.choice(PIECES) for _ in range(random.randrange(9)))
+        kept += survives(text, random.choice(NAMES))
+    assert 1000 < kept < 9000, "both outcomes are common in this mix"
+
+
+@settings(max_examples=500, deadline=None)
+@given(source=st.lists(st.one_of(pieces, st.sampled_from(["FROM x\n", "SYSTEM ", "MESSAGE user ", "PARAMETER "]))))
+def test_any_text_is_parsed_or_refused_with_a_position(source: list[str]) -> None:
+    text = "FROM m\n" + "".join(source)
+    refused = None
+    try:
+        positions = [(command.line, command.column) for command in parse(text)]
+    except ModelfileSyntaxError as error:
+        refused = error
+        positions = [(error.line, error.column)]
+    assert positions == sorted(set(positions))
+    assert all(1 <= line <= len(text.splitlines()) + 1 and column >= 1 for line, column in positions)
+    assert refused is None or refused.ollama
+
+
+def test_names_the_character_that_ollama_would_delete() -> None:
+    with pytest.raises(UnrepresentableError, match=r"line 2: Ollama deletes U\+3000"):
+        quote("你好\n世\u3000界")
+
+
+@pytest.mark.parametrize("name", ["num ctx", "top_k 1\nADAPTER", "fröm"])
+def test_a_name_that_is_no_parameter_is_not_written(name: str) -> None:
+    with pytest.raises((UnrepresentableError, ModelfileSyntaxError)):
+        emit([Command("model", "."), Command(name, "x")])
+
+
+def test_a_megabyte_of_lines_is_read_in_one_pass() -> None:
+    licence = '"quoted" line\n' * 70_000
+    assert parse(f'FROM x\nLICENSE """{licence}"""\n')[1].args == licence

@@ -1,0 +1,109 @@
+"""An HTTP server that answers as the recorded Ollama did (goldens/api_create_trace.json)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from modelfiles.ollama.prompts import Conversation, render_renderer
+from tests.support.paths import GOLDENS
+
+TRACE = json.loads((GOLDENS / "api_create_trace.json").read_text())
+EXCHANGES = {entry["request"]["model"]: entry for entry in TRACE if isinstance(entry, dict) and "request" in entry}
+SHOW = next(entry["show"] for entry in TRACE if isinstance(entry, dict) and "show" in entry)
+VERSION = next(entry["version"] for entry in TRACE if isinstance(entry, dict) and "version" in entry)
+
+
+class FakeOllama(ThreadingHTTPServer):
+    """Keeps what it was sent. The flags make it misbehave."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.blobs: dict[str, int] = {}
+        self.uploads: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self.show: dict[str, Any] = dict(SHOW)
+        self.version = VERSION
+        self.blind = False  # answers without looking at the image
+        self.cut = False  # closes the connection in the middle of create
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeOllama
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path.rpartition("/")[2] in self.server.blobs else 404, b"")
+
+    def do_GET(self) -> None:
+        self._json(self.server.version)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.startswith("/api/blobs/"):
+            digest = self.path.rpartition("/")[2]
+            if digest != f"sha256:{hashlib.sha256(body).hexdigest()}":
+                return self._json({"error": "digest mismatch"}, 400)
+            self.server.blobs[digest] = len(body)
+            self.server.uploads.append(digest)
+            return self._answer(201, b"")
+        request = json.loads(body)
+        self.server.requests.append(request)
+        if self.path == "/api/show":
+            return self._json(self.server.show)
+        if self.path == "/api/create":
+            missing = [d for d in request.get("files", {}).values() if d not in self.server.blobs]
+            if missing:
+                return self._json({"error": f"blob {missing[0]} not found"}, 400)
+            stream = EXCHANGES[request["model"]]["stream"][: 2 if self.server.cut else None]
+            return self._answer(200, "".join(json.dumps(line) + "\n" for line in stream).encode())
+        return self._json(self._chat(request))
+
+    def _chat(self, request: dict[str, Any]) -> dict[str, Any]:
+        messages = [{**m, "images": len(m.get("images", []))} for m in request["messages"]]
+        conversation = Conversation("", messages, request.get("tools"))
+        if request.get("_debug_render_only"):
+            prompt = render_renderer("qwen3-vl-instruct", conversation, image="[img-0]")
+            return {"_debug_info": {"rendered_template": prompt}}
+        images = [image for message in request["messages"] for image in message.get("images", [])]
+        seen = 0.0 if self.server.blind or not images else len(images[0]) / 1000
+        top = [{"token": "a", "logprob": -1.0 - seen}, {"token": "b", "logprob": -2.0 + seen}]
+        return {
+            "prompt_eval_count": 17 if self.server.blind or not images else 1041,
+            "logprobs": [{"token": "a", "logprob": -1.0 - seen, "top_logprobs": top}],
+        }
+
+    def _json(self, value: object, status: int = 200) -> None:
+        self._answer(status, json.dumps(value).encode())
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def running() -> Iterator[FakeOllama]:
+    server = FakeOllama()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
