@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 
 
-def smart_resize(size: tuple[int, int], factor: int, least: int = 0, most: int = 0) -> tuple[int, int]:
-    """The (width, height) that an image of `size` gets: sides in multiples of `factor`, an area in [least, most].
+def smart_resize(size: tuple[int, int], factor: int, min_pixels: int = 0, max_pixels: int = 0) -> tuple[int, int]:
+    """The (width, height) that an image of `size` gets: sides in multiples of `factor`.
 
-    All in pixels; `most` 0 is no limit.
+    Its area lies in [min_pixels, max_pixels]. All in pixels; `max_pixels` 0 is no limit.
     """
     width, height = size
-    least = max(least, factor * factor)  # a side shorter than half of `factor` rounds to nothing
+    min_pixels = max(min_pixels, factor * factor)  # a side shorter than half of `factor` rounds to nothing
     new_width, new_height = (round(side / factor) * factor for side in size)
-    if most and new_width * new_height > most:
-        scale = math.sqrt(width * height / most)
+    if max_pixels and new_width * new_height > max_pixels:
+        scale = math.sqrt(width * height / max_pixels)
         new_width, new_height = (max(factor, math.floor(side / scale / factor) * factor) for side in size)
-    elif new_width * new_height < least:
-        scale = math.sqrt(least / (width * height))
+    elif new_width * new_height < min_pixels:
+        scale = math.sqrt(min_pixels / (width * height))
         new_width, new_height = (math.ceil(side * scale / factor) * factor for side in size)
     return new_width, new_height
