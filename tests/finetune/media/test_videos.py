@@ -135,7 +135,7 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     data = load(recipe_of())
     base = load_base(data.folder, recipe_of(), CPU, torch.float32)
     used = [image for row in data.rows for image in row.images]
-    features = FrozenFeatures(base, data.bank, data.processor, used, again=True)
+    features = FrozenFeatures(base, data.bank, data.processor, used, reused=True)
     assert features.cached
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         inputs = theirs(data, row, ours.images)
