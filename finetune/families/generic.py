@@ -103,7 +103,7 @@ class ProcessorFeed:
         ids = inputs["input_ids"]
         learnt = torch.zeros(ids.shape, dtype=torch.bool)
         for number, row in enumerate(rows):
-            learnt[number, : len(row)] = torch.from_numpy(row.learnt)
+            learnt[number, : len(row)] = torch.from_numpy(row.labelled)
         learnt = learnt.to(self.device)
         labelled = torch.nn.functional.pad(learnt[:, 1:], (0, 1))
         batch = Batch(

@@ -91,9 +91,9 @@ def test_the_loss_is_transformers_own(recipe: MakeRecipe) -> None:
     text = parts.processor.apply_chat_template(row.messages, tokenize=False)
     inputs = parts.processor(text=[text], images=images, return_tensors="pt")
     labels = inputs["input_ids"].clone()
-    labels[0, ~torch.from_numpy(parts.rows[0].learnt)] = -100
+    labels[0, ~torch.from_numpy(parts.rows[0].labelled)] = -100
     theirs = parts.base(**inputs, labels=labels).loss
-    ours = parts.loss(0) / int(parts.rows[0].learnt.sum())
+    ours = parts.loss(0) / int(parts.rows[0].labelled.sum())
     assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
