@@ -19,7 +19,7 @@ from finetune.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutoffResult:
     """Rows that fit, in order.
 
     longest: tokens of the longest row before, of which longest_images are its images' and videos'; videos: whether it
@@ -56,7 +56,7 @@ class Cut:
         )
 
 
-def cut(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder: Encoder) -> Cut:
+def apply_cutoff(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder: Encoder) -> CutoffResult:
     """Applies cutoff_policy to rows and their encodings. Raises FinetuneError if that refuses a row."""
     kept: list[Encoded] = []
     dropped = shrunk = 0
@@ -83,7 +83,7 @@ def cut(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder
         else:
             shrunk += 1
             kept.append(smaller)
-    return Cut(kept, dropped, shrunk, len(longest), images, videos, resizes)
+    return CutoffResult(kept, dropped, shrunk, len(longest), images, videos, resizes)
 
 
 def _shrink(row: Row, whole: Encoded, cutoff: int, encoder: ChatEncoder) -> Encoded | None:
