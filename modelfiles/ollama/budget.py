@@ -6,7 +6,7 @@ import math
 
 from modelfiles.folder.files import positive_int
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.folder.smart_resize import smart_resize
+from modelfiles.images.smart_resize import smart_resize
 from modelfiles.ollama.architectures import Architecture
 from modelfiles.ollama.versions import LLAMA_SERVER, Version
 
