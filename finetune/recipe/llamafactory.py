@@ -30,7 +30,7 @@ IGNORED = frozenset({
     "torch_empty_cache_steps", "use_cache", "use_fast_tokenizer", "use_kv_cache", "use_reentrant_gc", "visual_inputs",
 })  # fmt: skip
 # Values besides the default that ask for what is done anyway.
-SAME = {
+SAME: dict[str, list[Any]] = {
     "enable_thinking": [False],  # no thinking is ever added to answers
     "gradient_checkpointing": [True],  # the default on a GPU; disable_gradient_checkpointing decides
     "metric_for_best_model": ["loss", "eval_loss"],
@@ -47,7 +47,7 @@ LOSS = "the loss is cross-entropy over the answers' tokens, averaged over the wh
 RUNS = "set the project's own environment variables (such as WANDB_PROJECT or SWANLAB_API_KEY)"
 DTYPE = "set fp16: true or bf16: true, or neither to have it chosen by the GPU"
 # What to do instead, by key, or by how keys begin (`galore_*`).
-ADVICE = {
+ADVICE: dict[str, str] = {
     **dict.fromkeys(("pref_*", "ref_model*", "reward_model*", "ppo_*", "kto_*", "simpo_*", "dpo_*", "ld_alpha"),
                     PREFERENCES),
     **dict.fromkeys(("use_galore", "galore_*", "use_apollo", "apollo_*", "use_badam", "badam_*", "use_adam_mini",
