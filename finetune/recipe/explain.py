@@ -17,7 +17,7 @@ UNSUPPORTED = {
 }  # fmt: skip
 
 
-def warn_of(values: dict[str, Any]) -> list[str]:
+def recipe_warnings(values: dict[str, Any]) -> list[str]:
     warnings = []
     if values.get("quantization_method") == "bitsandbytes":
         warnings.append(
@@ -29,7 +29,7 @@ def warn_of(values: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def explain(key: str, problem: Any) -> str:
+def explain_recipe_error(key: str, problem: Any) -> str:
     """One sentence for one of pydantic's errors."""
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":

@@ -26,7 +26,7 @@ from gateway.planning.lmdeploy_memory import (
 )
 from gateway.planning.types import Plan, PlanError, Problem, Workload
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.folder.smart_resize import smart_resize
+from modelfiles.images.smart_resize import smart_resize
 from modelfiles.ollama.budget import TEXT_TOKENS
 from modelfiles.ollama.families import find_family
 

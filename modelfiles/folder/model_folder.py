@@ -200,9 +200,13 @@ class ModelFolder:
         size = self.preprocessor.get("size")
         size = size if isinstance(size, dict) else {}
         fixed = positive_int(size.get("height")) * positive_int(size.get("width"))
-        least = positive_int(self.preprocessor.get("min_pixels")) or positive_int(size.get("shortest_edge")) or fixed
-        most = positive_int(self.preprocessor.get("max_pixels")) or positive_int(size.get("longest_edge")) or fixed
-        return least, most
+        min_pixels = (
+            positive_int(self.preprocessor.get("min_pixels")) or positive_int(size.get("shortest_edge")) or fixed
+        )
+        max_pixels = (
+            positive_int(self.preprocessor.get("max_pixels")) or positive_int(size.get("longest_edge")) or fixed
+        )
+        return min_pixels, max_pixels
 
     def fingerprint(self) -> str:
         """A sha256 that tells models apart without reading them whole.

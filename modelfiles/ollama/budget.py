@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from modelfiles.folder.model_folder import ModelFolder, positive_int
-from modelfiles.folder.smart_resize import smart_resize
+from modelfiles.images.smart_resize import smart_resize
 from modelfiles.ollama.families import Family
 from modelfiles.ollama.versions import LLAMA_SERVER, Version
 
@@ -25,11 +25,11 @@ def image_tokens(family: Family, folder: ModelFolder, size: tuple[int, int], oll
         return family.image_tokens + IMAGE_MARKS
     unit = (folder.patch_size or 14) * folder.merge_size
     if ollama >= LLAMA_SERVER:
-        least, most = (tokens * unit * unit for tokens in QWEN_IMAGE_TOKENS)
+        min_pixels, max_pixels = (tokens * unit * unit for tokens in QWEN_IMAGE_TOKENS)
     else:
         low, high = folder.image_pixel_limits
-        least, most = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
-    width, height = smart_resize(size, unit, least, most)
+        min_pixels, max_pixels = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
+    width, height = smart_resize(size, unit, min_pixels, max_pixels)
     return width * height // unit**2 + IMAGE_MARKS
 
 
