@@ -30,13 +30,14 @@ import uvloop
 os.environ.setdefault("LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT", "4096")
 
 
-class FreezingPolicy(uvloop.EventLoopPolicy):
+class FreezingPolicy(uvloop.EventLoopPolicy):  # type: ignore[misc] # uvloop leaves its type open
     """uvloop's event loops; what lives before one is made is left out of all later garbage collections."""
 
-    def new_event_loop(self) -> uvloop.Loop:
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
         gc.collect()
         gc.freeze()
-        return super().new_event_loop()
+        loop: asyncio.AbstractEventLoop = super().new_event_loop()
+        return loop
 
 
 asyncio.set_event_loop_policy(FreezingPolicy())
