@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from gateway.embedded.protocol import SamplingParams
-from gateway.embedded.text import TokenBytes
+from gateway.embedded.generation.text import TokenBytes
 from gateway.errors import ApiError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
