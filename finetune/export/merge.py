@@ -27,7 +27,7 @@ from finetune.model.tensors import DTYPES, read_tensor
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.folder.provenance import PROVENANCE, written
+from modelfiles.folder.provenance import PROVENANCE, to_bytes
 
 ORIGINAL, DEQUANTIZED = "original", "dequantized"
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
@@ -65,7 +65,7 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
             losses = merge_losses(recipe, trained_by, partial, merge_base)
         provenance = make_provenance(folder, adapter, len(changes), delta_norm, weight_norm)
         provenance |= {"merge_base": merge_base, "validation_loss": losses}
-        (partial / PROVENANCE).write_bytes(written(provenance))
+        (partial / PROVENANCE).write_bytes(to_bytes(provenance))
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)

@@ -93,6 +93,6 @@ def load_processor(folder: ModelFolder, limits: PixelLimits) -> Any:
 
     processor = AutoProcessor.from_pretrained(folder.path, local_files_only=True)
     processor.image_processor = AutoImageProcessor.from_pretrained(
-        folder.path, min_pixels=limits.least, max_pixels=limits.most, local_files_only=True
+        folder.path, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels, local_files_only=True
     )
     return processor

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelfiles.folder.model_folder import ModelFolder, ModelFolderError, checked, positive_int, read_json
+from modelfiles.folder.files import positive_int, read_json, regular_file
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, read_header
 
 PEFT_PREFIX = "base_model.model."
@@ -94,7 +95,7 @@ def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     if used:
         raise AdapterError(f"{adapter} uses {used[0]}, which LMDeploy does not have; merge it with `lensmith export`.")
     try:
-        return config, read_header(checked(folder, "adapter_model.safetensors"))
+        return config, read_header(regular_file(folder, "adapter_model.safetensors"))
     except HeaderError as error:
         raise ModelFolderError(f"{error}.", "MF106") from None
 
