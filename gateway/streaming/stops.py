@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -12,7 +13,7 @@ class StopCutter:
     complete; nothing is given back after that.
     """
 
-    def __init__(self, stops: list[str]) -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
         self.hit = False
@@ -26,7 +27,7 @@ class StopCutter:
         if found:
             self.hit, self._held = True, ""
             return text[: min(found)[1]]
-        keep = max(self._overlap(text, stop) for stop in self._stops)
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -34,6 +35,11 @@ class StopCutter:
         """What was held back, at the end of an answer that did not become a stop string."""
         held, self._held = self._held, ""
         return held
+
+    @property
+    def pending(self) -> int:
+        """How many characters could be the beginning of a stop string and have not been given back."""
+        return len(self._held)
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:

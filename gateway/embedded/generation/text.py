@@ -60,7 +60,7 @@ class Detokenizer:
     @property
     def decoded(self) -> int:
         """Characters decoded, given out or held back."""
-        return self.shown + self._cutter.held
+        return self.shown + self._cutter.pending
 
     def push(self, data: bytes) -> str:
         """The text that can be shown now that `data` has come."""
