@@ -59,14 +59,14 @@ class ChatEncoder:
         self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
         self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
 
-    def encode(self, rows: Sequence[Row], most: int | None = None) -> list[Encoded]:
-        """Encodes whole chats, images and frames of at most `most` pixels. Raises FinetuneError naming the row."""
+    def encode(self, rows: Sequence[Row], max_pixels: int | None = None) -> list[Encoded]:
+        """Encodes whole chats; images and frames get at most `max_pixels`. Raises FinetuneError naming the row."""
         keys = [self._key(row) for row in rows]
         fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._texts}
         items = list(fresh.items())
         for start in range(0, len(items), BATCH):
             self._encode_texts(items[start : start + BATCH])
-        return [self._place(key, row, most) for key, row in zip(keys, rows, strict=True)]
+        return [self._place(key, row, max_pixels) for key, row in zip(keys, rows, strict=True)]
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encodes chats without their last answer, ready for the model to give it."""
@@ -134,9 +134,9 @@ class ChatEncoder:
             labelled[first : after + newline] = True
         return labelled
 
-    def _place(self, key: str, row: Row, most: int | None = None) -> Encoded:
+    def _place(self, key: str, row: Row, max_pixels: int | None = None) -> Encoded:
         """Gives each image its tokens and every token its position."""
-        images = self.add_media(row, most)
+        images = self.add_media(row, max_pixels)
         grids = tuple(self.bank.grids[index] for index in images)
         done = self._done.get((key, grids))
         if done is None:
@@ -159,15 +159,15 @@ class ChatEncoder:
             done = self._done[key, grids] = Encoded(ids, labelled, positions, (), "")
         return Encoded(done.ids, done.labelled, done.positions, images, row.source)
 
-    def add_media(self, row: Row, most: int | None = None) -> tuple[int, ...]:
+    def add_media(self, row: Row, max_pixels: int | None = None) -> tuple[int, ...]:
         """The bank's indices of the row's images and videos, in the order of its text. Raises FinetuneError."""
         if not row.videos:
-            return tuple(self.bank.add(path, row.source, most) for path in row.images)
+            return tuple(self.bank.add(path, row.source, max_pixels) for path in row.images)
         images, videos = iter(row.images), iter(row.videos)
         return tuple(
-            self.bank.add(next(images), row.source, most)
+            self.bank.add(next(images), row.source, max_pixels)
             if part["type"] == "image"
-            else self.bank.add_video(next(videos), row.source, most)
+            else self.bank.add_video(next(videos), row.source, max_pixels)
             for message in row.messages
             for part in message["content"]
             if part["type"] != "text"

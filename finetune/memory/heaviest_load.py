@@ -23,14 +23,18 @@ class MicroBatchLoad:
 
 
 def heaviest_load(
-    rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most: int | None = None, frame_most: int | None = None
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    bank: ImageBank,
+    max_pixels: int | None = None,
+    frame_max_pixels: int | None = None,
 ) -> MicroBatchLoad:
     """The micro-batch with the most tokens that the recipe can make of the rows.
 
-    most, frame_most: pixels that an image and a video's frame may have.
+    max_pixels, frame_max_pixels: pixels that an image and a video's frame may have.
     """
     limits = bank.limits
-    grids = [bank.resized(index, most, frame_most) for index in range(len(bank.grids))]
+    grids = [bank.resized(index, max_pixels, frame_max_pixels) for index in range(len(bank.grids))]
     saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
     lengths = [len(row) - sum(saved[index] for index in row.images) for row in rows]
     size = min(recipe.per_device_train_batch_size, len(rows))

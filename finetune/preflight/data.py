@@ -61,7 +61,9 @@ def check_data(recipe: Recipe, console: Console) -> Checked:
     for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
         console.print(f"{source}: {count:,} rows", highlight=False)
     images = len(bank.paths) - len(bank.clips)
-    limits = f", {bank.limits.least:,} to {bank.limits.most:,} pixels each" if isinstance(bank, ImageBank) else ""
+    limits = (
+        f", {bank.limits.min_pixels:,} to {bank.limits.max_pixels:,} pixels each" if isinstance(bank, ImageBank) else ""
+    )
     console.print(f"{images:,} images{limits}", highlight=False)
     if isinstance(bank, ImageBank) and bank.clips:
         counts = [len(clip.indices) for clip in bank.clips.values()]

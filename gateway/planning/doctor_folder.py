@@ -10,8 +10,9 @@ from pathlib import Path
 
 from gateway.planning.doctor_machine import ERROR, OK, WARNING, MachineFinding
 from gateway.planning.gpu import Gpu
+from modelfiles.folder.files import positive_int
 from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES
-from modelfiles.folder.model_folder import ModelFolder, ModelFolderError, positive_int
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.hardware.gpus import GIB
 
 # Quantisations its PyTorch engine loads (pytorch/config.py, QuantizationConfig).

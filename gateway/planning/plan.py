@@ -27,10 +27,10 @@ from gateway.planning.lmdeploy_memory import (
 from gateway.planning.types import EnginePlan, EnginePlanError, Problem, Workload
 from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.folder.smart_resize import smart_resize
 from modelfiles.hardware.gpus import GIB
+from modelfiles.images.smart_resize import smart_resize
+from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import TEXT_TOKENS
-from modelfiles.ollama.families import find_family
 
 PREFILL_BUDGETS = (8192, 4096, 2048)  # tokens; larger ones gave no more answers a second, measured on an H200
 PREFILL_SHARE = 0.1  # of the memory left by the weights, that the logits of a prefill step may reserve
@@ -114,7 +114,7 @@ def make_engine_plan(
 
 def image_tokens(folder: ModelFolder, size: tuple[int, int]) -> int:
     """Tokens of the language model that an image of `size` (width, height in pixels) takes."""
-    family = find_family(folder.architecture)
+    family = find_architecture(folder.architecture)
     if family is not None and family.image_tokens is not None:
         return family.image_tokens
     unit = (folder.patch_size or 14) * folder.merge_size
@@ -150,7 +150,7 @@ def _image_pixels(folder: ModelFolder, max_tokens: int) -> int:
 
     LMDeploy never splits an image: one that is larger than the prefill budget raises the budget, and the memory.
     """
-    family = find_family(folder.architecture)
+    family = find_architecture(folder.architecture)
     if family is not None and family.image_tokens is not None:
         return 0
     pixels = max(1, max_tokens) * ((folder.patch_size or 14) * folder.merge_size) ** 2

@@ -86,7 +86,7 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     data = load_training_data(recipe_of(), Console(quiet=True))
     base = load_base(data.folder, recipe_of(), CPU, torch.float32)
     used = [image for row in data.rows for image in row.images]
-    features = FrozenFeatures(base, data.bank, data.processor, used, again=True)
+    features = FrozenFeatures(base, data.bank, data.processor, used, reused=True)
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         images = [decode(path) for path in row.images] or None
         text = data.processor.apply_chat_template(row.messages, tokenize=False)
@@ -109,7 +109,9 @@ def test_four_bit_adapters_learn(recipe_of: MakeRecipe) -> None:
     assert len(names) == 7 * len(base.model.language_model.layers)
     model = add_adapters(base, made)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    features = FrozenFeatures(base, data.bank, data.processor, [i for row in data.rows for i in row.images], again=True)
+    features = FrozenFeatures(
+        base, data.bank, data.processor, [i for row in data.rows for i in row.images], reused=True
+    )
     batch = collate_train(data.rows, CPU)
     for _ in range(2):
         optimizer.zero_grad()

@@ -50,9 +50,9 @@ def test_image_tokens_of_large_images_are_the_processors(width: int, height: int
 def test_the_recipe_narrows_the_models_limits() -> None:
     folder = ModelFolder.open(SHAPES_VL)
     narrow = pixel_limits(folder, make_recipe({"model_name_or_path": "m", "image_max_pixels": 10000}))
-    assert (narrow.least, narrow.most) == (folder.image_pixel_limits[0], 10000)
+    assert (narrow.min_pixels, narrow.max_pixels) == (folder.image_pixel_limits[0], 10000)
     wide = pixel_limits(folder, make_recipe({"model_name_or_path": "m", "image_max_pixels": 10**9}))
-    assert (wide.least, wide.most) == folder.image_pixel_limits
+    assert (wide.min_pixels, wide.max_pixels) == folder.image_pixel_limits
     with pytest.raises(FinetuneError, match="leave no size"):
         pixel_limits(folder, make_recipe({"model_name_or_path": "m", "image_max_pixels": 10}))
 

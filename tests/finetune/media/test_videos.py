@@ -135,7 +135,7 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     data = load(recipe_of())
     base = load_base(data.folder, recipe_of(), CPU, torch.float32)
     used = [image for row in data.rows for image in row.images]
-    features = FrozenFeatures(base, data.bank, data.processor, used, again=True)
+    features = FrozenFeatures(base, data.bank, data.processor, used, reused=True)
     assert features.cached
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         inputs = theirs(data, row, ours.images)
@@ -266,7 +266,7 @@ def test_a_folder_without_a_video_processor_uses_its_images(recipe_of: MakeRecip
     (tmp_path / "qwen2_vl/video_preprocessor_config.json").unlink()
     data = load(recipe_of())
     assert data.bank.videos is not None
-    assert (data.bank.videos.limits.least, data.bank.videos.limits.most) == (3136, 50176)
+    assert (data.bank.videos.limits.min_pixels, data.bank.videos.limits.max_pixels) == (3136, 50176)
 
 
 def said(recipe: Recipe) -> tuple[bool, str]:
@@ -347,7 +347,7 @@ class TestOneFamily:
         write_dataset(dataset, [chat("<video>what?", "red", ["long.mkv"])])
         data = load(recipe_of())
         heavy = heaviest_load(data.rows, recipe_of(), data.bank)
-        light = heaviest_load(data.rows, recipe_of(), data.bank, frame_most=1024)
+        light = heaviest_load(data.rows, recipe_of(), data.bank, frame_max_pixels=1024)
         (grid,) = data.bank.grids
         assert (heavy.patches, heavy.image_tokens) == (np.prod(grid), np.prod(grid) // 4)
         assert light.image_tokens == grid[0]

@@ -37,7 +37,7 @@ from finetune.media.pixel_limits import pixel_limits
 from finetune.memory.cards import Card
 from finetune.model.base import four_bit_layers, load_base, old_names_allowed
 from finetune.model.folder import open_base
-from finetune.model.sharding import whole
+from finetune.model.sharding import gather_full
 from finetune.model.targets import make_trainable
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
@@ -162,7 +162,7 @@ def test_8_bit_states_go_on_bit_for_bit_from_a_checkpoint() -> None:
     first, optimizer = start(torch.ones(128, 64))
     steps(first, optimizer, range(3))
     file = io.BytesIO()
-    torch.save(whole(optimizer.state_dict()), file)
+    torch.save(gather_full(optimizer.state_dict()), file)
     second, optimizer = start(first.detach())
     file.seek(0)
     load_optimizer(optimizer, torch.load(file, map_location="cpu", weights_only=True))
