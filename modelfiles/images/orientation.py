@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from typing import IO
 
 from PIL import Image
 
@@ -73,7 +73,7 @@ def orientation(image: Image.Image) -> int:
     return orientation_of(exif, xmp)
 
 
-def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
     """(type, position of its data, length) of a PNG's chunks up to IEND, by their heads alone.
 
     Ends early where the file does, or after MAX_CHUNKS. The caller may move in the file.
@@ -92,7 +92,7 @@ def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         position += 12 + length
 
 
-def png_orientation(file: BinaryIO) -> int:
+def png_orientation(file: IO[bytes]) -> int:
     """The orientation of a PNG file, 1 to 8, from its metadata before and after the pixels; decodes nothing."""
     found = {"exif": b"", "xmp": b""}
     for kind, position, length in png_chunks(file):
