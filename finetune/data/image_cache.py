@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
+
+from modelfiles.folder.atomic_write import write_atomically
 
 
 def cached_path(name: str) -> Path:
@@ -18,7 +19,5 @@ def cache_image(name: str, data: bytes) -> Path:
     path = cached_path(name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_atomically(path, data, durable=False)  # a lost one is made again
     return path
