@@ -220,18 +220,18 @@ def _prompt(commands: list[Command], model: ModelFolder | None, context: Context
 
 def _check_template(template: Command, model: ModelFolder | None, context: Context) -> Iterator[Finding]:
     try:
-        nodes = gotemplate.parse_template(template.args)
+        parsed = gotemplate.parse_template(template.args)
     except GoTemplateError:
         return  # MF314 says so
     lost = re.search(r"<\|im_start\|>(system|user|assistant) |<\|im_end\|> ", template.args)
     if lost:
         yield _at("MF401", f"after {lost[0].strip()!r} stands a blank where a newline belongs.", template)
-    if not {"Tools", "ToolCalls"} <= gotemplate.fields(nodes):
+    if not {"Tools", "ToolCalls"} <= gotemplate.fields(parsed):
         yield _at("MF402", "TEMPLATE has no .Tools and .ToolCalls.", template)
         if context.ollama >= LLAMA_SERVER and (model is None or "tools" in (model.chat_template or "")):
             yield _at("MF403", _outvoted(model), template)
     if model and not lost:
-        yield from _compare(template, model, lambda case: render_template(nodes, case))
+        yield from _compare(template, model, lambda case: render_template(parsed, case))
 
 
 def _outvoted(model: ModelFolder | None) -> str:
