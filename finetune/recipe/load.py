@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from finetune.errors import FinetuneError
 from finetune.recipe.explain import explain_recipe_error, recipe_warnings
+from finetune.recipe.llamafactory import drop_idle_keys
 from finetune.recipe.schema import Recipe
 
 
@@ -45,7 +46,7 @@ def make_recipe(values: dict[str, Any], locations: dict[str, str] | None = None,
     locations: for each key, how messages name it ("recipe.yaml, line 3, lora_rank"); origin: for a key without one.
     """
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(drop_idle_keys(values))
         recipe._warnings = recipe_warnings(values)
         return recipe
     except ValidationError as error:
