@@ -1,6 +1,6 @@
 """Go's text/template as Ollama uses it: parsed as strictly as Go does, and run on plain Python values.
 
-Syntax: https://pkg.go.dev/text/template. Values print as Ollama's do: objects and lists of the API as JSON. printf knows
+Syntax: https://pkg.go.dev/text/template. Values print as Ollama does: the API's objects and lists as JSON. printf knows
 %s, %v, %d and %q; methods of Go's types do not exist here.
 """
 

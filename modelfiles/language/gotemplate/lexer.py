@@ -27,8 +27,8 @@ _SIGNS = {"|": "pipe", "(": "left paren", ")": "right paren", "=": "assign"}
 
 
 class Token(NamedTuple):
-    """kind: text, end (of an action), blank, keyword, identifier, literal (bool, nil), number, character, string, field,
-    dot, variable, or a sign's name; text: as it stands in the template; line: from 1.
+    """kind: text, end (of an action), blank, keyword, identifier, literal, number, character, string, field,
+    dot, variable, or a sign's name. text: as it stands in the template. line: from 1.
     """
 
     kind: str

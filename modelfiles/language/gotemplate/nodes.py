@@ -44,7 +44,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Pipe:
-    """`[$a[, $b] :=|=] command | command ...`. A command is a list of operands; variables: what the result is set to."""
+    """`[$a[, $b] :=|=] command | command ...`. A command is a list of operands; variables: what it sets."""
 
     commands: list[list[Operand]]
     variables: tuple[str, ...] = ()
