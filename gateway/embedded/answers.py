@@ -27,7 +27,7 @@ class Answer:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, model: str, request: protocol.ChatRequest) -> None:
+    def __init__(self, model: str, request: protocol.GenerationRequest) -> None:
         self.request = request
         self.prompt_tokens = 0
         self.open_choices = request.n

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from gateway.embedded.metrics import Metrics
 from gateway.embedded.model import LoadedModel
 from gateway.embedded.prompt import Prompt, answer_limit, collate, make_prompt
-from gateway.embedded.protocol import ChatRequest, TokenLogProb
+from gateway.embedded.protocol import GenerationRequest, TokenLogProb
 from gateway.embedded.sampling import Sampler, log_probs
 from gateway.embedded.text import AnswerText
 
@@ -250,7 +250,7 @@ class Engine:
         self.waiting = WaitingList(max_batch_size, metrics)
         self._loop = loop
 
-    def make_rows(self, request: ChatRequest) -> list[Row]:
+    def make_rows(self, request: GenerationRequest) -> list[Row]:
         """One row per choice, ready for `submit`; slow, for a worker thread. Raises ApiError 400."""
         prompt = make_prompt(self.loaded.processor, request)
         max_tokens = answer_limit(prompt, request, self.loaded.context)
@@ -269,7 +269,7 @@ class Engine:
             for choice in range(request.n)
         ]
 
-    def prompt_ids(self, request: ChatRequest) -> list[int]:
+    def prompt_ids(self, request: GenerationRequest) -> list[int]:
         """The prompt's tokens; slow, for a worker thread. Raises ApiError 400."""
         ids: list[int] = make_prompt(self.loaded.processor, request).ids.tolist()
         return ids

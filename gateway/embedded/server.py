@@ -99,7 +99,7 @@ class Service:
         """The first call of everything is slow; it also proves that the model answers at all."""
         try:
             message = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
-            request = protocol.ChatRequest([message], protocol.SamplingParams(temperature=0), max_tokens=2)
+            request = protocol.GenerationRequest([message], protocol.SamplingParams(temperature=0), max_tokens=2)
             rows = await asyncio.get_running_loop().run_in_executor(self.workers, engine.make_rows, request)
             engine.submit(rows)
             while True:
@@ -155,15 +155,15 @@ class Service:
         )
         return json_response({"count": len(ids), "max_model_len": engine.loaded.context, "tokens": ids})
 
-    async def _parse(self, request: Request, form: protocol.Form) -> protocol.ChatRequest:
+    async def _parse(self, request: Request, form: protocol.Form) -> protocol.GenerationRequest:
         self._ready()
         return self._check(decode_json(await read_body(request)), form)
 
-    def _check(self, body: object, form: protocol.Form) -> protocol.ChatRequest:
+    def _check(self, body: object, form: protocol.Form) -> protocol.GenerationRequest:
         defaults = self._ready().loaded.defaults
         return protocol.parse(body, form, model=self.name, defaults=defaults, max_n=self.max_batch_size)
 
-    async def _answer(self, request: Request, chat: protocol.ChatRequest, answer: Answer) -> Response:
+    async def _answer(self, request: Request, chat: protocol.GenerationRequest, answer: Answer) -> Response:
         engine = self._ready()
         rows: list[Row] = []
         try:

@@ -14,7 +14,7 @@ from gateway.embedded.engine import SMALL_BATCH, Engine, Row, WaitingList, choos
 from gateway.embedded.metrics import Metrics
 from gateway.embedded.model import load_model
 from gateway.embedded.prompt import Prompt
-from gateway.embedded.protocol import ChatRequest, SamplingParams, TokenLogProb
+from gateway.embedded.protocol import GenerationRequest, SamplingParams, TokenLogProb
 from gateway.embedded.sampling import Sampler
 from gateway.embedded.text import AnswerText
 from modelfiles.folder.model_folder import ModelFolder
@@ -73,7 +73,7 @@ def loaded(model_dir):
     return load_model(ModelFolder.open(model_dir), "float32")
 
 
-def answers(loaded, requests: list[ChatRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
+def answers(loaded, requests: list[GenerationRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
     """(text, finish reason or "error", log-probabilities) of each request, one after another."""
 
     async def ask_all() -> list[tuple[str, str, list[TokenLogProb]]]:
@@ -100,7 +100,7 @@ def answers(loaded, requests: list[ChatRequest]) -> list[tuple[str, str, list[To
     return asyncio.run(ask_all())
 
 
-HELLO = ChatRequest(
+HELLO = GenerationRequest(
     [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], SamplingParams(temperature=0), max_tokens=6
 )
 
