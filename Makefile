@@ -18,6 +18,7 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 format: $(READY)
 	.venv/bin/ruff check --fix .

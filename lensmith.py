@@ -57,7 +57,7 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
     return click.ClickException(f"`lensmith {command}` needs the package {name}: pip install 'lensmith[{extra}]'")
 
 
-@click.group(cls=Commands, places={name: place for name, (place, _, _) in COMMANDS.items()})
+@click.group(cls=Commands, locations={name: place for name, (place, _, _) in COMMANDS.items()})
 @click.version_option(package_name="lensmith", prog_name="lensmith")
 def main() -> None:
     """From labelled images to an answering API: fine-tune, merge, serve, register in Ollama."""

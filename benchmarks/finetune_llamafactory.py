@@ -57,9 +57,11 @@ THEIRS = "from llamafactory.cli import main; main()"  # its command line
 START = """
 import sys, torch
 from pathlib import Path
-from finetune.model import load_base, open_base
-from finetune.recipe import load_recipe
-from finetune.weights import make_trainable, save_trained, trained_state
+from finetune.model.base import load_base
+from finetune.model.folder import open_base
+from finetune.model.targets import make_trainable
+from finetune.model.trained import save_trained, trained_state
+from finetune.recipe.load import load_recipe
 recipe = load_recipe(sys.argv[1])
 model = make_trainable(load_base(open_base(recipe), recipe, torch.device("cpu"), torch.float32), recipe)
 Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: boo
     """
     loaded = _load(recipe, overrides)
     from finetune.memory.cards import find_card, this_card
-    from finetune.preflight.check import check as run
+    from finetune.preflight.check import check_recipe as run
 
     here = this_card()
     card = find_card(gpu) if gpu else here

@@ -1,5 +1,14 @@
 """Reads model folders and writes what Ollama needs. Pure Python: configs and tensor headers, never weights.
 
-The parts that other packages use: `folder.ModelFolder`, `plan.make_plan`, `stage.write_stage`, `doctor.check_folder`,
-`lint.lint`, `push.push` and `verify.verify`.
+The rooms, each importing only those before it:
+
+    folder    reads a model folder: configs, safetensors and GGUF headers, chat template (gateway and finetune use it)
+    images    pictures upright and in 8-bit RGB, and the size that a processor gives them
+    adapter   an adapter in the form that LMDeploy takes
+    language  Ollama's Modelfile language and Go's text/template
+    ollama    what Ollama does with each architecture: image sizes, prompts, repairs, the plan of a Modelfile
+    checks    `doctor` and `lint`: the table of rules and what checks them
+    server    a live Ollama: create a model on it, and prove that it does what its Modelfile says
+    staging   the folder that `ollama create` reads, and the GGUF route
+    cli       `lensmith modelfile`
 """

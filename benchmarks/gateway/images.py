@@ -31,7 +31,7 @@ from gateway.media.pool import ImagePool
 # What cameras and screens give, in pixels.
 SIZES = {"2 MP": (1920, 1080), "12 MP": (4000, 3000), "48 MP": (8000, 6000)}
 FORMATS = {"JPEG": {"quality": 90}, "PNG": {"compress_level": 6}, "WEBP": {"quality": 85, "method": 2}}
-BUDGET = PixelBudget(factor=32, least=65_536, most=1_048_576)
+BUDGET = PixelBudget(factor=32, min_pixels=65_536, max_pixels=1_048_576)
 MAX_PIXELS = 64_000_000
 
 

@@ -1,15 +1,16 @@
-"""Images and frames that rows name by URL: fetched before training, where the recipe allows it, and kept."""
+"""Images and frames that rows name by URL: downloaded before training, where the recipe allows it, and cached."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+import httpx
 
 from finetune.data.formats import Row
 from finetune.data.row_media import Video
@@ -17,28 +18,33 @@ from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
 
 MAX_BYTES = 50 * 2**20
-SECONDS = 30.0  # for a whole image
-AT_ONCE = 16
+TIMEOUT = 30.0  # seconds for a whole image
+CONCURRENCY = 16  # downloads at once
 SCHEMES = ("http://", "https://")
 
 
 def fetch_images(rows: Iterator[Row | FinetuneError], recipe: Recipe) -> Iterator[Row | FinetuneError]:
-    """The rows with files in place of URLs, in order; a row whose image cannot be had becomes the error."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    """The rows with files in place of URLs, in order; a row whose image cannot be downloaded becomes the error."""
+    with ThreadPoolExecutor(CONCURRENCY) as pool, _client() as client:
         for batch in _batches(rows):
             if any(isinstance(row, Row) and (row.videos or any(map(_is_url, row.images))) for row in batch):
-                yield from pool.map(lambda row: _fetch_row(row, recipe), batch)
+                yield from pool.map(lambda row: _fetch_row(row, recipe, client), batch)
             else:
                 yield from batch
 
 
+def _client() -> httpx.Client:
+    limits = httpx.Limits(max_connections=CONCURRENCY)
+    return httpx.Client(timeout=TIMEOUT, limits=limits, follow_redirects=True, headers={"User-Agent": "lensmith"})
+
+
 def _batches(rows: Iterator[Row | FinetuneError]) -> Iterator[list[Row | FinetuneError]]:
-    """The rows some at a time; those before a file breaks off come before the error."""
+    """The rows, some at a time. Where reading breaks off with an error, the rows before it still come first."""
     batch: list[Row | FinetuneError] = []
     try:
         for row in rows:
             batch.append(row)
-            if len(batch) == 8 * AT_ONCE:
+            if len(batch) == 8 * CONCURRENCY:
                 yield batch
                 batch = []
     except FinetuneError:
@@ -51,13 +57,17 @@ def _is_url(image: Path | str) -> bool:
     return isinstance(image, str) and image.startswith(SCHEMES)
 
 
-def _fetch_row(row: Row | FinetuneError, recipe: Recipe) -> Row | FinetuneError:
+def _fetch_row(row: Row | FinetuneError, recipe: Recipe, client: httpx.Client) -> Row | FinetuneError:
     if isinstance(row, FinetuneError):
         return row
+
+    def local(image: Path | str) -> Path | str:
+        return _fetch(str(image), client) if _is_url(image) and recipe.allow_image_urls else image
+
     try:
-        images = [_local(image, recipe) for image in row.images]
+        images = [local(image) for image in row.images]
         videos = [
-            Video(tuple(_local(frame, recipe) for frame in video.source)) if isinstance(video.source, tuple) else video
+            Video(tuple(local(frame) for frame in video.source)) if isinstance(video.source, tuple) else video
             for video in row.videos
         ]
     except ValueError as error:
@@ -71,18 +81,13 @@ def _fetch_row(row: Row | FinetuneError, recipe: Recipe) -> Row | FinetuneError:
     return replace(row, images=images, videos=videos)
 
 
-def _local(image: Path | str, recipe: Recipe) -> Path | str:
-    return fetch(image) if _is_url(image) and recipe.allow_image_urls else image
-
-
-def fetch(url: Path | str) -> Path:
-    """The file of an image, fetched the first time. Raises ValueError."""
-    url = str(url)
+def _fetch(url: str, client: httpx.Client) -> Path:
+    """The file of an image, downloaded the first time. Raises ValueError."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lensmith" / "images"
     path = root / hashlib.sha256(url.encode()).hexdigest()
     if path.exists():
         return path
-    data = _get(url)
+    data = _download(url, client)
     root.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
     partial.write_bytes(data)
@@ -90,30 +95,21 @@ def fetch(url: Path | str) -> Path:
     return path
 
 
-def _get(url: str) -> bytes:
-    ends = time.monotonic() + SECONDS
-    request = urllib.request.Request(url, headers={"User-Agent": "lensmith"})
+def _download(url: str, client: httpx.Client) -> bytes:
+    """An image's bytes. Raises ValueError."""
+    deadline = time.monotonic() + TIMEOUT
+    data = bytearray()
     try:
-        # Only http and https: urllib's own opener would follow a redirect to ftp too.
-        opener = urllib.request.OpenerDirector()
-        for handler in (
-            urllib.request.ProxyHandler,
-            urllib.request.HTTPHandler,
-            urllib.request.HTTPSHandler,
-            urllib.request.HTTPRedirectHandler,
-            urllib.request.HTTPErrorProcessor,
-            urllib.request.HTTPDefaultErrorHandler,
-        ):
-            opener.add_handler(handler())
-        with opener.open(request, timeout=SECONDS) as answer:
-            data = b""
-            while chunk := answer.read1(2**16):
+        with client.stream("GET", url) as response:
+            if response.is_error:
+                reason = response.reason_phrase or "error"
+                raise ValueError(f"the image {url[:80]} cannot be fetched: {reason} (HTTP {response.status_code})")
+            for chunk in response.iter_bytes():
                 data += chunk
                 if len(data) > MAX_BYTES:
                     raise ValueError(f"the image {url[:80]} has over {MAX_BYTES // 2**20} MiB")
-                if time.monotonic() > ends:
-                    raise ValueError(f"the image {url[:80]} took longer than {SECONDS:.0f} seconds")
-            return data
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ValueError(f"the image {url[:80]} cannot be fetched: {reason}") from None
+                if time.monotonic() > deadline:
+                    raise ValueError(f"the image {url[:80]} took longer than {TIMEOUT:.0f} seconds")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(f"the image {url[:80]} cannot be fetched: {str(error) or type(error).__name__}") from None
+    return bytes(data)

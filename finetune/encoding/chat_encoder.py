@@ -59,14 +59,14 @@ class ChatEncoder:
         self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
         self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
 
-    def encode(self, rows: Sequence[Row], most: int | None = None) -> list[Encoded]:
-        """Encodes whole chats, images and frames of at most `most` pixels. Raises FinetuneError naming the row."""
+    def encode(self, rows: Sequence[Row], max_pixels: int | None = None) -> list[Encoded]:
+        """Encodes whole chats; images and frames get at most `max_pixels`. Raises FinetuneError naming the row."""
         keys = [self._key(row) for row in rows]
         fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._texts}
         items = list(fresh.items())
         for start in range(0, len(items), BATCH):
             self._encode_texts(items[start : start + BATCH])
-        return [self._place(key, row, most) for key, row in zip(keys, rows, strict=True)]
+        return [self._place(key, row, max_pixels) for key, row in zip(keys, rows, strict=True)]
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encodes chats without their last answer, ready for the model to give it."""
@@ -113,17 +113,17 @@ class ChatEncoder:
             for n, (key, row) in enumerate(group):
                 ids = np.array(tokens["input_ids"][n], dtype=np.int64)
                 offsets = np.array(tokens["offset_mapping"][n], dtype=np.int64).reshape(-1, 2)
-                self._texts[key] = ids, self._learnt(ids, offsets, wholes[n], starts[n], row)
+                self._texts[key] = ids, self._label_mask(ids, offsets, wholes[n], starts[n], row)
 
-    def _learnt(self, ids: Any, offsets: Any, text: str, starts: list[int], row: Row) -> Any:
+    def _label_mask(self, ids: Any, offsets: Any, text: str, starts: list[int], row: Row) -> Any:
         """[L] bool: from each answer's first token to its end-of-turn token and the newline after it.
 
         offsets: [L, 2], where each token begins and ends in the chat's text.
 
-        A token that begins in the prompt and reaches into the answer is not learnt: the model never writes it.
+        A token that begins in the prompt and reaches into the answer is no label: the model never writes it.
         """
         ends = np.flatnonzero(np.isin(ids, self.eos))
-        learnt = np.zeros(len(ids), dtype=bool)
+        labelled = np.zeros(len(ids), dtype=bool)
         for start in starts:
             first = int(np.searchsorted(offsets[:, 0], start))
             later = ends[ends >= first]
@@ -131,16 +131,16 @@ class ChatEncoder:
                 raise FinetuneError(f"{row.source}: the chat template does not end answers with an end-of-turn token.")
             after = later[0] + 1
             newline = after < len(ids) and text[slice(*offsets[after])].isspace()
-            learnt[first : after + newline] = True
-        return learnt
+            labelled[first : after + newline] = True
+        return labelled
 
-    def _place(self, key: str, row: Row, most: int | None = None) -> Encoded:
+    def _place(self, key: str, row: Row, max_pixels: int | None = None) -> Encoded:
         """Gives each image its tokens and every token its position."""
-        images = self.add_media(row, most)
+        images = self.add_media(row, max_pixels)
         grids = tuple(self.bank.grids[index] for index in images)
         done = self._done.get((key, grids))
         if done is None:
-            ids, learnt = self._texts[key]
+            ids, labelled = self._texts[key]
             counts = np.ones(len(ids), dtype=np.int64)
             seen, spans = ids == self.image_token_id, list(grids)
             if row.videos:
@@ -151,23 +151,23 @@ class ChatEncoder:
                 what = "images and videos" if row.videos else "images"
                 raise FinetuneError(f"{row.source}: the chat template shows {len(marks)} of {len(spans)} {what}.")
             counts[marks] = [self.bank.limits.tokens(span) for span in spans]
-            ids, learnt = np.repeat(ids, counts), np.repeat(learnt, counts)
+            ids, labelled = np.repeat(ids, counts), np.repeat(labelled, counts)
             if row.videos:
                 positions = video_positions(ids, images, self.bank)
             else:
                 positions = rope_positions(ids == self.image_token_id, grids, self.bank.limits)
-            done = self._done[key, grids] = Encoded(ids, learnt, positions, (), "")
-        return Encoded(done.ids, done.learnt, done.positions, images, row.source)
+            done = self._done[key, grids] = Encoded(ids, labelled, positions, (), "")
+        return Encoded(done.ids, done.labelled, done.positions, images, row.source)
 
-    def add_media(self, row: Row, most: int | None = None) -> tuple[int, ...]:
+    def add_media(self, row: Row, max_pixels: int | None = None) -> tuple[int, ...]:
         """The bank's indices of the row's images and videos, in the order of its text. Raises FinetuneError."""
         if not row.videos:
-            return tuple(self.bank.add(path, row.source, most) for path in row.images)
+            return tuple(self.bank.add(path, row.source, max_pixels) for path in row.images)
         images, videos = iter(row.images), iter(row.videos)
         return tuple(
-            self.bank.add(next(images), row.source, most)
+            self.bank.add(next(images), row.source, max_pixels)
             if part["type"] == "image"
-            else self.bank.add_video(next(videos), row.source, most)
+            else self.bank.add_video(next(videos), row.source, max_pixels)
             for message in row.messages
             for part in message["content"]
             if part["type"] != "text"

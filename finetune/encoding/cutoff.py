@@ -19,7 +19,7 @@ from finetune.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutoffResult:
     """Rows that fit, in order.
 
     longest: tokens of the longest row before, of which longest_images are its images' and videos'; videos: whether it
@@ -56,7 +56,7 @@ class Cut:
         )
 
 
-def cut(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder: Encoder) -> Cut:
+def apply_cutoff(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder: Encoder) -> CutoffResult:
     """Applies cutoff_policy to rows and their encodings. Raises FinetuneError if that refuses a row."""
     kept: list[Encoded] = []
     dropped = shrunk = 0
@@ -83,24 +83,24 @@ def cut(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder
         else:
             shrunk += 1
             kept.append(smaller)
-    return Cut(kept, dropped, shrunk, len(longest), images, videos, resizes)
+    return CutoffResult(kept, dropped, shrunk, len(longest), images, videos, resizes)
 
 
 def _shrink(row: Row, whole: Encoded, cutoff: int, encoder: ChatEncoder) -> Encoded | None:
-    """The row with its larger images and frames of as many pixels as let it fit, or None if the least are too many."""
+    """The row with its larger images and frames of as many pixels as let it fit; None if the fewest are too many."""
     bank, limits = encoder.bank, encoder.bank.limits
     pixels = (limits.patch * limits.merge) ** 2  # of a token
     text = len(whole) - sum(bank.tokens(index) for index in whole.images)
-    least = -(-limits.least // pixels)
-    low, high, fits = least, limits.most // pixels, 0
-    if row.videos:  # frames have no least size of their own
-        low = least if row.images else 1
+    smallest = -(-limits.min_pixels // pixels)
+    low, high, fits = smallest, limits.max_pixels // pixels, 0
+    if row.videos:  # frames have no smallest size of their own
+        low = smallest if row.images else 1
         high = max(high, *(limits.tokens((1, *bank.grids[index][1:])) for index in whole.images))
     while low <= high:
         middle = (low + high) // 2
-        most = middle * pixels
-        if text + sum(limits.tokens(bank.resized(index, most, most)) for index in whole.images) <= cutoff:
+        max_pixels = middle * pixels
+        if text + sum(limits.tokens(bank.resized(index, max_pixels, max_pixels)) for index in whole.images) <= cutoff:
             fits, low = middle, middle + 1
         else:
             high = middle - 1
-    return encoder.encode([row], most=fits * pixels)[0] if fits else None
+    return encoder.encode([row], max_pixels=fits * pixels)[0] if fits else None

@@ -12,12 +12,12 @@ import numpy as np
 class Encoded:
     """A chat as the model sees it. L tokens.
 
-    ids: [L] int64; learnt: [L] bool, the label tokens; positions: [3, L] int64, M-RoPE's temporal, height and width;
+    ids: [L] int64; labelled: [L] bool, the label tokens; positions: [3, L] int64, M-RoPE's temporal, height and width;
     images: indices into the ImageBank, of images and videos in order; source: where the row is from.
     """
 
     ids: np.ndarray[Any, Any]
-    learnt: np.ndarray[Any, Any]
+    labelled: np.ndarray[Any, Any]
     positions: np.ndarray[Any, Any]
     images: tuple[int, ...]
     source: str
@@ -28,9 +28,9 @@ class Encoded:
     @property
     def last_answer(self) -> int:
         """Where the last answer begins."""
-        learnt = np.flatnonzero(self.learnt)
-        return int(learnt[-1]) - int(np.argmax(np.append(np.diff(learnt[::-1]) != -1, True)))
+        labelled = np.flatnonzero(self.labelled)
+        return int(labelled[-1]) - int(np.argmax(np.append(np.diff(labelled[::-1]) != -1, True)))
 
     def until(self, start: int) -> Encoded:
         """The chat up to its last answer, which begins at `start`."""
-        return Encoded(self.ids[:start], self.learnt[:start], self.positions[:, :start], self.images, self.source)
+        return Encoded(self.ids[:start], self.labelled[:start], self.positions[:, :start], self.images, self.source)

@@ -1,8 +1,8 @@
 """Chats to token ids and labels by a model's own processor, for families without code of their own.
 
-What is learnt is proven for every chat: the ids of the chat up to an answer, with a generation prompt, must be how the
-ids of the whole chat begin; the answer must end with a token that ends generation; and what lies between must decode to
-the row's answer. A template that does not pass is refused.
+The label mask is proven for every chat: the ids of the chat up to an answer, with a generation prompt, must be a prefix
+of the ids of the whole chat; the answer must end with a token that ends generation; and what lies between must decode
+to the row's answer. A template that does not pass is refused.
 
 To count tokens nothing is decoded: a blank image of each size that a file's header says goes through the processor
 once, and what that writes for it stands for all images of that size. The ids that come of it are compared with those
@@ -42,7 +42,7 @@ class ProcessedChat(Encoded):
     question: str = ""
 
     def until(self, start: int) -> ProcessedChat:
-        return replace(self, ids=self.ids[:start], learnt=self.learnt[:start], text=self.prompt)
+        return replace(self, ids=self.ids[:start], labelled=self.labelled[:start], text=self.prompt)
 
 
 class ProcessorEncoder:
@@ -92,7 +92,7 @@ class ProcessorEncoder:
         return replace(self._done[key], images=images, source=row.source)
 
     def _prove(self, row: Row, sizes: Sequence[tuple[int, int]]) -> ProcessedChat:
-        """The ids of a chat with images of these sizes, and which are learnt."""
+        """The ids of a chat with images of these sizes, and their label mask."""
         self.refuse_specials(row)
         if row.tools or any(m["role"] == "tool" or "tool_calls" in m for m in row.messages):
             self._refuse(row, "tools and tool calls are for the Qwen-VL families")
@@ -112,15 +112,15 @@ class ProcessorEncoder:
             if not np.array_equal(theirs, ids):
                 self._refuse(row, f"its processor makes {len(sizes)} images of a chat into other tokens than one alone")
             self._compared.add(len(sizes))
-        learnt = np.zeros(len(ids), dtype=bool)
+        labelled = np.zeros(len(ids), dtype=bool)
         prompt = ""
         for number, message in enumerate(row.messages):
             if message["role"] == "assistant":
                 prompt = self._render(row, number, prompt=True)
                 before = self._ids(row, prompt, placeholder, sizes)
-                learnt[self._answer(row, number, ids, before)] = True
+                labelled[self._answer(row, number, ids, before)] = True
         question = "".join(part.get("text", "") for part in row.messages[-2]["content"]).strip()
-        return ProcessedChat(ids, learnt, np.empty((3, 0)), (), "", text, prompt, question)
+        return ProcessedChat(ids, labelled, np.empty((3, 0)), (), "", text, prompt, question)
 
     def _answer(self, row: Row, number: int, ids: Any, before: Any) -> slice:
         """Where the message's answer is in the ids, given those before it; with its end and the blank after it."""

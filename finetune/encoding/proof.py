@@ -29,7 +29,7 @@ def chat_ids(row: Row, clips: Sequence[Clip], processor: Any) -> Any:
     return np.asarray(made["input_ids"][0])
 
 
-def prove(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: Any) -> None:
+def prove_encoding(rows: Sequence[Row], encoded: Sequence[Encoded], processor: Any, bank: Any) -> None:
     """Checks encoded chats against the processor's own ids, on real images. Raises FinetuneError if they differ."""
     for row, ours in zip(rows, encoded, strict=True):
         if row.videos:

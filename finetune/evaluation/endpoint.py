@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx
 from PIL import Image
 from rich.console import Console
 
@@ -22,8 +22,8 @@ from finetune.data.formats import Row
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
 
-ATTEMPTS = 6  # for an answer that is refused for now
-SECONDS = 600.0  # for one answer
+MAX_ATTEMPTS = 6  # of a question whose answer is refused for now
+TIMEOUT_SECONDS = 600.0  # of one answer
 
 
 class Endpoint:
@@ -42,7 +42,7 @@ class Endpoint:
         self.recipe, self.rows = recipe, data.rows
         key = os.environ.get("OPENAI_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.model = asyncio.run(self._first_model())
+        self.model = self._first_model()
         console.print(f"Answers come from {self.model} at {self.url}.", highlight=False)
         asked = f"{self.url} {self.model} {data.digest} {recipe.max_new_tokens} {recipe.max_samples}"
         self.identity = hashlib.sha256(asked.encode()).hexdigest()
@@ -69,33 +69,32 @@ class Endpoint:
         finally:
             stop.set()
 
-    async def _first_model(self) -> str:
-        async with aiohttp.ClientSession(headers=self.headers) as session:
-            try:
-                async with session.get(f"{self.url}/models", timeout=aiohttp.ClientTimeout(30)) as answer:
-                    if answer.status != 200:
-                        why = f"{answer.status}: {await _why(answer)}"
-                        raise FinetuneError(f"--endpoint: {self.url}/models answers {why}")
-                    return str((await answer.json(content_type=None))["data"][0]["id"])
-            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, ValueError) as error:
-                raise FinetuneError(f"--endpoint: {self.url}/models cannot be read: {error}.") from None
-            except (KeyError, IndexError, TypeError):
-                raise FinetuneError(f"--endpoint: {self.url}/models lists no model.") from None
+    def _first_model(self) -> str:
+        try:
+            response = httpx.get(f"{self.url}/models", headers=self.headers, timeout=30, follow_redirects=True)
+            if response.status_code != 200:
+                why = f"{response.status_code}: {_error_message(response)}"
+                raise FinetuneError(f"--endpoint: {self.url}/models answers {why}")
+            return str(response.json()["data"][0]["id"])
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise FinetuneError(f"--endpoint: {self.url}/models cannot be read: {error}.") from None
+        except (KeyError, IndexError, TypeError):
+            raise FinetuneError(f"--endpoint: {self.url}/models lists no model.") from None
 
     async def _ask_all(self, rows: Sequence[int], found: Any, stop: threading.Event) -> None:
         waiting = iter(rows)
 
-        async def ask_on(session: aiohttp.ClientSession) -> None:
+        async def ask_waiting(client: httpx.AsyncClient) -> None:
             for index in waiting:
                 if stop.is_set():
                     return
-                found.put((index, await self._ask(session, self.rows[index])))
+                found.put((index, await self._ask(client, self.rows[index])))
 
-        timeout = aiohttp.ClientTimeout(total=SECONDS)
-        async with aiohttp.ClientSession(headers=self.headers, timeout=timeout) as session:
-            await asyncio.gather(*[ask_on(session) for _ in range(self.recipe.per_device_eval_batch_size)])
+        limits = httpx.Limits(max_connections=None)  # the number of questions in flight is the limit
+        async with httpx.AsyncClient(headers=self.headers, timeout=TIMEOUT_SECONDS, limits=limits) as client:
+            await asyncio.gather(*[ask_waiting(client) for _ in range(self.recipe.per_device_eval_batch_size)])
 
-    async def _ask(self, session: aiohttp.ClientSession, row: Row) -> str:
+    async def _ask(self, client: httpx.AsyncClient, row: Row) -> str:
         """The answer to a row's chat before its last turn; waits as long as a busy server asks to."""
         body = {
             "model": self.model,
@@ -103,21 +102,20 @@ class Endpoint:
             "temperature": 0,
             "max_tokens": self.recipe.max_new_tokens,
         } | ({"tools": row.tools} if row.tools else {})  # fmt: skip
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                async with session.post(f"{self.url}/chat/completions", json=body) as answer:
-                    if answer.status == 200:
-                        message = (await answer.json(content_type=None))["choices"][0]["message"]
-                        return _text(message)
-                    why = f"{answer.status}: {await _why(answer)}"
-                    wait = _seconds(answer.headers.get("Retry-After"), 2**attempt / 2)
-                    if answer.status not in (429, 500, 502, 503, 504):
-                        attempt = ATTEMPTS
-            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as error:
+                response = await client.post(f"{self.url}/chat/completions", json=body)
+                if response.status_code == 200:
+                    return _text(response.json()["choices"][0]["message"])
+                why = f"{response.status_code}: {_error_message(response)}"
+                wait = _retry_seconds(response.headers.get("Retry-After"), 2**attempt / 2)
+                if response.status_code not in (429, 500, 502, 503, 504):
+                    attempt = MAX_ATTEMPTS
+            except httpx.HTTPError as error:
                 why, wait = f"{type(error).__name__} {error}", 2**attempt / 2
             except (ValueError, KeyError, IndexError, TypeError):
                 raise FinetuneError(f"{row.source}: {self.url} gave no chat completion.") from None
-            if attempt == ATTEMPTS:
+            if attempt == MAX_ATTEMPTS:
                 break
             await asyncio.sleep(min(wait, 30))
         raise FinetuneError(f"{row.source}: {self.url} does not answer ({why}); the same command goes on from here.")
@@ -134,7 +132,7 @@ def _text(message: dict[str, Any]) -> str:
     return str(message.get("content") or "")
 
 
-def _seconds(retry_after: str | None, otherwise: float) -> float:
+def _retry_seconds(retry_after: str | None, otherwise: float) -> float:
     """Retry-After in seconds; it may be a date, which is not worth reading here."""
     try:
         return max(0.0, float(str(retry_after)))
@@ -142,14 +140,13 @@ def _seconds(retry_after: str | None, otherwise: float) -> float:
         return otherwise
 
 
-async def _why(answer: aiohttp.ClientResponse) -> str:
-    """An error's message, in whatever form it comes."""
-    text = await answer.text()
+def _error_message(response: httpx.Response) -> str:
+    """The message of an OpenAI error, or the beginning of whatever the server sent instead."""
     try:
-        error = (await answer.json(content_type=None))["error"]
+        error = response.json()["error"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, KeyError, TypeError):
-        return text[:300]
+        return response.text[:300]
 
 
 def _openai_messages(row: Row) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ class EvalResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Two runs over the same labels: the difference of each metric's means, its interval and p (see scores.compare)."""
 
     difference: dict[str, Score]
@@ -110,7 +110,7 @@ def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | Non
     return result
 
 
-def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Console | None = None) -> Comparison:
+def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Console | None = None) -> RunComparison:
     """Compares two generated_predictions.jsonl files (or their folders); writes both side by side as `page`.
 
     Raises FinetuneError if the labels differ.
@@ -121,7 +121,7 @@ def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Co
         raise FinetuneError(f"{ours} and {theirs} do not answer the same questions.")
     values, their_values = _values(one, console), _values(other, console)
     compared = {name: compare(values[name], their_values[name]) for name in values if name in their_values}
-    comparison = Comparison(
+    comparison = RunComparison(
         {name: difference for name, (difference, _) in compared.items()}, {name: p for name, (_, p) in compared.items()}
     )
     if page is not None:

@@ -16,7 +16,7 @@ from finetune.families.registry import family_of
 from finetune.model.base import load_base
 from finetune.model.device import pick_device, pick_dtype
 from finetune.model.folder import open_base
-from finetune.model.trained import ADAPTER, WHOLE, load_trained
+from finetune.model.trained import ADAPTER, TRAINED_WEIGHTS, load_trained
 from finetune.recipe.schema import Recipe
 
 
@@ -55,7 +55,7 @@ class LocalModel:
         try:
             for batch in batches:
                 with autocast, torch.no_grad():
-                    answers = feed.answers([prompts[index] for index in batch], recipe.max_new_tokens)
+                    answers = feed.generate([prompts[index] for index in batch], recipe.max_new_tokens)
                 for index, answer in zip(batch, answers, strict=True):
                     yield index, tokenizer.decode(answer, skip_special_tokens=True)
         finally:
@@ -70,7 +70,7 @@ def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
         keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
         digest.update(str(keys).encode())
     if recipe.adapter_name_or_path:
-        for name in (ADAPTER, WHOLE):
+        for name in (ADAPTER, TRAINED_WEIGHTS):
             weights = Path(recipe.adapter_name_or_path) / name
             digest.update(weights.read_bytes() if weights.is_file() else b"")
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from finetune.evaluation.rouge import rouge
 from finetune.evaluation.word_bleu import counts
@@ -42,13 +43,15 @@ def token_f1(prediction: str, label: str) -> float:
 def anls(prediction: str, label: str) -> float:
     """1 - normalised edit distance of the lower-case texts, 0 if that is below 0.5 (arXiv:1905.13648)."""
     ours, theirs = prediction.strip().lower(), label.strip().lower()
-    longest = max(len(ours), len(theirs))
-    similarity = 1 - _edit_distance(ours, theirs) / longest if longest else 1.0
+    similarity = Levenshtein.normalized_similarity(ours, theirs)
     return similarity if similarity >= 0.5 else 0.0
 
 
 def bleu_4(prediction: str, label: str) -> float:
-    """Character BLEU-4 from 0 to 100 with NIST's geometric smoothing (nltk's method3), rounded to 4 digits."""
+    """Character BLEU-4 from 0 to 100 with NIST's geometric smoothing (nltk's method3), rounded to 4 digits.
+
+    Computed here rather than by nltk, whose versions differ in these digits; those of LLaMA-Factory's time are kept.
+    """
     logs, smoothed = 0.0, 0
     for n in range(1, 5):
         ours = Counter(prediction[i : i + n] for i in range(len(prediction) - n + 1))
@@ -77,12 +80,3 @@ def score_all(predictions: Sequence[str], labels: Sequence[str], with_rouge: boo
         values |= {name: [scores[name] for scores in rouges] for name in ("rouge-1", "rouge-2", "rouge-l")}
     values["word_bleu"] = [counts(*pair) for pair in pairs]
     return {name: np.array(found, dtype=float) for name, found in values.items()}
-
-
-def _edit_distance(one: str, other: str) -> int:
-    row = list(range(len(other) + 1))
-    for count, character in enumerate(one, 1):
-        before, row = row, [count]
-        for index, candidate in enumerate(other):
-            row.append(min(before[index + 1] + 1, row[index] + 1, before[index] + (character != candidate)))
-    return row[-1]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+
+from rapidfuzz.distance import LCSseq
 
 from finetune.errors import FinetuneError
 
@@ -25,7 +26,7 @@ def rouge(prediction: str, label: str) -> dict[str, float]:
     for n in (1, 2):
         one, other = ({tuple(words[i : i + n]) for i in range(len(words) - n + 1)} for words in (ours, theirs))
         scores[f"rouge-{n}"] = _f1(len(one & other), len(one), len(other))
-    scores["rouge-l"] = _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
+    scores["rouge-l"] = _f1(LCSseq.similarity(ours, theirs), len(ours), len(theirs))
     return scores
 
 
@@ -66,13 +67,3 @@ def segment(text: str) -> list[str]:
         for part, piece in enumerate(LATIN_ENTRIES.split(block)):
             words += [piece] if part % 2 or len(piece) == 1 else [word for word in LATIN_WORDS.split(piece) if word]
     return words
-
-
-def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(other) + 1)
-    for word in one:
-        before, row = row, [0]
-        for index, candidate in enumerate(other):
-            row.append(before[index] + 1 if word == candidate else max(before[index + 1], row[index]))
-    return row[-1]

@@ -1,7 +1,7 @@
 """Merging an adapter into its base by file surgery.
 
 The base's files are copied as they are; in the copies of its safetensors the bytes of the adapted weights alone are
-replaced, in place, by base + delta computed in float32 and rounded once. So names, dtypes, shapes, shards and every
+replaced, in location, by base + delta computed in float32 and rounded once. So names, dtypes, shapes, shards and every
 other file are the base's, which is what makes the result load wherever the base loads. One block of a weight is in
 memory at a time, and no GPU is needed.
 """
@@ -20,14 +20,14 @@ from finetune.errors import FinetuneError
 from finetune.export.losses import merge_losses
 from finetune.export.processor_limits import narrow_limits
 from finetune.export.provenance import make_provenance
-from finetune.export.shards import INDEX, Place, copy_weights
-from finetune.model.changes import Change, dequantised, plan, read_trained, row_blocks
+from finetune.export.shards import INDEX, TensorLocation, copy_weights
+from finetune.model.changes import Change, dequantised, plan_changes, read_trained, row_blocks
 from finetune.model.folder import open_base
 from finetune.model.tensors import DTYPES, read_tensor
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.folder.provenance import PROVENANCE, written
+from modelfiles.folder.provenance import PROVENANCE, to_bytes
 
 ORIGINAL, DEQUANTIZED = "original", "dequantized"
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
@@ -43,7 +43,7 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
     recipe.require("adapter_name_or_path", "export_dir")
     folder = open_base(recipe)
     adapter, target = Path(str(recipe.adapter_name_or_path)), Path(str(recipe.export_dir))
-    changes = plan(folder, *read_trained(adapter))
+    changes = plan_changes(folder, *read_trained(adapter))
     trained_by = load_recipe(adapter / "recipe.yaml") if (adapter / "recipe.yaml").is_file() else None
     if merge_base == DEQUANTIZED:
         if trained_by is None or trained_by.quantization_bit != 4:
@@ -56,8 +56,8 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
         for file in _files(folder):
             shutil.copyfile(file, partial / file.name)
         limits = narrow_limits(folder, partial, trained_by)
-        places = copy_weights(folder, partial, recipe.export_size * 1e9 if recipe.export_size else None)
-        delta_norm, weight_norm = _patch(folder, places, changes)
+        locations = copy_weights(folder, partial, recipe.export_size * 1e9 if recipe.export_size else None)
+        delta_norm, weight_norm = _patch(folder, locations, changes)
         if delta_norm == 0:
             raise FinetuneError(f"The adapter {adapter} changes nothing: every delta is zero. Was it trained?")
         losses = None
@@ -65,7 +65,7 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
             losses = merge_losses(recipe, trained_by, partial, merge_base)
         provenance = make_provenance(folder, adapter, len(changes), delta_norm, weight_norm)
         provenance |= {"merge_base": merge_base, "validation_loss": losses}
-        (partial / PROVENANCE).write_bytes(written(provenance))
+        (partial / PROVENANCE).write_bytes(to_bytes(provenance))
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
@@ -86,13 +86,13 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
     return target
 
 
-def _patch(folder: ModelFolder, places: dict[str, Place], changes: list[Change]) -> tuple[float, float]:
+def _patch(folder: ModelFolder, locations: dict[str, TensorLocation], changes: list[Change]) -> tuple[float, float]:
     """Writes the merged weights over the copies; the norms of all differences and of the weights that change."""
     delta_square = weight_square = 0.0
     for change in changes:
-        info, place = folder.tensors[change.weight], places[change.weight]
+        info, location = folder.tensors[change.weight], locations[change.weight]
         stride = info.size // max(1, info.shape[0] if info.shape else 1)
-        with place.file.open("r+b") as file:
+        with location.file.open("r+b") as file:
             for rows in row_blocks(change, info):
                 old = read_tensor(info, rows).float()
                 merged = change.merged(old, rows)
@@ -104,7 +104,7 @@ def _patch(folder: ModelFolder, places: dict[str, Place], changes: list[Change])
                     )
                 delta_square += (merged - old).square().sum().item()
                 weight_square += old.square().sum().item()
-                file.seek(place.offset + rows.start * stride)
+                file.seek(location.offset + rows.start * stride)
                 file.write(new.contiguous().view(torch.uint8).numpy().tobytes())
     return math.sqrt(delta_square), math.sqrt(weight_square)
 

@@ -19,7 +19,7 @@ def narrow_limits(folder: ModelFolder, copy: Path, trained_by: Recipe | None) ->
     if trained_by is None or folder.model_type not in QWEN_VL:  # others' limits cannot be narrowed
         return ""
     limits = pixel_limits(folder, trained_by)
-    if (limits.least, limits.most) == folder.image_pixel_limits:
+    if (limits.min_pixels, limits.max_pixels) == folder.image_pixel_limits:
         return ""
     path = copy / "preprocessor_config.json"
     if not path.exists():  # transformers 5 keeps it with the other processors' configurations
@@ -27,8 +27,8 @@ def narrow_limits(folder: ModelFolder, copy: Path, trained_by: Recipe | None) ->
     config = json.loads(path.read_text(encoding="utf-8"))
     images = config.get("image_processor", config)
     if "min_pixels" in images or "max_pixels" in images:
-        images |= {"min_pixels": limits.least, "max_pixels": limits.most}
+        images |= {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
     if "size" in images or "min_pixels" not in images:
-        images["size"] = {"shortest_edge": limits.least, "longest_edge": limits.most}
+        images["size"] = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return f"{limits.least:,} to {limits.most:,}"
+    return f"{limits.min_pixels:,} to {limits.max_pixels:,}"

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune.model.trained import ADAPTER, WHOLE
+from finetune.model.trained import ADAPTER, TRAINED_WEIGHTS
 from modelfiles.folder.model_folder import ModelFolder
 
 
@@ -31,7 +31,7 @@ def make_provenance(
         path = adapter / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    weights = adapter / (WHOLE if (adapter / WHOLE).is_file() else ADAPTER)
+    weights = adapter / (TRAINED_WEIGHTS if (adapter / TRAINED_WEIGHTS).is_file() else ADAPTER)
     environment, trained = optional("environment.json"), optional("train_results.json")
     return {
         "lensmith": version("lensmith"),

@@ -15,47 +15,49 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a copied tensor's bytes begin."""
 
     file: Path
     offset: int
 
 
-def copy_weights(folder: ModelFolder, target: Path, largest: float | None) -> dict[str, Place]:
-    """Copies the weights into `target`; where each tensor is now.
+def copy_weights(folder: ModelFolder, target: Path, max_shard_bytes: float | None) -> dict[str, TensorLocation]:
+    """Copies the weights into `target`; returns where each tensor's bytes are there.
 
-    largest: bytes a shard may have. The base's own shards are kept if they are no larger; else tensors are laid into
-    new ones in the base's order. A single tensor may be larger than that.
+    max_shard_bytes: the size of a shard's file. The base's own shards are kept if none is larger; otherwise new
+    ones are filled in the base's order. A single tensor may exceed the limit.
     """
-    if largest is None or all(shard.stat().st_size <= largest for shard in folder.shards):
+    if max_shard_bytes is None or all(shard.stat().st_size <= max_shard_bytes for shard in folder.shards):
         for shard in folder.shards:
             shutil.copyfile(shard, target / shard.name)
         if (folder.path / INDEX).exists():
             shutil.copyfile(folder.path / INDEX, target / INDEX)
-        return {name: Place(target / info.shard.name, info.offsets[0]) for name, info in folder.tensors.items()}
-    shards = _lay_out(folder.tensors, largest)
-    places: dict[str, Place] = {}
+        return {
+            name: TensorLocation(target / info.shard.name, info.offsets[0]) for name, info in folder.tensors.items()
+        }
+    shards = _lay_out(folder.tensors, max_shard_bytes)
+    locations: dict[str, TensorLocation] = {}
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = target / f"model-{number:05}-of-{len(shards):05}.safetensors"
         if len(shards) == 1:
             file = target / "model.safetensors"
-        places |= _write_shard(file, {name: folder.tensors[name] for name in names})
+        locations |= _write_shard(file, {name: folder.tensors[name] for name in names})
         weight_map |= dict.fromkeys(names, file.name)
     if len(shards) > 1:
         total = sum(info.size for info in folder.tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return places
+    return locations
 
 
-def _lay_out(tensors: dict[str, TensorInfo], largest: float) -> list[list[str]]:
+def _lay_out(tensors: dict[str, TensorInfo], max_shard_bytes: float) -> list[list[str]]:
     """Names by shard, in the base's order."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, info in tensors.items():
-        if shards[-1] and filled + info.size > largest:
+        if shards[-1] and filled + info.size > max_shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
@@ -63,7 +65,7 @@ def _lay_out(tensors: dict[str, TensorInfo], largest: float) -> list[list[str]]:
     return shards
 
 
-def _write_shard(file: Path, tensors: dict[str, TensorInfo]) -> dict[str, Place]:
+def _write_shard(file: Path, tensors: dict[str, TensorInfo]) -> dict[str, TensorLocation]:
     """Writes one safetensors file; the header is padded to 8 bytes, as the reference implementation does."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -72,11 +74,11 @@ def _write_shard(file: Path, tensors: dict[str, TensorInfo]) -> dict[str, Place]
         position += info.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    places = {}
+    locations = {}
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name, info in tensors.items():
-            places[name] = Place(file, out.tell())
+            locations[name] = TensorLocation(file, out.tell())
             with info.shard.open("rb") as source:
                 source.seek(info.offsets[0])
                 left = info.size
@@ -84,4 +86,4 @@ def _write_shard(file: Path, tensors: dict[str, TensorInfo]) -> dict[str, Place]
                     block = source.read(min(left, 1 << 24))
                     out.write(block)
                     left -= len(block)
-    return places
+    return locations

@@ -37,8 +37,8 @@ class Feed(Protocol):
     def batch(self, rows: Sequence[Encoded]) -> tuple[Batch, Any]:
         """The rows padded on the right with their labels, and their images, for `Family.loss`. Raises FinetuneError."""
 
-    def answers(self, prompts: Sequence[Encoded], most: int) -> list[list[int]]:
-        """The greedy answer ids of each prompt, at most `most`, without the end-of-turn token.
+    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
+        """The greedy answer ids of each prompt, at most `max_new_tokens`, without the end-of-turn token.
 
         To be called under `torch.no_grad()`.
         """
@@ -53,10 +53,13 @@ class Family(Protocol):
     def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
         """Loads the folder's processor. Raises FinetuneError if the recipe asks for what the family cannot."""
 
-    def feed(self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool = False, sharers: int = 1) -> Feed:
+    def feed(
+        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
+    ) -> Feed:
         """base: the *ForConditionalGeneration module; rows: in the order of their use.
 
-        again: they are used more than once; sharers: the processes of this machine.
+        reused: whether they are used more than once; processes_per_host: how many processes of the run share this
+        machine's memory.
         """
 
     def loss(self, base: Any, noise: float) -> Any:

@@ -36,16 +36,16 @@ def collate_train(rows: Sequence[Encoded], device: torch.device) -> Batch:
     Nothing needs a mask: under causal attention no real token sees the padding after it. Each row ends before its last
     label: what is only predicted need not be read.
     """
-    ends = [int(np.flatnonzero(row.learnt)[-1]) for row in rows]
+    ends = [int(np.flatnonzero(row.labelled)[-1]) for row in rows]
     length = max(ends)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((4, len(rows), length), dtype=np.int64)
     labelled = np.zeros((len(rows), length), dtype=bool)
     positions[0] = np.arange(length)
     for n, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        ids[n, :end], labelled[n, :end] = row.ids[:end], row.learnt[1 : end + 1]
+        ids[n, :end], labelled[n, :end] = row.ids[:end], row.labelled[1 : end + 1]
         positions[1:, n, :end] = row.positions[:, :end]
-    labels = np.concatenate([row.ids[1:][row.learnt[1:]] for row in rows])
+    labels = np.concatenate([row.ids[1:][row.labelled[1:]] for row in rows])
     return Batch(
         ids=_tensor(ids, device),
         positions=_tensor(positions, device),

@@ -74,12 +74,18 @@ class FrozenFeatures:
     """Features by image index, from the frozen tower.
 
     `order` names images in the order of use: the tower gets them in chunks of the order of first use, so that a resumed
-    run computes bit for bit what an unbroken one does. `again`: the whole order is used more than once; sharers: the
-    processes of this machine, each of which keeps features of its own.
+    run computes bit for bit what an unbroken one does. reused: whether the order is used more than
+    once; processes_per_host: how many processes of the run share this machine's memory, each with its own features.
     """
 
     def __init__(
-        self, model: Any, bank: ImageBank, processor: Any, order: Sequence[int], again: bool = False, sharers: int = 1
+        self,
+        model: Any,
+        bank: ImageBank,
+        processor: Any,
+        order: Sequence[int],
+        reused: bool = False,
+        processes_per_host: int = 1,
     ) -> None:
         self.model, self.bank, self.loader = model, bank, PixelLoader(bank, processor)
         self.device = next(model.model.visual.parameters()).device
@@ -91,7 +97,7 @@ class FrozenFeatures:
         tokens = sum(bank.tokens(index) for index in set(order))
         self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.cached = (again or len(set(order)) < len(order)) and self.bytes <= memory // (4 * sharers)
+        self.cached = (reused or len(set(order)) < len(order)) and self.bytes <= memory // (4 * processes_per_host)
         self._kept: dict[int, Any] = {}
         patches = 0
         for index in dict.fromkeys(order) if self.cached else ():

@@ -37,8 +37,8 @@ def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | N
     deepstack: dict[str, Any] = {}
     embeddings = core.get_input_embeddings()(batch.ids)
     if noise:
-        most = noise / math.sqrt(embeddings.shape[1] * embeddings.shape[2])
-        embeddings = embeddings + torch.empty_like(embeddings).uniform_(-most, most)
+        bound = noise / math.sqrt(embeddings.shape[1] * embeddings.shape[2])
+        embeddings = embeddings + torch.empty_like(embeddings).uniform_(-bound, bound)
     if features is not None:
         # Features are in the order of the text, whether of an image or of a video.
         is_image = (batch.ids == model.config.image_token_id) | (batch.ids == model.config.video_token_id)

@@ -43,7 +43,7 @@ class OtherVL:
         return Reader(folder, processor, bank, ProcessorEncoder(folder, processor, bank))
 
     def feed(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool = False, sharers: int = 1
+        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
     ) -> ProcessorFeed:
         return ProcessorFeed(base, reader)
 
@@ -103,7 +103,7 @@ class ProcessorFeed:
         ids = inputs["input_ids"]
         learnt = torch.zeros(ids.shape, dtype=torch.bool)
         for number, row in enumerate(rows):
-            learnt[number, : len(row)] = torch.from_numpy(row.learnt)
+            learnt[number, : len(row)] = torch.from_numpy(row.labelled)
         learnt = learnt.to(self.device)
         labelled = torch.nn.functional.pad(learnt[:, 1:], (0, 1))
         batch = Batch(
@@ -117,7 +117,7 @@ class ProcessorFeed:
         )
         return batch, inputs
 
-    def answers(self, prompts: Sequence[Encoded], most: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
         from transformers import GenerationConfig
 
         inputs = self._moved(self._process(prompts, "left"))
@@ -126,7 +126,7 @@ class ProcessorFeed:
         self.base.generation_config = GenerationConfig(
             eos_token_id=list(self.eos), pad_token_id=self.eos[0] if padding is None else padding
         )
-        made = self.base.generate(**inputs, do_sample=False, max_new_tokens=most)
+        made = self.base.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         answers = []
         for ids in made[:, inputs["input_ids"].shape[1] :].tolist():
             end = next((at for at, token in enumerate(ids) if token in self.eos), len(ids))

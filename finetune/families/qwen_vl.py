@@ -18,7 +18,7 @@ from finetune.families.generate import greedy
 from finetune.media.bank import ImageBank
 from finetune.media.pixel_limits import PixelLimits, pixel_limits
 from finetune.media.videos import VideoRules
-from finetune.model.structure import sees
+from finetune.model.structure import trains_vision
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -36,9 +36,9 @@ class QwenVL:
         return Reader(folder, processor, bank, ChatEncoder(folder, processor, bank))
 
     def feed(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool = False, sharers: int = 1
+        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
     ) -> QwenFeed:
-        return QwenFeed(base, reader, rows, again, sharers)
+        return QwenFeed(base, reader, rows, reused, processes_per_host)
 
     def loss(self, base: Any, noise: float) -> Any:
         return LabelLoss(base, noise)
@@ -47,15 +47,17 @@ class QwenVL:
 class QwenFeed:
     """family.Feed: ids and positions are known; images are a frozen tower's features, or pixels for a trained one."""
 
-    def __init__(self, base: Any, reader: Reader, rows: Sequence[Encoded], again: bool, sharers: int) -> None:
+    def __init__(
+        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool, processes_per_host: int
+    ) -> None:
         assert isinstance(reader.bank, ImageBank)
         self.base, self.processor, self.bank = base, reader.processor, reader.bank
         self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
         self.images: FrozenFeatures | TrainedVision
-        if sees(base):
+        if trains_vision(base):
             self.images = TrainedVision(self.device, self.bank, self.processor)
         else:
-            self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), again, sharers)
+            self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), reused, processes_per_host)
 
     def prefetch(self, rows: Sequence[Encoded]) -> None:
         self.images.prefetch(_images(rows))
@@ -64,11 +66,11 @@ class QwenFeed:
         batch = collate_train(rows, self.device)
         return batch, self.images.get(batch.images)
 
-    def answers(self, prompts: Sequence[Encoded], most: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
         images = self.images
         if isinstance(images, TrainedVision):  # features of the tower as it is now
             images = FrozenFeatures(self.base, self.bank, self.processor, _images(prompts))
-        return greedy(self.base, prompts, images, self.eos, most, self.device)
+        return greedy(self.base, prompts, images, self.eos, max_new_tokens, self.device)
 
     def question(self, prompt: Encoded) -> str:
         config = self.base.config
@@ -91,6 +93,6 @@ def load_processor(folder: ModelFolder, limits: PixelLimits) -> Any:
 
     processor = AutoProcessor.from_pretrained(folder.path, local_files_only=True)
     processor.image_processor = AutoImageProcessor.from_pretrained(
-        folder.path, min_pixels=limits.least, max_pixels=limits.most, local_files_only=True
+        folder.path, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels, local_files_only=True
     )
     return processor

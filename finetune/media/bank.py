@@ -36,20 +36,20 @@ class ImageBank:
         self._shrunk: set[int] = set()
         self._index: dict[tuple[Path | str | Video, int | None], int] = {}
 
-    def add(self, path: Path | str, source: str, most: int | None = None) -> int:
-        """The image's index; reads its header the first time. most: pixels it may have, fewer than the limits' most.
+    def add(self, path: Path | str, source: str, max_pixels: int | None = None) -> int:
+        """The image's index; reads its header the first time. max_pixels: fewer than the limits allow.
 
         Raises FinetuneError naming the row.
         """
-        index = self._index.get((path, most))
+        index = self._index.get((path, max_pixels))
         if index is None:
-            limits = self.limits if most is None else replace(self.limits, most=most)
+            limits = self.limits if max_pixels is None else replace(self.limits, max_pixels=max_pixels)
             try:
                 size = image_size(path)
                 grid = limits.grid(*size)
             except ValueError as error:
                 raise FinetuneError(f"{source}: the image {shown(path)}: {error}.") from None
-            index = self._index[path, most] = len(self.paths)
+            index = self._index[path, max_pixels] = len(self.paths)
             if grid != self.limits.grid(*size):
                 self._shrunk.add(index)
             self.paths.append(path)
@@ -57,30 +57,32 @@ class ImageBank:
             self.grids.append(grid)
         return index
 
-    def add_video(self, video: Video, source: str, most: int | None = None) -> int:
-        """The same for a video; most: pixels that a frame may have, if fewer than the recipe says."""
-        index = self._index.get((video, most))
+    def add_video(self, video: Video, source: str, max_pixels: int | None = None) -> int:
+        """The same for a video; max_pixels: pixels that a frame may have, if fewer than the recipe says."""
+        index = self._index.get((video, max_pixels))
         if index is None:
             if self.videos is None:
                 raise FinetuneError(f"{source}: videos cannot be read here.")
             try:
-                clip = self.videos.read(video, most)
+                clip = self.videos.read(video, max_pixels)
             except ValueError as error:
                 raise FinetuneError(f"{source}: the video {shown(video)}: {error}.") from None
-            index = self._index[video, most] = len(self.paths)
+            index = self._index[video, max_pixels] = len(self.paths)
             self.clips[index] = clip
             self.paths.append(video)
             self.sizes.append((clip.header.width, clip.header.height))
             self.grids.append(clip.grid)
         return index
 
-    def resized(self, index: int, most: int | None, frame_most: int | None) -> tuple[int, int, int]:
-        """The grid if an image may have at most `most` pixels and a frame `frame_most`; None: as many as it has."""
+    def resized(self, index: int, max_pixels: int | None, frame_max_pixels: int | None) -> tuple[int, int, int]:
+        """The grid of an image of at most `max_pixels` or a frame of at most `frame_max_pixels`; None: as it is now."""
         clip = self.clips.get(index)
-        most = frame_most if clip else most
-        if most is None:
+        max_pixels = frame_max_pixels if clip else max_pixels
+        if max_pixels is None:
             return self.grids[index]
-        return clip.resized(most) if clip else replace(self.limits, most=most).grid(*self.sizes[index])
+        return (
+            clip.resized(max_pixels) if clip else replace(self.limits, max_pixels=max_pixels).grid(*self.sizes[index])
+        )
 
     def spans(self, index: int) -> list[tuple[int, int, int]]:
         """The grids that stand in the text on their own: an image is one, a video one or several."""

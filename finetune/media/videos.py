@@ -71,9 +71,9 @@ class Clip:
         pairs, rows, columns = self.grid
         return [(1, rows, columns)] * pairs if self.rules.timed else [self.grid]
 
-    def resized(self, most: int) -> tuple[int, int, int]:
-        """The grid if a frame may have at most `most` pixels."""
-        return self.rules.fit(self.header.width, self.header.height, len(self.indices), most)[1]
+    def resized(self, max_pixels: int) -> tuple[int, int, int]:
+        """The grid if a frame may have at most `max_pixels` pixels."""
+        return self.rules.fit(self.header.width, self.header.height, len(self.indices), max_pixels)[1]
 
     def frames(self) -> np.ndarray[Any, Any]:
         """[F, height, width, 3] uint8: the frames as the processor gets them. Raises FinetuneError."""
@@ -117,11 +117,11 @@ class VideoRules:
         processor = getattr(self.processor, "video_processor", None)
         if processor is None or processor.temporal_patch_size != 2:
             raise ValueError(f"{self.folder.path} has no video processor that Lensmith knows; remove the videos")
-        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
-        return PixelLimits(processor.patch_size, processor.merge_size, least, most)
+        min_pixels, max_pixels = processor.size["shortest_edge"], processor.size["longest_edge"]
+        return PixelLimits(processor.patch_size, processor.merge_size, min_pixels, max_pixels)
 
-    def read(self, video: Video, most: int | None = None) -> Clip:
-        """Reads headers and chooses frames. most: pixels a frame may have, if fewer than the recipe says.
+    def read(self, video: Video, max_pixels: int | None = None) -> Clip:
+        """Reads headers and chooses frames. max_pixels: pixels a frame may have, if fewer than the recipe says.
 
         Raises ValueError.
         """
@@ -137,7 +137,7 @@ class VideoRules:
             count = header.frames
         chosen = np.linspace(0, header.frames - 1, min(count, recipe.video_maxlen)).astype(int).tolist()
         indices = (*chosen, *chosen[len(chosen) - len(chosen) % 2 :])
-        size, grid = self.fit(header.width, header.height, len(indices), most)
+        size, grid = self.fit(header.width, header.height, len(indices), max_pixels)
         if len(indices) * size[0] * size[1] > MAX_PIXELS:
             raise ValueError(
                 f"{len(indices)} frames of {size[0]}x{size[1]} pixels are too many at once; lower video_maxlen or "
@@ -146,7 +146,7 @@ class VideoRules:
         return Clip(self, video, header, indices, size, grid)
 
     def fit(
-        self, width: int, height: int, frames: int, most: int | None = None
+        self, width: int, height: int, frames: int, max_pixels: int | None = None
     ) -> tuple[tuple[int, int], tuple[int, int, int]]:
         """The size to which frames are resized before the processor, and the grid of patches that it makes then.
 
@@ -154,9 +154,9 @@ class VideoRules:
         """
         limits, recipe = self.limits, self.recipe
         if self.timed and min(width, height) < limits.patch * limits.merge:
-            least = limits.patch * limits.merge
-            raise ValueError(f"frames of {width}x{height} pixels; the model needs at least {least}x{least}")
-        most = min(most or limits.most, recipe.video_max_pixels or limits.most)
+            side = limits.patch * limits.merge
+            raise ValueError(f"frames of {width}x{height} pixels; the model needs at least {side}x{side}")
+        max_pixels = min(max_pixels or limits.max_pixels, recipe.video_max_pixels or limits.max_pixels)
         together = frames if self.timed else 1
 
         def pixels(grid: tuple[int, int, int]) -> int:
@@ -164,10 +164,10 @@ class VideoRules:
 
         grid = limits.grid(width, height, together)
         wanted = None
-        if pixels(grid) > most:
-            wanted = PixelLimits(limits.patch, limits.merge, 1, most)
+        if pixels(grid) > max_pixels:
+            wanted = PixelLimits(limits.patch, limits.merge, 1, max_pixels)
         elif pixels(grid) < (recipe.video_min_pixels or 0):
-            wanted = PixelLimits(limits.patch, limits.merge, recipe.video_min_pixels or 0, most)
+            wanted = PixelLimits(limits.patch, limits.merge, recipe.video_min_pixels or 0, max_pixels)
         if wanted is not None:
             _, rows, columns = wanted.grid(width, height)
             width, height = columns * limits.patch, rows * limits.patch

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.memory.cards import Card
-from finetune.memory.heaviest_load import Load
-from finetune.memory.standing import standing_bytes
+from finetune.memory.heaviest_load import MicroBatchLoad
+from finetune.memory.model_states import model_state_bytes
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -33,21 +33,21 @@ LOGITS = 3 * 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. standing: by what they are for; moments: what each moment adds at its peak; reserved: the whole."""
+    """Bytes. model_states: by what they are for; moments: what each moment adds at its peak; reserved: the whole."""
 
-    standing: dict[str, int]
+    model_states: dict[str, int]
     moments: dict[str, int]
     reserved: int
 
 
-def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Estimate:
+def estimate(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card) -> Estimate:
     """Peak memory of training on the card with the heaviest micro-batch `load`."""
     text, vision = folder.text_config, folder.vision_config
     hidden, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     head = text.get("head_dim") or hidden // text["num_attention_heads"]
     query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
     four_bit, lora = recipe.quantization_bit == 4, recipe.finetuning_type == "lora"
-    standing = standing_bytes(folder, recipe)
+    model_states = model_state_bytes(folder, recipe)
 
     # Bytes a token that autograd keeps of one decoder layer: 16-bit tensors are 2, float32 ones 4, a dropout mask 1.
     norms = 4 * 2 * hidden + (4 * (query + key) if folder.model_type == "qwen3_vl" else 0)
@@ -75,7 +75,7 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Est
             working += inner + 4 * hidden if recipe.lora_dropout else 2 * inner + 5 * hidden // 2
     deep = 1 + len(vision.get("deepstack_visual_indexes") or [])
     features = 2 * deep * load.image_tokens * hidden
-    whole = 0 if lora else standing["trained parameters"] // 2  # their 16-bit copies, while autocast is on
+    whole = 0 if lora else model_states["trained parameters"] // 2  # their 16-bit copies, while autocast is on
     tower = load.patches * tower_bytes(vision)
     if not (recipe.freeze_vision_tower and recipe.freeze_multi_modal_projector):
         features += load.patches * _kept_by_tower(vision, bool(recipe.disable_gradient_checkpointing))
@@ -92,7 +92,7 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: Load, card: Card) -> Est
         "backward": FRAGMENTATION * (moments["backward"] - kept_by_layers),
     }
     highest = max(moments[name] + gaps[name] for name in moments)
-    return Estimate(standing, moments, round(sum(standing.values()) + highest + WORKSPACE))
+    return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
 
 
 def tower_bytes(vision: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from finetune.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Load:
+class MicroBatchLoad:
     """Heaviest micro-batch: rows, tokens (padded), label tokens, images' and videos' tokens, patches for the tower."""
 
     rows: int
@@ -23,23 +23,27 @@ class Load:
 
 
 def heaviest_load(
-    rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, most: int | None = None, frame_most: int | None = None
-) -> Load:
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    bank: ImageBank,
+    max_pixels: int | None = None,
+    frame_max_pixels: int | None = None,
+) -> MicroBatchLoad:
     """The micro-batch with the most tokens that the recipe can make of the rows.
 
-    most, frame_most: pixels that an image and a video's frame may have.
+    max_pixels, frame_max_pixels: pixels that an image and a video's frame may have.
     """
     limits = bank.limits
-    grids = [bank.resized(index, most, frame_most) for index in range(len(bank.grids))]
+    grids = [bank.resized(index, max_pixels, frame_max_pixels) for index in range(len(bank.grids))]
     saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
     lengths = [len(row) - sum(saved[index] for index in row.images) for row in rows]
     size = min(recipe.per_device_train_batch_size, len(rows))
     heaviest = sorted(range(len(rows)), key=lambda number: -lengths[number])[:size]
     images = [image for number in heaviest for image in rows[number].images]
-    return Load(
+    return MicroBatchLoad(
         rows=size,
         tokens=size * lengths[heaviest[0]],
-        labels=sum(sorted((int(row.learnt.sum()) for row in rows), reverse=True)[:size]),
+        labels=sum(sorted((int(row.labelled.sum()) for row in rows), reverse=True)[:size]),
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
         patches=sum(prod(grids[image]) for image in set(images)),
     )

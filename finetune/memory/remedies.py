@@ -48,6 +48,6 @@ def _changes(recipe: Recipe, bank: ImageBank) -> Iterator[dict[str, Any]]:
         pixels //= 2
         yield {"video_max_pixels": pixels}
     pixels = max((size for index, size in enumerate(sizes) if index not in bank.clips), default=0)
-    while pixels // 2 >= max(bank.limits.least, 64 * 64):
+    while pixels // 2 >= max(bank.limits.min_pixels, 64 * 64):
         pixels //= 2
         yield {"image_max_pixels": pixels}

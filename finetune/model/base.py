@@ -12,7 +12,7 @@ import torch
 
 from finetune.errors import FinetuneError
 from finetune.model.device import pick_attention
-from finetune.model.structure import language_model, not_quantised, refuse_structure, sees, vision_parts
+from finetune.model.structure import language_model, not_quantised, refuse_structure, trains_vision, vision_parts
 from finetune.model.supported import QWEN_VL
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
@@ -70,7 +70,7 @@ def _no_dropout(model: Any) -> None:
 def checkpoint_activations(model: Any) -> None:
     """Keeps only each layer's input for the backward pass and computes the rest again."""
     with old_names_allowed():
-        for part in [language_model(model), *(vision_parts(model).values() if sees(model) else [])]:
+        for part in [language_model(model), *(vision_parts(model).values() if trains_vision(model) else [])]:
             part.gradient_checkpointing_enable({"use_reentrant": False})
 
 

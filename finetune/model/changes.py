@@ -17,7 +17,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 from finetune.model.supported import QWEN_VL
 from finetune.model.tensors import DTYPES, read_tensor
-from finetune.model.trained import ADAPTER, ADAPTER_CONFIG, WHOLE
+from finetune.model.trained import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, read_header
 
@@ -96,8 +96,8 @@ def read_trained(folder: Path) -> tuple[dict[str, Any] | None, dict[str, TensorI
     Raises FinetuneError.
     """
     try:
-        if (folder / WHOLE).is_file():
-            return None, read_header(folder / WHOLE)
+        if (folder / TRAINED_WEIGHTS).is_file():
+            return None, read_header(folder / TRAINED_WEIGHTS)
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = read_header(folder / ADAPTER)
     except FileNotFoundError as error:
@@ -114,7 +114,7 @@ def read_trained(folder: Path) -> tuple[dict[str, Any] | None, dict[str, TensorI
     return config, tensors
 
 
-def plan(folder: ModelFolder, config: dict[str, Any] | None, tensors: dict[str, TensorInfo]) -> list[Change]:
+def plan_changes(folder: ModelFolder, config: dict[str, Any] | None, tensors: dict[str, TensorInfo]) -> list[Change]:
     """Which base weight each trained tensor changes. Raises FinetuneError unless every tensor is used."""
     if not tensors:
         raise FinetuneError("The adapter has no tensors.")

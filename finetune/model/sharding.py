@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 
-def whole(value: Any) -> Any:
+def gather_full(value: Any) -> Any:
     """A nested state on the CPU with FSDP's sharded tensors put together. All processes must call it."""
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: gather_full(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [whole(item) for item in value]
+        return [gather_full(item) for item in value]
     if hasattr(value, "full_tensor"):
         value = value.full_tensor()
     return value.detach().cpu() if isinstance(value, torch.Tensor) else value

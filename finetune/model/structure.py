@@ -50,7 +50,7 @@ def vision_parts(model: Any) -> dict[str, Any]:
     return parts
 
 
-def sees(model: Any) -> bool:
+def trains_vision(model: Any) -> bool:
     """Whether anything of the vision is trained."""
     return any(p.requires_grad for part in vision_parts(model).values() for p in part.parameters())
 

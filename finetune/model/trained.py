@@ -12,10 +12,14 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.model.base import dropout, old_names_allowed
-from finetune.model.sharding import whole
+from finetune.model.sharding import gather_full
 from finetune.model.targets import is_tied, tie
 
-ADAPTER_CONFIG, ADAPTER, WHOLE = "adapter_config.json", "adapter_model.safetensors", "trained_weights.safetensors"
+ADAPTER_CONFIG, ADAPTER, TRAINED_WEIGHTS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "trained_weights.safetensors",
+)
 
 
 def trained_state(model: Any) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def trained_state(model: Any) -> dict[str, Any]:
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
     else:
         state = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {name: whole(tensor).contiguous() for name, tensor in state.items()}
+    return {name: gather_full(tensor).contiguous() for name, tensor in state.items()}
 
 
 def save_trained(model: Any, state: dict[str, Any], path: Path) -> None:
@@ -34,7 +38,7 @@ def save_trained(model: Any, state: dict[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
     config = getattr(model, "peft_config", None)
-    save_file(state, path / (WHOLE if config is None else ADAPTER), metadata={"format": "pt"})
+    save_file(state, path / (TRAINED_WEIGHTS if config is None else ADAPTER), metadata={"format": "pt"})
     if config is not None:
         values = config["default"].to_dict() | {"inference_mode": True}
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
@@ -54,7 +58,7 @@ def restore_trained(model: Any, path: Path) -> None:
         if result.unexpected_keys:
             raise FinetuneError(f"{path} has adapter tensors the model lacks, such as {result.unexpected_keys[0]}.")
     else:
-        _copy_whole(model, path)
+        _copy_trained_weights(model, path)
 
 
 def load_trained(model: Any, path: str | Path) -> Any:
@@ -62,8 +66,8 @@ def load_trained(model: Any, path: str | Path) -> Any:
     from peft import PeftModel
 
     path = Path(path)
-    if (path / WHOLE).is_file():
-        _copy_whole(model, path)
+    if (path / TRAINED_WEIGHTS).is_file():
+        _copy_trained_weights(model, path)
         return model
     for name in (ADAPTER_CONFIG, ADAPTER):
         if not (path / name).is_file():
@@ -82,11 +86,13 @@ def load_trained(model: Any, path: str | Path) -> Any:
     return wrapped
 
 
-def _copy_whole(model: Any, path: Path) -> None:
+def _copy_trained_weights(model: Any, path: Path) -> None:
     from safetensors.torch import load_file
 
     parameters = dict(model.named_parameters())
-    for name, tensor in load_file(path / WHOLE).items():
+    for name, tensor in load_file(path / TRAINED_WEIGHTS).items():
         if name not in parameters or parameters[name].shape != tensor.shape:
-            raise FinetuneError(f"{path / WHOLE}: {name} does not fit the base model (quantised or another one?).")
+            raise FinetuneError(
+                f"{path / TRAINED_WEIGHTS}: {name} does not fit the base model (quantised or another one?)."
+            )
         parameters[name].data.copy_(tensor)

@@ -25,7 +25,7 @@ from finetune.training.optim import total_steps
 ANY_CARD = Card("a GPU", math.inf, (8, 0))  # when none is named and there is none
 
 
-def check(
+def check_recipe(
     recipe: Recipe, console: Console | None = None, card: Card | None = None, measured: bool = False,
     price: float | None = None,
 ) -> bool:  # fmt: skip
@@ -66,7 +66,7 @@ def _check_memory(recipe: Recipe, checked: Checked, card: Card, console: Console
         return True
     load = heaviest_load(checked.rows, recipe, checked.bank)
     needed = estimate(checked.folder, recipe, load, card)
-    parts = {name: size for name, size in needed.standing.items() if size}
+    parts = {name: size for name, size in needed.model_states.items() if size}
     moment = max(needed.moments, key=lambda name: needed.moments[name])
     parts[f"activations ({moment})"] = needed.moments[moment]
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())

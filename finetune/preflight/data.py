@@ -13,10 +13,10 @@ from rich.markup import escape
 
 from finetune.data.datasets import dataset_names, mix, read_rows
 from finetune.data.formats import Row
-from finetune.encoding.cutoff import cut
+from finetune.encoding.cutoff import apply_cutoff
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoder import Encoder
-from finetune.encoding.proof import prove
+from finetune.encoding.proof import prove_encoding
 from finetune.errors import FinetuneError
 from finetune.families.registry import family_of
 from finetune.media.bank import Bank, ImageBank
@@ -57,11 +57,13 @@ def check_data(recipe: Recipe, console: Console) -> Checked:
         return Checked(folder, bank, [], True)
 
     encoded: list[Encoded] = list(encoder.encode(rows))
-    prove(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
+    prove_encoding(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
     for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
         console.print(f"{source}: {count:,} rows", highlight=False)
     images = len(bank.paths) - len(bank.clips)
-    limits = f", {bank.limits.least:,} to {bank.limits.most:,} pixels each" if isinstance(bank, ImageBank) else ""
+    limits = (
+        f", {bank.limits.min_pixels:,} to {bank.limits.max_pixels:,} pixels each" if isinstance(bank, ImageBank) else ""
+    )
     console.print(f"{images:,} images{limits}", highlight=False)
     if isinstance(bank, ImageBank) and bank.clips:
         counts = [len(clip.indices) for clip in bank.clips.values()]
@@ -79,7 +81,7 @@ def check_data(recipe: Recipe, console: Console) -> Checked:
         )
     console.print(histogram([len(row) for row in encoded], recipe.cutoff_len))
     try:
-        fitting = cut(rows, encoded, recipe, encoder)
+        fitting = apply_cutoff(rows, encoded, recipe, encoder)
     except FinetuneError as error:
         console.print(f"[red]Error:[/] {escape(error.message)}", highlight=False)
         return Checked(folder, bank, encoded, True)
@@ -93,7 +95,7 @@ def check_data(recipe: Recipe, console: Console) -> Checked:
     console.print("What is learnt is [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
         console.print(preview(row, encoder, reader.processor.tokenizer), highlight=False)
-    labels = sum(int(row.learnt.sum()) for row in kept)
+    labels = sum(int(row.labelled.sum()) for row in kept)
     console.print(
         f"{len(kept):,} rows, {sum(map(len, kept)):,} tokens of which {labels:,} are learnt; "
         f"{total_steps(recipe, len(kept)):,} steps of up to "

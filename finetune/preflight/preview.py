@@ -30,10 +30,10 @@ def histogram(lengths: Sequence[int], cutoff: int) -> Table:
 
 
 def preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:
-    """The chat as the model reads it, learnt tokens in green, image and video tokens as a number."""
+    """The chat as the model reads it, label tokens in green, image and video tokens as a number."""
     text = ""
     start = 0
-    kinds = np.where(row.ids == encoder.image_token_id, 2, row.learnt.astype(int))
+    kinds = np.where(row.ids == encoder.image_token_id, 2, row.labelled.astype(int))
     kinds[row.ids == encoder.video_token_id] = 3
     for end in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
         piece = escape(tokenizer.decode(row.ids[start:end]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from finetune.model.supported import QWEN_VL
 from modelfiles.checks.doctor import check_folder
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.ollama.families import find_family
-from modelfiles.ollama.versions import show
+from modelfiles.ollama.architectures import find_architecture
+from modelfiles.ollama.versions import version_text
 
 # LMDeploy's other engine: lmdeploy/turbomind/supported_models.py, version 0.18.
 TURBOMIND = ("qwen2_vl", "qwen2_5_vl")
@@ -36,11 +36,11 @@ def servers(folder: ModelFolder) -> list[tuple[str, bool, str]]:
 
 
 def _ollama(folder: ModelFolder) -> tuple[str, bool, str]:
-    family = find_family(folder.architecture)
+    family = find_architecture(folder.architecture)
     if family is None:
         return "Ollama", False, f"Lensmith knows no way of {folder.architecture} into it"
     route = family.routes[0]
     errors = [finding for finding in check_folder(folder.path, route) if finding.severity == "error"]
-    since = show(family.since or family.gguf_since)
+    since = version_text(family.since or family.gguf_since)
     how = f"{since} or later, from {'the folder' if route == 'safetensors' else 'a GGUF that llama.cpp makes of it'}"
     return "Ollama", not errors, f"{errors[0].rule}: {errors[0].message}" if errors else how

@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from finetune.errors import FinetuneError
-from finetune.recipe.explain import explain, warn_of
+from finetune.recipe.explain import explain_recipe_error, recipe_warnings
+from finetune.recipe.llamafactory import drop_idle_keys
 from finetune.recipe.schema import Recipe
 
 
@@ -26,7 +27,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise FinetuneError(f"The recipe {path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FinetuneError(f"The recipe {path} cannot be read: {error}.") from None
-    values, where = _read_yaml(text, path)
+    values, locations = _read_yaml(text, path)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -35,22 +36,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise FinetuneError(f"The value in {override!r} is not YAML.") from None
-        where[key] = f"command line, {key}"
-    return make_recipe(values, where, str(path))
+        locations[key] = f"command line, {key}"
+    return make_recipe(values, locations, str(path))
 
 
-def make_recipe(values: dict[str, Any], where: dict[str, str] | None = None, origin: str = "recipe") -> Recipe:
-    """Checks a recipe given as a dict. Raises FinetuneError, one line for each problem."""
+def make_recipe(values: dict[str, Any], locations: dict[str, str] | None = None, origin: str = "recipe") -> Recipe:
+    """Checks a recipe given as a dict. Raises FinetuneError, one line for each problem.
+
+    locations: for each key, how messages name it ("recipe.yaml, line 3, lora_rank"); origin: for a key without one.
+    """
     try:
-        recipe = Recipe.model_validate(values)
-        recipe._warnings = warn_of(values)
+        recipe = Recipe.model_validate(drop_idle_keys(values))
+        recipe._warnings = recipe_warnings(values)
         return recipe
     except ValidationError as error:
-        places = where or {}
         lines = []
         for problem in error.errors():
             key = str(problem["loc"][0]) if problem["loc"] else ""
-            lines.append(f"{places.get(key, f'{origin}, {key}' if key else origin)}: {explain(key, problem)}")
+            location = (locations or {}).get(key, f"{origin}, {key}" if key else origin)
+            lines.append(f"{location}: {explain_recipe_error(key, problem)}")
         raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -60,7 +64,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The mapping, and for each key where it stands ("recipe.yaml, line 3, lora_rank")."""
+    """The mapping, and for each key its location ("recipe.yaml, line 3, lora_rank")."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -70,11 +74,11 @@ def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise FinetuneError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.") from None
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         raise FinetuneError(f"{path}: a recipe is a list of `key: value` lines.")
-    where: dict[str, str] = {}
+    locations: dict[str, str] = {}
     for key_node, _ in node.value:
         key = str(key_node.value)
-        place = f"{path}, line {key_node.start_mark.line + 1}, {key}"
-        if key in where:
-            raise FinetuneError(f"{place}: this key is already set above ({where[key]}); remove one.")
-        where[key] = place
-    return {str(key): value for key, value in values.items()}, where
+        location = f"{path}, line {key_node.start_mark.line + 1}, {key}"
+        if key in locations:
+            raise FinetuneError(f"{location}: this key is already set above ({locations[key]}); remove one.")
+        locations[key] = location
+    return {str(key): value for key, value in values.items()}, locations

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.explain import UNSUPPORTED
+from finetune.recipe.llamafactory import IGNORED, refused_keys
 from finetune.recipe.schema import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -43,9 +43,14 @@ def page() -> str:
         + "\n\n## Accepted, without effect\n\nSo that LLaMA-Factory's files run as they are.\n\n"
         + table
         + "\n".join(rows[name] for name in idle)
-        + "\n\n## LLaMA-Factory's keys that are refused\n\n"
-        + ", ".join(f"`{name}`" for name in sorted(UNSUPPORTED))
-        + "\n"
+        + "\n\nThese too, at any value, as they change no result: "
+        + ", ".join(f"`{name}`" for name in sorted(IGNORED - Recipe.model_fields.keys()))
+        + ".\n\n## LLaMA-Factory's keys that are refused\n\n"
+        + "Each is accepted where it asks for nothing: at its default, `null` or `none`, and at `false` unless it is "
+        + "on by default.\n\n| keys | instead |\n|---|---|\n"
+        + "".join(
+            f"| {', '.join(f'`{key}`' for key in keys)} | {text} |\n" for text, keys in sorted(refused_keys().items())
+        )
     )
 
 

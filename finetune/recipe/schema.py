@@ -159,7 +159,6 @@ class Recipe(BaseModel):
     # Evaluation
     per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered, or rows validated on, at once.")
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer in tokens.")
-    do_sample: Literal[False] = Field(False, description="Answers are greedy, so that scores repeat.")
 
     # Export
     export_dir: str | None = Field(None, description="Folder for the merged model.")
@@ -181,9 +180,10 @@ class Recipe(BaseModel):
     dataloader_num_workers: int | None = Field(None, ge=0, description="No effect: images are decoded in threads.")
     use_unsloth: Literal[False] = Field(False, description="No effect.")
     export_device: Literal["cpu", "auto"] = Field("cpu", description="No effect: merging needs no device.")
+    do_sample: bool = Field(False, description="No effect: answers are greedy, so that scores repeat.")
     temperature: float | None = Field(None, ge=0, description="No effect: answers are greedy.")
     top_p: float | None = Field(None, gt=0, le=1, description="No effect: answers are greedy.")
-    top_k: int | None = Field(None, ge=0, description="No effect: answers are greedy.")
+    top_k: int | None = Field(None, ge=-1, description="No effect: answers are greedy.")
 
     _warnings: list[str] = PrivateAttr(default_factory=list)
 
@@ -192,6 +192,22 @@ class Recipe(BaseModel):
     def _old_name(cls, value: object) -> object:
         # LLaMA-Factory renamed it in v0.9.3 and silently stopped quantising for the old name.
         return "bnb" if value == "bitsandbytes" else value
+
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _same_optimizer(cls, value: object) -> object:
+        # transformers' names of other programs for the same arithmetic.
+        return {"adamw_torch_fused": "adamw_torch", "adamw_hf": "adamw_torch"}.get(str(value), value)
+
+    @field_validator(
+        *("dataset", "eval_dataset", "interleave_probs", "lora_target", "additional_target"),
+        *("freeze_trainable_modules", "adapter_name_or_path", "report_to", "fsdp"),
+        mode="before",
+    )
+    @classmethod
+    def _joined(cls, value: object) -> object:
+        # A YAML list of what LLaMA-Factory wants comma separated; its report_to and fsdp are lists in transformers.
+        return ",".join(map(str, value)) if isinstance(value, list) else value
 
     @field_validator("eval_strategy", mode="before")
     @classmethod

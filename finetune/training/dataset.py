@@ -11,9 +11,9 @@ from rich.console import Console
 
 from finetune.data.datasets import load_rows
 from finetune.data.row_media import Video
-from finetune.encoding.cutoff import cut
+from finetune.encoding.cutoff import apply_cutoff
 from finetune.encoding.encoded import Encoded
-from finetune.encoding.proof import prove
+from finetune.encoding.proof import prove_encoding
 from finetune.errors import FinetuneError
 from finetune.families.base import Reader
 from finetune.families.registry import family_of
@@ -40,13 +40,13 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
     data = load_rows(str(recipe.dataset), recipe)
     bank, encoder = reader.bank, reader.encoder
     encoded = encoder.encode(data.rows)
-    prove(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
-    fitting = cut(data.rows, encoded, recipe, encoder)
+    prove_encoding(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
+    fitting = apply_cutoff(data.rows, encoded, recipe, encoder)
     kept, dropped, warnings = fitting.kept, fitting.dropped, [fitting.warning(recipe)]
     digest, kept_validation = data.digest, []
     if recipe.eval_dataset and recipe.eval_strategy != "no":
         held_out = load_rows(recipe.eval_dataset, recipe)
-        fitting = cut(held_out.rows, encoder.encode(held_out.rows), recipe, encoder)
+        fitting = apply_cutoff(held_out.rows, encoder.encode(held_out.rows), recipe, encoder)
         kept_validation, dropped = fitting.kept, dropped + fitting.dropped
         digest += held_out.digest
         warnings.append(fitting.warning(recipe))

@@ -93,10 +93,10 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     recipe.require("dataset", "output_dir")
     with processes(recipe.ddp_timeout) as world:
         console.quiet = console.quiet or not world.main
-        resume = world.on_main(lambda: prepare_output(recipe))
-        data = world.together(lambda: load_training_data(recipe, console))
+        resume = world.run_on_main_rank(lambda: prepare_output(recipe))
+        data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
         try:
-            trainer = world.together(lambda: Trainer(recipe, world, data, console, resume))
+            trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
             if resume is not None:
                 console.print(f"Going on from {resume}.", highlight=False)
             return _Loop(trainer).go(began)
@@ -136,7 +136,7 @@ class _Loop:
                 lr = learning_rate(recipe, state.step, self.trainer.total)
                 more = state.step + 1 < self.trainer.total
                 loss, norm = self.trainer.step(window, lr, following if more else None)
-                stop = int(world.total(len(stopped))[0])
+                stop = int(world.sum(len(stopped))[0])
                 samples += window.samples
                 tokens += window.tokens
                 in_a_row = 0 if math.isfinite(norm) and math.isfinite(loss) else in_a_row + 1
@@ -232,7 +232,7 @@ class _Loop:
 
     def _finish(self) -> None:
         """Writes the weights that are kept, and the curve."""
-        self.trainer.keep()
+        self.trainer.write_final()
         if self.world.main and self.recipe.plot_loss:
             plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
 

@@ -67,7 +67,7 @@ def step_windows(
             yield Window(
                 mine=[*mine, window[0]] if idle else mine,
                 idle=idle,
-                labels=sum(int(row.learnt[1:].sum()) for row in everything),
+                labels=sum(int(row.labelled[1:].sum()) for row in everything),
                 samples=len(everything),
                 tokens=sum(map(len, everything)),
                 sources=tuple(row.source for row in everything),

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from finetune.errors import FinetuneError
-from finetune.model.structure import sees
+from finetune.model.structure import trains_vision
 from finetune.recipe.schema import Recipe
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class World:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
-    def total(self, *values: float) -> list[float]:
+    def sum(self, *values: float) -> list[float]:
         """The sums of the values over all processes."""
         if self.size == 1:
             return list(values)
@@ -54,7 +54,7 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, work: Callable[[], T]) -> T:
         """Does the work in every process. Raises FinetuneError in all of them if it fails in one, said once."""
         error: str | None = None
         try:
@@ -66,9 +66,9 @@ class World:
             self.fail("\n".join(errors))
         return result
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def run_on_main_rank(self, work: Callable[[], T]) -> T:
         """Does the work in process 0; every process gets its result, or ends if it raised FinetuneError."""
-        done = self.together(lambda: work() if self.main else None)
+        done = self.run_on_all_ranks(lambda: work() if self.main else None)
         return self.gather(done)[0]  # type: ignore[return-value]
 
     def fail(self, message: str) -> NoReturn:
@@ -114,7 +114,7 @@ def distribute(
     from torch.nn.parallel import DistributedDataParallel
 
     # All processes have read the same base and seeded the same adapters: there is nothing to broadcast.
-    unused = unseen and sees(base)
+    unused = unseen and trains_vision(base)
     return DistributedDataParallel(
         loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True, find_unused_parameters=unused
     )
@@ -133,7 +133,7 @@ def _shard(loss: Any, base: Any, recipe: Recipe, world: World, device: torch.dev
     if recipe.finetuning_type != "lora" and dtype != torch.float32:  # float32 weights: halve what is gathered
         settings["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     visual = base.model.visual
-    trained = sees(base)
+    trained = trains_vision(base)
     ignored = set() if trained else set(visual.parameters())
     if not trained:
         visual.to(device)

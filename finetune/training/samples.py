@@ -19,13 +19,13 @@ from finetune.reporting.sample import Sample
 from finetune.training.dataset import TrainingData
 
 SHOWN = 4
-LONGEST = 64  # tokens of an answer
+MAX_ANSWER_TOKENS = 64  # tokens of an answer
 
 
 def answer_samples(
-    model: Any, base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, most: int, size: int
+    model: Any, base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, max_new_tokens: int, size: int
 ) -> list[Sample]:
-    """Answers some validation rows (training rows if there are none), at most `most` tokens long.
+    """Answers some validation rows (training rows if there are none), at most `max_new_tokens` tokens long.
 
     To be called when nothing more is to be trained or saved: the model is left as it was before training.
     model: as trained; base: the *ForConditionalGeneration module in it; feed: those rows'; size: rows answered at
@@ -37,9 +37,13 @@ def answer_samples(
     with old_names_allowed():
         language_model(base).gradient_checkpointing_disable()  # it would drop the key-value cache
     dropout(model, False)
-    after = _answers(base, data, feed, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
-    _untrain(model, data)
-    before = _answers(base, data, feed, [prompt for prompt, _ in parts], dtype, min(most, LONGEST), size)
+    after = _answers(
+        base, data, feed, [prompt for prompt, _ in parts], dtype, min(max_new_tokens, MAX_ANSWER_TOKENS), size
+    )
+    _restore_base(model, data)
+    before = _answers(
+        base, data, feed, [prompt for prompt, _ in parts], dtype, min(max_new_tokens, MAX_ANSWER_TOKENS), size
+    )
     tokenizer = data.processor.tokenizer
     return [
         Sample(
@@ -59,18 +63,24 @@ def last_answer(row: Encoded) -> tuple[Encoded, Any]:
 
 
 def _answers(
-    base: Any, data: TrainingData, feed: Feed, prompts: Sequence[Encoded], dtype: torch.dtype, most: int, size: int
+    base: Any,
+    data: TrainingData,
+    feed: Feed,
+    prompts: Sequence[Encoded],
+    dtype: torch.dtype,
+    max_new_tokens: int,
+    size: int,
 ) -> list[str]:
     device = base.lm_head.weight.device
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast, torch.no_grad():
         ids: list[list[int]] = []
         for start in range(0, len(prompts), size):
-            ids += feed.answers(prompts[start : start + size], most)
+            ids += feed.generate(prompts[start : start + size], max_new_tokens)
     return [data.processor.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 
 
-def _untrain(model: Any, data: TrainingData) -> None:
+def _restore_base(model: Any, data: TrainingData) -> None:
     """Turns the adapter off, or puts the base's own weights back."""
     if hasattr(model, "peft_config"):
         model.base_model.disable_adapter_layers()

@@ -18,7 +18,7 @@ from finetune.families.registry import family_of
 from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
-from finetune.model.sharding import whole
+from finetune.model.sharding import gather_full
 from finetune.model.targets import make_trainable
 from finetune.model.trained import restore_trained, save_trained, trained_state
 from finetune.recipe.schema import Recipe
@@ -95,10 +95,10 @@ class Trainer:
         mine = batches[world.rank :: world.size]
         others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
         used = [data.rows[row] for batch in [*mine, *others] for row in batch]
-        again = self.total > self.steps_per_epoch
+        reused = self.total > self.steps_per_epoch
         feed = family_of(data.folder).feed
         return (
-            feed(self.base, data, used, again, world.local_size),
+            feed(self.base, data, used, reused, world.local_size),
             feed(self.base, data, data.validation, True, world.local_size),
         )
 
@@ -125,10 +125,10 @@ class Trainer:
                 # DDP and FSDP take the mean over the processes where the sum is wanted.
                 self.scaler.scale(loss_sum * (share * self.world.size)).backward()
             loss += loss_sum.item() * share
-        (loss,) = self.world.total(loss)
+        (loss,) = self.world.sum(loss)
         self.scaler.unscale_(self.optimizer)
         total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)
-        norm = whole(total_norm).item()
+        norm = gather_full(total_norm).item()
         if math.isfinite(norm) and math.isfinite(loss):
             self.scaler.step(self.optimizer)
             self.state.recent.append(loss)
@@ -161,7 +161,7 @@ class Trainer:
         cuda = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
         saved = {
             "state": asdict(self.state),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "optimizer": gather_full(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "rng": self.world.gather((torch.get_rng_state(), cuda)),
             "fingerprint": self.identity,
@@ -182,7 +182,7 @@ class Trainer:
             torch.cuda.set_rng_state(cuda_rng)
         self.state = State(**saved["state"])
 
-    def keep(self) -> None:
+    def write_final(self) -> None:
         """Writes the weights that are kept into output_dir. Raises FinetuneError."""
         trained = trained_state(self.model)
         if not self.world.main:
@@ -207,8 +207,8 @@ class Trainer:
         torch.cuda.empty_cache()  # blocks of training's sizes; does nothing without a GPU
         try:
             feed = self.held_out_feed if self.data.validation else self.feed
-            most, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
-            return answer_samples(self.model, self.base, self.data, feed, self.dtype, most, size)
+            max_new_tokens, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
+            return answer_samples(self.model, self.base, self.data, feed, self.dtype, max_new_tokens, size)
         except torch.OutOfMemoryError:
             return []
 

@@ -27,5 +27,5 @@ def validation_loss(loss: Any, rows: Sequence[Encoded], feed: Feed, size: int, w
             value = loss(batch, images).item()
             if mine < len(batches):
                 summed, labels = summed + value, labels + len(batch.labels)
-    summed, counted = world.total(summed, labels)
+    summed, counted = world.sum(summed, labels)
     return summed / counted

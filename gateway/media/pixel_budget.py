@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.media.headers import ImageHeader
-from modelfiles.folder.smart_resize import smart_resize
+from modelfiles.images.smart_resize import smart_resize
 
 # Pixels for `"detail": "low"`, as OpenAI's: 512 x 512.
 LOW_DETAIL = 512 * 512
@@ -13,14 +13,14 @@ LOW_DETAIL = 512 * 512
 
 @dataclass(frozen=True)
 class PixelBudget:
-    """What a model's processor makes of an image: sides in multiples of `factor`, from `least` to `most` pixels.
+    """What a model's processor makes of an image: sides in multiples of `factor`, min_pixels to max_pixels in all.
 
-    `most` is 0 where the model doesn't say and nobody limited it.
+    `max_pixels` is 0 where the model doesn't say and nobody limited it.
     """
 
     factor: int = 1
-    least: int = 0
-    most: int = 0
+    min_pixels: int = 0
+    max_pixels: int = 0
 
     def target(self, header: ImageHeader, detail: str | None) -> tuple[int, int] | None:
         """The (width, height) to give an image before it is turned upright; None if it can stay as it is.
@@ -28,9 +28,9 @@ class PixelBudget:
         The sides are the processor's own choice, so that it has nothing left to do.
         """
         width, height = header.width, header.height
-        most = self.most
+        max_pixels = self.max_pixels
         if detail == "low":
-            most = max(min(most or LOW_DETAIL, LOW_DETAIL), self.least)
-        if header.plain and min(width, height) >= self.factor and (most == 0 or width * height <= most):
+            max_pixels = max(min(max_pixels or LOW_DETAIL, LOW_DETAIL), self.min_pixels)
+        if header.plain and min(width, height) >= self.factor and (max_pixels == 0 or width * height <= max_pixels):
             return None
-        return smart_resize((width, height), self.factor, self.least, most)
+        return smart_resize((width, height), self.factor, self.min_pixels, max_pixels)

@@ -58,7 +58,7 @@ def first_gpu() -> Gpu | None:
 
 def for_ollama(model_dir: Path) -> list[Finding]:
     """What `lensmith modelfile generate` cannot repair. It does not keep the gateway from serving: warnings."""
-    found = [finding for finding in check_for_ollama(model_dir) if not is_repaired(finding)]
+    found = [finding for finding in check_for_ollama(model_dir) if not is_repaired(finding.rule)]
     return [
         Finding(WARNING, f"Ollama {finding.rule}", f"{finding.message.rstrip('.')}.", RULES[finding.rule].fix)
         for finding in found

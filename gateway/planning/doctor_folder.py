@@ -11,7 +11,8 @@ from pathlib import Path
 from gateway.planning.doctor_machine import ERROR, OK, WARNING, Finding
 from gateway.planning.gpu import GIB, Gpu
 from gateway.planning.plan import ARCHITECTURES
-from modelfiles.folder.model_folder import ModelFolder, ModelFolderError, positive_int
+from modelfiles.folder.files import positive_int
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
 # Quantisations its PyTorch engine loads (pytorch/config.py, QuantizationConfig).
 QUANTISATIONS = {"awq", "smooth_quant", "fp8", "compressed-tensors"}

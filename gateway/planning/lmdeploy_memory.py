@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass
 
 from gateway.planning.gpu import MIB, Gpu
-from modelfiles.folder.model_folder import ModelFolder, positive_int
+from modelfiles.folder.files import positive_int
+from modelfiles.folder.model_folder import ModelFolder
 
 BLOCK_TOKENS = 64  # LMDeploy's --cache-block-seq-len
 ALIGNMENT = 256  # of one layer's keys, and of its values, in a block

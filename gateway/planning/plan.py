@@ -26,9 +26,9 @@ from gateway.planning.lmdeploy_memory import (
 )
 from gateway.planning.types import Plan, PlanError, Problem, Workload
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.folder.smart_resize import smart_resize
+from modelfiles.images.smart_resize import smart_resize
+from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import TEXT_TOKENS
-from modelfiles.ollama.families import find_family
 
 # Architectures with images that LMDeploy 0.18's PyTorch engine has (pytorch/models/module_map.py).
 ARCHITECTURES = {
@@ -121,7 +121,7 @@ def make_plan(
 
 def image_tokens(folder: ModelFolder, size: tuple[int, int]) -> int:
     """Tokens of the language model that an image of `size` (width, height in pixels) takes."""
-    family = find_family(folder.architecture)
+    family = find_architecture(folder.architecture)
     if family is not None and family.image_tokens is not None:
         return family.image_tokens
     unit = (folder.patch_size or 14) * folder.merge_size
@@ -157,7 +157,7 @@ def _image_pixels(folder: ModelFolder, most_tokens: int) -> int:
 
     LMDeploy never splits an image: one that is larger than the prefill budget raises the budget, and the memory.
     """
-    family = find_family(folder.architecture)
+    family = find_architecture(folder.architecture)
     if family is not None and family.image_tokens is not None:
         return 0
     most = max(1, most_tokens) * ((folder.patch_size or 14) * folder.merge_size) ** 2

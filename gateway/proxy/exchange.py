@@ -94,7 +94,7 @@ class Exchange:
                 await respond_error(scope, send, crashed())
             raise  # to the log, with its traceback
         finally:
-            self._gateway.bytes.give(call.bytes_held)
+            self._gateway.bytes.release(call.bytes_held)
             if leave is not None:
                 leave(call.tokens)
             account(call, self._gateway.metrics)
@@ -103,7 +103,7 @@ class Exchange:
         settings = self._gateway.settings
 
         def hold(size: int) -> None:
-            self._gateway.bytes.take(size)
+            self._gateway.bytes.reserve(size)
             call.bytes_held += size
 
         seconds = _timeout(scope)
@@ -168,7 +168,7 @@ class Exchange:
         if call.bytes_held + size > limit:
             message = f"The request with the images it names is larger than {limit} bytes."
             raise ApiError(413, message, code="request_too_large")
-        self._gateway.bytes.take(size)
+        self._gateway.bytes.reserve(size)
         call.bytes_held += size
 
     def _inspect(self, call: Call, images: list[ImagePart]) -> None:

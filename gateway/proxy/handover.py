@@ -19,7 +19,7 @@ from gateway.proxy.client_stream import KeepAlive, start_stream
 from gateway.proxy.payload import Payload
 from gateway.runtime.models import Model, Replica
 from gateway.runtime.service import Gateway
-from gateway.scheduling.router import Attempt, Outcome, Target
+from gateway.scheduling.router import Assignment, Outcome, Target
 from gateway.scheduling.slots import Slot
 from gateway.streaming.completion import read_completion
 from gateway.streaming.logprobs import RawLogProbs
@@ -59,29 +59,29 @@ class Handover:
         model, tried = self._model, list[Target]()
         lost: ApiError | None = None
         while True:
-            attempt = model.router.enter(self._request.n, self._payload.affinity, tried)
-            if attempt is None:
+            assignment = model.router.enter(self._request.n, self._payload.affinity, tried)
+            if assignment is None:
                 if lost is None:  # they may have died while the request waited
                     raise model.unavailable()
                 await _explain(lost, tried[-1])
                 raise lost
             outcome = Outcome.NONE
             try:
-                await self._ask(attempt)
+                await self._ask(assignment)
                 outcome = Outcome.ANSWERED
                 return
             except ApiError as error:
                 outcome = _outcome(error)
                 if not error.again or self._begun:
-                    await _explain(error, attempt.target)
+                    await _explain(error, assignment.target)
                     raise
                 lost = error
-                tried.append(attempt.target)
+                tried.append(assignment.target)
             finally:
-                model.leave(attempt, outcome)
+                model.release(assignment, outcome)
 
-    async def _ask(self, attempt: Attempt) -> None:
-        replica, call, request = attempt.target, self._call, self._request
+    async def _ask(self, assignment: Assignment) -> None:
+        replica, call, request = assignment.target, self._call, self._request
         assert isinstance(replica, Replica)
         engine, body = replica.engine, self._payload.named(replica.model)
         log_probs = None
@@ -92,7 +92,7 @@ class Handover:
             async with post(self._gateway.session, url, body, engine.key, called.headers) as response:
                 called.answered = call.since()
                 if request.stream:
-                    await self._stream(response, log_probs, attempt)
+                    await self._stream(response, log_probs, assignment)
                     return
                 answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
                 if call.translation is not None:
@@ -101,7 +101,9 @@ class Handover:
                 self._slot.release(served=True)
                 await respond(self._send, 200, answer, [JSON_TYPE])
 
-    async def _stream(self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, attempt: Attempt) -> None:
+    async def _stream(
+        self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, assignment: Assignment
+    ) -> None:
         if response.content_type != "text/event-stream":
             read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
@@ -120,7 +122,7 @@ class Handover:
                 call.usage = relay.usage
                 if relay.begun and not self._begun:
                     self._begun = True
-                    self._model.begun(attempt)
+                    self._model.begun(assignment)
                 if events:
                     call.events += events.count(b"\n\n")
                     now = call.since()

@@ -85,7 +85,7 @@ class _Builder:
             aliases=config.aliases,
             sampling=config.sampling.model_dump(exclude_none=True),
             # An engine elsewhere says nothing of its model's images; a folder for the same model does.
-            budget=min(budgets, key=_most, default=PixelBudget(most=settings.image_pixels)),
+            budget=min(budgets, key=_max_pixels, default=PixelBudget(max_pixels=settings.image_pixels)),
             max_waiting=settings.max_waiting,
             metrics=self._metrics,
             before=self._known(name),
@@ -169,10 +169,10 @@ def open_folder(path: Path, where: tuple[str | int, ...] = ()) -> ModelFolder:
 
 def pixel_budget(folder: ModelFolder, settings: Settings, pixels: int = 0) -> PixelBudget:
     """What the folder's image processor makes of an image, and no more pixels than settings and engine allow."""
-    least, most = folder.image_pixel_limits
-    limits = [limit for limit in (most, settings.image_pixels, pixels) if limit]
-    return PixelBudget(folder.patch_size * folder.merge_size or 1, least, min(limits, default=0))
+    min_pixels, max_pixels = folder.image_pixel_limits
+    limits = [limit for limit in (max_pixels, settings.image_pixels, pixels) if limit]
+    return PixelBudget(folder.patch_size * folder.merge_size or 1, min_pixels, min(limits, default=0))
 
 
-def _most(budget: PixelBudget) -> float:
-    return budget.most or math.inf
+def _max_pixels(budget: PixelBudget) -> float:
+    return budget.max_pixels or math.inf

@@ -46,13 +46,13 @@ class Exposition:
     def _look_at_replicas(self) -> None:
         """Set the gauges whose values others keep; a replica that is no longer configured is no longer in them."""
         running: dict[str, float] = {}
-        resting: dict[str, float] = {}
+        cooling: dict[str, float] = {}
         for model in self._models().all:
             for replica in model.replicas:
                 running[replica.name] = running.get(replica.name, 0) + replica.outstanding
-                resting[replica.name] = max(resting.get(replica.name, 0), model.router.rest(replica) > 0)
+                cooling[replica.name] = max(cooling.get(replica.name, 0), model.router.cooldown(replica) > 0)
         gauges = self._metrics.upstream_running, self._metrics.upstream_resting
-        for gauge, values in zip(gauges, (running, resting), strict=True):
+        for gauge, values in zip(gauges, (running, cooling), strict=True):
             gauge.clear()
             for name, value in values.items():
                 gauge.labels(name).set(value)

@@ -12,7 +12,7 @@ from gateway.errors import ApiError, bad_request
 from gateway.media.checks import ImagePart
 from gateway.media.pixel_budget import PixelBudget
 from gateway.scheduling.affinity import affinity
-from gateway.scheduling.router import Attempt, Outcome, Router, Target
+from gateway.scheduling.router import Assignment, Outcome, Router, Target
 from gateway.scheduling.slots import Slots
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import Tenant
@@ -72,7 +72,7 @@ class Model:
 
     @property
     def ready(self) -> bool:
-        return any(not self.router.shut(replica) for replica in self.replicas)
+        return any(not self.router.is_closed_to_all(replica) for replica in self.replicas)
 
     @property
     def withdrawn(self) -> bool:
@@ -90,11 +90,11 @@ class Model:
             return replica.engine.reason
         if not replica.up:
             return f"{replica.name} serves {', '.join(replica.engine.served)}, not '{replica.model}'."
-        rest = self.router.rest(replica)
-        if not rest:
+        cooldown = self.router.cooldown(replica)
+        if not cooldown:
             return ""
         went = "could not be reached by" if replica.unreachable else "failed"
-        return f"{replica.name} {went} {replica.failures} requests in a row; it is tried again in {rest:.1f} s."
+        return f"{replica.name} {went} {replica.failures} requests in a row; it is tried again in {cooldown:.1f} s."
 
     @property
     def retry_after(self) -> float:
@@ -117,17 +117,17 @@ class Model:
         """See `affinity`; None where there is nothing to choose from."""
         return affinity(body, [part.url for part in images[:1]]) if len(self.replicas) > 1 else None
 
-    def leave(self, attempt: Attempt, outcome: Outcome) -> None:
-        """The request is over at this replica. `Router.leave`, and places follow."""
+    def release(self, assignment: Assignment, outcome: Outcome) -> None:
+        """The request is over at this replica. `Router.release`, and places follow."""
         before = self.router.slots
-        self.router.leave(attempt, outcome)
+        self.router.release(assignment, outcome)
         if self.router.slots != before:
             self._resize()
 
-    def begun(self, attempt: Attempt) -> None:
+    def begun(self, assignment: Assignment) -> None:
         """`Router.begun`, and places follow."""
-        if attempt.trial:
-            self.router.begun(attempt)
+        if assignment.half_open:
+            self.router.begun(assignment)
             self._resize()
 
     def described(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Model:
         for replica in self.replicas:
             reason = self._reason(replica)
             about = {"reason": reason} if reason else {}
-            replicas.append({"name": replica.name, "ready": not self.router.shut(replica), **about})
+            replicas.append({"name": replica.name, "ready": not self.router.is_closed_to_all(replica), **about})
         return {"ready": self.ready, "replicas": replicas}
 
 

@@ -1,8 +1,8 @@
-"""Who may run, who waits and who is refused: a pure object that is told the time and does nothing by itself.
+"""Who may run, who waits and who is refused. A pure object: the caller passes in the clock; it does no I/O.
 
-An engine runs a certain number of answers at once (its slots); beyond that it is slower for everybody, or queues
-without bound and holds every image in memory. So requests wait here, few enough that the last one's wait is worth it;
-the next one is refused with the time after which trying again makes sense, computed from how long answers have taken.
+An engine runs a certain number of answers at once (its slots). With more it is slower for everybody, or queues without
+bound and keeps every image in memory. So requests wait here, in a bounded queue. When it is full, the next request is
+refused with the time after which to try again, computed from how long answers have taken.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Admission:
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # by tenant; the first one's turn is next
         self._service: float | None = None  # mean seconds from start to end
 
-    def enter(self, tenant: str, weight: int = 1, patience: float = math.inf) -> Ticket:
+    def enter(self, tenant: str, weight: int = 1, timeout: float = math.inf) -> Ticket:
         """A ticket that runs at once (`started` is set) or waits.
 
-        Raises Refused when the queue is full, or when the wait will probably be longer than `patience` seconds.
+        Raises Refused when the queue is full, or when the wait will probably be longer than `timeout` seconds.
         """
         ticket = Ticket(tenant, weight, self._clock())
         if not self.waiting and self._fits(ticket):
@@ -65,7 +65,7 @@ class Admission:
             return ticket
         if self.full:
             raise Refused("queue_full", self.retry_after())
-        if self._service is not None and self._expected_wait(self._service) > patience:
+        if self._service is not None and self._expected_wait(self._service) > timeout:
             raise Refused("queue_timeout", self.retry_after())
         self._queues.setdefault(tenant, deque()).append(ticket)
         self.waiting += 1
@@ -75,10 +75,10 @@ class Admission:
     def full(self) -> bool:
         return self.waiting >= self.max_waiting
 
-    def leave(self, ticket: Ticket, served: bool = True) -> list[Ticket]:
+    def release(self, ticket: Ticket, served: bool = True) -> list[Ticket]:
         """The request is over, or gave up waiting: the tickets that run now because of it.
 
-        `served`: whether it took the time that an answer takes, unlike one that was broken off.
+        `served`: whether the answer was complete, so that its time counts in the mean.
         """
         if ticket.started is None:
             queue = self._queues[ticket.tenant]
@@ -89,8 +89,9 @@ class Admission:
         else:
             self.running -= ticket.weight
             if served:
-                took = self._clock() - ticket.started
-                self._service = took if self._service is None else self._service + NEWEST * (took - self._service)
+                seconds = self._clock() - ticket.started
+                mean = seconds if self._service is None else self._service
+                self._service = mean + NEWEST * (seconds - mean)
         return self._next()
 
     def retry_after(self) -> float:

@@ -10,13 +10,13 @@ class ByteBudget:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.held = 0
+        self.reserved = 0
 
-    def take(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Raises ApiError 503 when there is no room."""
-        if self.held + size > self._limit:
+        if self.reserved + size > self._limit:
             raise ApiError(503, "Too many large requests at once.", code="bytes_in_flight", retry_after=5)
-        self.held += size
+        self.reserved += size
 
-    def give(self, size: int) -> None:
-        self.held -= size
+    def release(self, size: int) -> None:
+        self.reserved -= size

@@ -1,9 +1,10 @@
-"""Which replica gets a request: a pure object that is told the time and the outcomes, and does nothing by itself.
+"""Which replica gets a request. A pure object: the caller passes in the clock and the outcomes; it does no I/O.
 
-A replica that fails several requests in a row rests (its circuit is open); after the rest a single request tries it
-(half-open), and it rests twice as long if that fails too. A replica that could not be reached gets nothing while it
-rests. One that fails is avoided only while there is a better one: what makes it fail may be the requests of a single
-client, which must not shut out the others.
+Each replica has a circuit breaker. After FAILURES failed requests in a row it is open: the replica cools down. After
+the cooldown it is half open: one request is sent to it, and a failure of that one starts a cooldown twice as long. A
+replica that could not be reached gets no request during its cooldown. A replica that answers with failures is only
+avoided while there is a better one: the requests of a single client may be what makes it fail, and that client must
+not take the replica away from the others.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-FAILURES = 3  # in a row, after which a replica rests
-FIRST_REST = 1.0  # seconds
-LONGEST_REST = 30.0
-# How much fuller than the emptiest replica the one may be that probably has a request's prefix in its cache.
+FAILURES = 3  # in a row, after which a replica cools down
+FIRST_COOLDOWN = 1.0  # seconds
+MAX_COOLDOWN = 30.0
+# Largest difference in load (see `Target.load`) to the emptiest replica at which a request still goes to the replica
+# that probably has its prefix in its cache.
 IMBALANCE = 0.25
 
 
 class Outcome(enum.Enum):
     ANSWERED = "answered"  # also with a client's error
-    FAILED = "failed"  # it said that it failed, broke off, or said something that makes no sense
-    UNREACHABLE = "unreachable"  # it refused the connection or was silent
-    NONE = "none"  # the client went, or the time was up: it says nothing about the replica
+    FAILED = "failed"  # it answered with a server error, broke off, or sent something that cannot be parsed
+    UNREACHABLE = "unreachable"  # it refused the connection or sent nothing in time
+    NONE = "none"  # the client disconnected, or its deadline passed: this says nothing about the replica
 
 
 @dataclass(eq=False)
@@ -36,12 +38,12 @@ class Target:
     slots: int
     up: bool = True
     outstanding: int = 0  # answers it is working on
-    chosen: int = 0  # when it was last chosen, in requests
+    chosen: int = 0  # number of the last request that it was chosen for
     failures: int = 0  # in a row
-    rest: float = FIRST_REST  # how long the next rest is
-    rests_until: float | None = None
-    unreachable: bool = False  # why it rests
-    trying: bool = False  # a request tries whether its rest is over
+    next_cooldown: float = FIRST_COOLDOWN  # seconds
+    cooldown_until: float | None = None  # None: its circuit is closed
+    unreachable: bool = False  # why it cools down
+    half_open: bool = False  # its cooldown has passed and one request is testing it
 
     @property
     def load(self) -> float:
@@ -49,19 +51,19 @@ class Target:
 
 
 @dataclass(eq=False)
-class Attempt:
-    """A request of `weight` answers at a replica."""
+class Assignment:
+    """A request of `weight` answers at a replica. `half_open`: it tests a replica whose cooldown has passed."""
 
     target: Target
     weight: int
-    trial: bool = False
+    half_open: bool = False
 
 
 class Router:
-    """Sends each request to the replica with the least outstanding answers for its slots.
+    """Sends each request to the replica with the fewest outstanding answers per slot.
 
     A request with an `affinity` goes where earlier ones with the same went, as long as that replica has a free slot and
-    is hardly fuller than the others.
+    its load is within IMBALANCE of the emptiest one's.
     """
 
     def __init__(self, targets: Sequence[Target], clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,78 +74,84 @@ class Router:
     @property
     def slots(self) -> int:
         """Answers that the replicas in working order take at once."""
-        return sum(target.slots for target in self.targets if target.up and target.rests_until is None)
+        return sum(target.slots for target in self.targets if target.up and target.cooldown_until is None)
 
-    def rest(self, target: Target) -> float:
-        """Seconds until a replica's rest is over; 0 if it doesn't rest."""
-        return 0.0 if target.rests_until is None else max(0.0, target.rests_until - self._clock())
+    def cooldown(self, target: Target) -> float:
+        """Seconds until a replica's cooldown is over; 0 if it has none."""
+        return 0.0 if target.cooldown_until is None else max(0.0, target.cooldown_until - self._clock())
 
-    def shut(self, target: Target) -> bool:
+    def is_closed_to_all(self, target: Target) -> bool:
         """Whether it gets no request at all for now."""
-        return not target.up or (target.unreachable and self.rest(target) > 0)
+        return not target.up or (target.unreachable and self.cooldown(target) > 0)
 
     @property
     def retry_after(self) -> float:
-        """Seconds until the first rest of a replica that is up is over."""
-        return min((self.rest(target) for target in self.targets if target.up), default=0.0)
+        """Seconds until the first cooldown of a replica that is up is over."""
+        return min((self.cooldown(target) for target in self.targets if target.up), default=0.0)
 
-    def enter(self, weight: int = 1, affinity: bytes | None = None, tried: Collection[Target] = ()) -> Attempt | None:
+    def enter(
+        self, weight: int = 1, affinity: bytes | None = None, tried: Collection[Target] = ()
+    ) -> Assignment | None:
         """The replica for a request, which counts as outstanding from now on; None if there is none.
 
         `tried`: those that have failed this request already.
         """
-        able = [target for target in self.targets if target.up and target not in tried]
-        working = [target for target in able if target.rests_until is None]
+        candidates = [target for target in self.targets if target.up and target not in tried]
+        working = [target for target in candidates if target.cooldown_until is None]
         now = self._clock()
-        for target in able:
-            if target.rests_until is not None and now >= target.rests_until and not target.trying:
-                target.trying = True
-                return self._attempt(target, weight, trial=True)
-        working = working or [target for target in able if not target.unreachable]
+        for target in candidates:
+            if target.cooldown_until is not None and now >= target.cooldown_until and not target.half_open:
+                target.half_open = True
+                return self._assign(target, weight, half_open=True)
+        working = working or [target for target in candidates if not target.unreachable]
         if not working:
             return None
-        return self._attempt(self._choose(working, affinity), weight)
+        return self._assign(self._choose(working, affinity), weight)
 
     def _choose(self, working: list[Target], affinity: bytes | None) -> Target:
         emptiest = min(working, key=lambda target: (target.load, target.chosen))
         if affinity is not None and len(working) > 1:
-            liked = max(working, key=lambda target: _rank(affinity, target))
-            if liked.load < 1 and liked.load - emptiest.load <= IMBALANCE:
-                return liked
+            preferred = max(working, key=lambda target: _rank(affinity, target))
+            if preferred.load < 1 and preferred.load - emptiest.load <= IMBALANCE:
+                return preferred
         return emptiest
 
-    def _attempt(self, target: Target, weight: int, trial: bool = False) -> Attempt:
+    def _assign(self, target: Target, weight: int, half_open: bool = False) -> Assignment:
         self._count += 1
         target.chosen = self._count
         target.outstanding += weight
-        return Attempt(target, weight, trial)
+        return Assignment(target, weight, half_open)
 
-    def begun(self, attempt: Attempt) -> None:
-        """An answer has begun, which ends a trial: others may come. A failure before its end means another rest."""
-        if attempt.trial:
-            attempt.trial = False
-            self.restore(attempt.target)
-            attempt.target.failures = FAILURES - 1
+    def begun(self, assignment: Assignment) -> None:
+        """An answer has begun. Of a half-open replica this closes the circuit: it gets other requests again.
 
-    def leave(self, attempt: Attempt, outcome: Outcome) -> None:
-        target = attempt.target
-        target.outstanding -= attempt.weight
-        if attempt.trial:
-            target.trying = False
+        A failure before that answer's end starts another cooldown.
+        """
+        if assignment.half_open:
+            assignment.half_open = False
+            self.restore(assignment.target)
+            assignment.target.failures = FAILURES - 1
+
+    def release(self, assignment: Assignment, outcome: Outcome) -> None:
+        """The request is over at this replica."""
+        target = assignment.target
+        target.outstanding -= assignment.weight
+        if assignment.half_open:
+            target.half_open = False
         if outcome is Outcome.ANSWERED:
             self.restore(target)
-            target.rest = FIRST_REST
+            target.next_cooldown = FIRST_COOLDOWN
         elif outcome in (Outcome.FAILED, Outcome.UNREACHABLE):
             target.failures += 1
-            # What was on its way when the rest began says nothing new.
-            if attempt.trial or (target.failures >= FAILURES and target.rests_until is None):
-                target.rests_until = self._clock() + target.rest
-                target.rest = min(target.rest * 2, LONGEST_REST)
+            # The failure of a request that was sent before the cooldown began must not start it again.
+            if assignment.half_open or (target.failures >= FAILURES and target.cooldown_until is None):
+                target.cooldown_until = self._clock() + target.next_cooldown
+                target.next_cooldown = min(target.next_cooldown * 2, MAX_COOLDOWN)
                 target.unreachable = outcome is Outcome.UNREACHABLE
 
     def restore(self, target: Target) -> None:
         """The replica is in working order again: it answered, or was started anew."""
-        target.failures, target.rests_until, target.trying, target.unreachable = 0, None, False, False
+        target.failures, target.cooldown_until, target.half_open, target.unreachable = 0, None, False, False
 
 
 def _rank(affinity: bytes, target: Target) -> bytes:

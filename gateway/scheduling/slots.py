@@ -1,4 +1,4 @@
-"""Admission for coroutines: wait for a slot, give it back."""
+"""Admission for coroutines: wait for a slot, release it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.telemetry.metrics import Metrics
 
 
 class Slots:
-    """The places of one model; `model` is its label in the metrics."""
+    """The slots of one model; `model` is its label in the metrics."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._admission = Admission(1, 0)  # until `resize` says how many there are
@@ -24,32 +24,32 @@ class Slots:
         if self._admission.full:
             raise overloaded(Refused("queue_full", self._admission.retry_after()))
 
-    async def take(self, tenant: str, weight: int, patience: float) -> Slot:
-        """Wait for a slot for at most `patience` seconds. Raises ApiError 503 with a Retry-After."""
+    async def take(self, tenant: str, weight: int, timeout: float) -> Slot:
+        """Wait for a slot for at most `timeout` seconds. Raises ApiError 503 with a Retry-After."""
         try:
-            ticket = self._admission.enter(tenant, weight, patience)
+            ticket = self._admission.enter(tenant, weight, timeout)
         except Refused as refused:
             raise overloaded(refused) from None
         if ticket.started is None:
             self._count()
-            await self._wait(ticket, patience)
+            await self._wait(ticket, timeout)
         self._metrics.queue_seconds.observe((ticket.started or 0.0) - ticket.arrived)
         self._metrics.batch_size.observe(self._admission.running)
         self._count()
         return Slot(self, ticket)
 
-    async def _wait(self, ticket: Ticket, patience: float) -> None:
+    async def _wait(self, ticket: Ticket, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         turn = self._waiting[ticket] = loop.create_future()
         # A timer, not `asyncio.wait_for`: before Python 3.12 that loses a cancellation which comes with the turn.
-        timer = loop.call_later(patience, _expire, turn)
+        timer = loop.call_later(timeout, _expire, turn)
         try:
             await turn
         except asyncio.TimeoutError:
-            self.leave(ticket, served=False)
+            self.release(ticket, served=False)
             raise self.timed_out() from None
         except asyncio.CancelledError:
-            self.leave(ticket, served=False)
+            self.release(ticket, served=False)
             raise
         finally:
             timer.cancel()
@@ -58,11 +58,11 @@ class Slots:
     def timed_out(self) -> ApiError:
         return overloaded(Refused("queue_timeout", self._admission.retry_after()))
 
-    def leave(self, ticket: Ticket, served: bool) -> None:
-        self._run(self._admission.leave(ticket, served))
+    def release(self, ticket: Ticket, served: bool) -> None:
+        self._run(self._admission.release(ticket, served))
 
     def resize(self, slots: int, max_waiting: int) -> None:
-        """There are more or fewer places now. What runs and waits goes on."""
+        """Change the numbers of slots and of waiting requests. Requests that run or wait now go on."""
         self._admission.max_waiting = max_waiting
         self._run(self._admission.resize(slots))
 
@@ -84,7 +84,7 @@ def _expire(turn: asyncio.Future[None]) -> None:
 
 
 class Slot:
-    """A place at the engine; `release` may be called more than once."""
+    """A slot at the engine; `release` may be called more than once."""
 
     def __init__(self, slots: Slots, ticket: Ticket) -> None:
         self._slots = slots
@@ -94,7 +94,7 @@ class Slot:
         """`served`: whether the answer was given to its end."""
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
-            self._slots.leave(ticket, served)
+            self._slots.release(ticket, served)
 
 
 def overloaded(refused: Refused) -> ApiError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from modelfiles.folder.model_folder import ModelFolder, checked, read_json
-from modelfiles.folder.provenance import PROVENANCE, VERIFIED, written
+from modelfiles.folder.files import read_json, regular_file
+from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.folder.provenance import PROVENANCE, VERIFIED, to_bytes
 
 
 def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
@@ -17,11 +18,11 @@ def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
     """
     if not (folder.path / PROVENANCE).exists():
         return False
-    fields, path = read_json(folder.path, PROVENANCE), checked(folder.path, PROVENANCE)
+    fields, path = read_json(folder.path, PROVENANCE), regular_file(folder.path, PROVENANCE)
     earlier, engines = fields.get(VERIFIED), [result["engine"] for result in results]
     entries = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
     kept = [one for one in entries if one.get("engine") not in engines]
     part = path.with_suffix(".part")
-    part.write_bytes(written({**fields, VERIFIED: [*kept, *results]}))
+    part.write_bytes(to_bytes({**fields, VERIFIED: [*kept, *results]}))
     os.replace(part, path)
     return True

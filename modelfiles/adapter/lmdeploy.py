@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelfiles.folder.model_folder import ModelFolder, ModelFolderError, checked, positive_int, read_json
+from modelfiles.folder.files import positive_int, read_json, regular_file
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, read_header
 
 PEFT_PREFIX = "base_model.model."
@@ -43,7 +44,7 @@ class AdapterError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
+class AdapterMatrix:
     """A tensor to write: bytes of the adapter's file, or zeros."""
 
     dtype: str
@@ -62,7 +63,7 @@ def write_lmdeploy_adapter(adapter: Path, folder: ModelFolder, out: Path) -> Non
     """
     config, tensors = _read(adapter)
     rank, alpha = _scale(adapter, config)
-    parts, targets = _renamed(adapter, folder, tensors, rank)
+    matrices, targets = _renamed(adapter, folder, tensors, rank)
     out.mkdir(parents=True, exist_ok=True)
     # The few keys it needs: an older peft refuses those that it does not know.
     written = {
@@ -77,7 +78,7 @@ def write_lmdeploy_adapter(adapter: Path, folder: ModelFolder, out: Path) -> Non
         "target_modules": sorted(targets),
     }
     (out / "adapter_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    _write_safetensors(out / "adapter_model.safetensors", parts)
+    _write_safetensors(out / "adapter_model.safetensors", matrices)
 
 
 def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
@@ -94,7 +95,7 @@ def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     if used:
         raise AdapterError(f"{adapter} uses {used[0]}, which LMDeploy does not have; merge it with `lensmith export`.")
     try:
-        return config, read_header(checked(folder, "adapter_model.safetensors"))
+        return config, read_header(regular_file(folder, "adapter_model.safetensors"))
     except HeaderError as error:
         raise ModelFolderError(f"{error}.", "MF106") from None
 
@@ -109,54 +110,54 @@ def _scale(adapter: Path, config: dict[str, Any]) -> tuple[int, float]:
 
 def _renamed(
     adapter: Path, folder: ModelFolder, tensors: dict[str, TensorInfo], rank: int
-) -> tuple[dict[str, Part], set[str]]:
+) -> tuple[dict[str, AdapterMatrix], set[str]]:
     """The tensors under LMDeploy's names, complete, and the linears they change."""
     prefix = LANGUAGE_MODEL.get(folder.architecture)
     merge = "merge it with `lensmith export`."
     if prefix is None:
         raise AdapterError(f"Adapters of {folder.architecture or 'this model'} are not served; {merge}")
     linears = _text_linears(folder)
-    parts: dict[str, Part] = {}
+    matrices: dict[str, AdapterMatrix] = {}
     targets, dtypes = set(), set()
     for name, info in tensors.items():
         module, _, kind = name.removesuffix(".weight").rpartition(".")
-        place = _LAYER.search(module)
+        match = _LAYER.search(module)
         if kind not in ("lora_A", "lora_B") or not name.startswith(PEFT_PREFIX):
             raise AdapterError(f"{adapter} has the tensor {name}, which is no LoRA matrix; {merge}")
-        if place is None or "visual" in module or place[3] not in LINEARS:
+        if match is None or "visual" in module or match[3] not in LINEARS:
             raise AdapterError(f"{adapter} changes {module}, which is no linear of the language model: {merge}")
-        if place[3] in AMBIGUOUS.get(folder.architecture, ()):
-            raise AdapterError(f"{adapter} changes {place[3]}, a name that vision blocks have too: {merge}")
-        key = (int(place[1]), place[2], place[3])
+        if match[3] in AMBIGUOUS.get(folder.architecture, ()):
+            raise AdapterError(f"{adapter} changes {match[3]}, a name that vision blocks have too: {merge}")
+        key = (int(match[1]), match[2], match[3])
         if key not in linears:
-            raise AdapterError(f"{adapter} changes layer {place[1]}'s {place[3]}, which {folder.name} does not have.")
+            raise AdapterError(f"{adapter} changes layer {match[1]}'s {match[3]}, which {folder.name} does not have.")
         rows, columns = linears[key]
         expected = (rank, columns) if kind == "lora_A" else (rows, rank)
         if info.shape != expected or info.dtype not in ("BF16", "F16", "F32"):
             raise AdapterError(f"{adapter}'s {name} is {info.dtype} {list(info.shape)} instead of {list(expected)}.")
-        parts[_name(prefix, key, kind)] = Part(info.dtype, info.shape, info)
-        targets.add(place[3])
+        matrices[_name(prefix, key, kind)] = AdapterMatrix(info.dtype, info.shape, info)
+        targets.add(match[3])
         dtypes.add(info.dtype)
-    if not parts:
+    if not matrices:
         raise AdapterError(f"{adapter} has no tensors.")
     dtype = min(dtypes)
     for key, (rows, columns) in linears.items():
         if key[2] in targets:
             pair = {"lora_A": (rank, columns), "lora_B": (rows, rank)}
-            missing = [kind for kind in pair if _name(prefix, key, kind) not in parts]
+            missing = [kind for kind in pair if _name(prefix, key, kind) not in matrices]
             if len(missing) == 1:
                 raise AdapterError(f"{adapter} has only one of the two matrices of layer {key[0]}'s {key[2]}.")
-            parts |= {_name(prefix, key, kind): Part(dtype, pair[kind], None) for kind in missing}
-    return parts, targets
+            matrices |= {_name(prefix, key, kind): AdapterMatrix(dtype, pair[kind], None) for kind in missing}
+    return matrices, targets
 
 
 def _text_linears(folder: ModelFolder) -> dict[tuple[int, str, str], tuple[int, ...]]:
     """(layer, block, linear) of the language model -> its weight's shape."""
     found: dict[tuple[int, str, str], tuple[int, ...]] = {}
     for name, info in folder.tensors.items():
-        place = _LAYER.search(name.removesuffix(".weight"))
-        if place is not None and "visual" not in name and place[3] in LINEARS and len(info.shape) == 2:
-            found[int(place[1]), place[2], place[3]] = info.shape
+        match = _LAYER.search(name.removesuffix(".weight"))
+        if match is not None and "visual" not in name and match[3] in LINEARS and len(info.shape) == 2:
+            found[int(match[1]), match[2], match[3]] = info.shape
     return found
 
 
@@ -164,22 +165,26 @@ def _name(prefix: str, key: tuple[int, str, str], kind: str) -> str:
     return f"{PEFT_PREFIX}{prefix}layers.{key[0]}.{key[1]}.{key[2]}.{kind}.weight"
 
 
-def _write_safetensors(path: Path, parts: dict[str, Part]) -> None:
+def _write_safetensors(path: Path, matrices: dict[str, AdapterMatrix]) -> None:
     header, position = {}, 0
-    for name, part in parts.items():
-        header[name] = {"dtype": part.dtype, "shape": part.shape, "data_offsets": [position, position + part.size]}
-        position += part.size
+    for name, matrix in matrices.items():
+        header[name] = {
+            "dtype": matrix.dtype,
+            "shape": matrix.shape,
+            "data_offsets": [position, position + matrix.size],
+        }
+        position += matrix.size
     raw = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     raw += b" " * (-len(raw) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
-        for part in parts.values():
-            if part.source is None:
-                file.write(bytes(part.size))
+        for matrix in matrices.values():
+            if matrix.source is None:
+                file.write(bytes(matrix.size))
                 continue
-            with part.source.shard.open("rb") as source:
-                source.seek(part.source.offsets[0])
-                left = part.size
+            with matrix.source.shard.open("rb") as source:
+                source.seek(matrix.source.offsets[0])
+                left = matrix.size
                 while left:
                     chunk = source.read(min(_CHUNK, left))
                     file.write(chunk)

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modelfiles.checks.rules import Finding
+from modelfiles.checks.finding import Finding
 from modelfiles.folder.chat_template import ChatTemplateError
-from modelfiles.folder.model_folder import ModelFolder, ModelFolderError, positive_int, read_json
+from modelfiles.folder.files import positive_int, read_json
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
+from modelfiles.ollama.architectures import Architecture, expand_tensors, find_architecture
 from modelfiles.ollama.chat_facts import ChatFacts, read_chat_facts
-from modelfiles.ollama.families import Family, expand_tensors, find_family
-from modelfiles.ollama.plan import PlanError, choose_family, stop_tokens
+from modelfiles.ollama.plan import ModelfilePlanError, choose_architecture, stop_tokens
 from modelfiles.ollama.repair import RepairError, repaired_configs
 
 _LEFTOVER = re.compile(r"\.lora_|\.base_layer\.|\.modules_to_save\.")
@@ -39,28 +40,28 @@ def _findings(folder: ModelFolder, route: str) -> Iterator[Finding]:
         facts = read_chat_facts(folder)
     except ChatTemplateError as error:
         yield Finding("MF217", f"{folder.path}: {error}", folder.chat_template_and_source[1])
-    family = find_family(folder.architecture)
+    architecture = find_architecture(folder.architecture)
     if not folder.architecture:
         yield Finding("MF201", "config.json has no architectures.", "config.json")
-    elif family is None:
+    elif architecture is None:
         try:
-            family = choose_family(folder, facts)
-        except PlanError as error:
+            architecture = choose_architecture(folder, facts)
+        except ModelfilePlanError as error:
             yield Finding("MF203", str(error), "config.json")
-    if family and family.since is None and route == "safetensors":
+    if architecture and architecture.since is None and route == "safetensors":
         yield Finding(
             "MF202", f"Ollama does not import {folder.architecture} from safetensors; use --route gguf.", "config.json"
         )
-    if family and family.since and route == "safetensors":
-        yield from _check_configs(folder, family)
+    if architecture and architecture.since and route == "safetensors":
+        yield from _check_configs(folder, architecture)
         yield from _check_experts(folder)
-    yield from _check_weights(folder, family, route)
+    yield from _check_weights(folder, architecture, route)
     yield from _check_tokens(folder, facts)
 
 
-def _check_configs(folder: ModelFolder, family: Family) -> Iterator[Finding]:
+def _check_configs(folder: ModelFolder, architecture: Architecture) -> Iterator[Finding]:
     try:
-        changes = repaired_configs(folder, family)[1]
+        changes = repaired_configs(folder, architecture)[1]
     except RepairError as error:
         yield Finding("MF205" if "mrope_section" in str(error) else "MF204", str(error), "config.json")
         return
@@ -80,7 +81,7 @@ def _check_configs(folder: ModelFolder, family: Family) -> Iterator[Finding]:
         yield Finding("MF204", "tokenizer.json is missing; copy it from the base model.", "tokenizer.json")
 
 
-def _check_weights(folder: ModelFolder, family: Family | None, route: str) -> Iterator[Finding]:
+def _check_weights(folder: ModelFolder, architecture: Architecture | None, route: str) -> Iterator[Finding]:
     names = folder.tensors
     if route == "safetensors":
         if not any(re.fullmatch(r"(model|consolidated).*\.safetensors", shard.name) for shard in folder.shards):
@@ -109,18 +110,18 @@ def _check_weights(folder: ModelFolder, family: Family | None, route: str) -> It
         dtypes = sorted({tensor.dtype for tensor in names.values()} - _READABLE)
         if dtypes:
             yield Finding("MF213", f"some weights have the dtype {', '.join(dtypes)}.")
-    if family and route == "safetensors":
-        yield from _check_names(folder, family)
+    if architecture and route == "safetensors":
+        yield from _check_names(folder, architecture)
     yield from _check_embedding(folder)
 
 
-def _check_names(folder: ModelFolder, family: Family) -> Iterator[Finding]:
+def _check_names(folder: ModelFolder, architecture: Architecture) -> Iterator[Finding]:
     names = folder.tensors
-    for prefix, what in family.wrong_prefixes.items():
+    for prefix, what in architecture.wrong_prefixes.items():
         if any(name.startswith(prefix) for name in names):
             yield Finding("MF212", f"tensors are called {prefix}...: {what}.")
             return
-    expected = expand_tensors(family, _counts(folder))
+    expected = expand_tensors(architecture, _counts(folder))
     missing = [name for name in expected if name not in names]
     vision = [name for name in missing if _VISION.search(name)]
     text = [name for name in missing if not _VISION.search(name)]
@@ -174,5 +175,5 @@ def _check_embedding(folder: ModelFolder) -> Iterator[Finding]:
 def _check_tokens(folder: ModelFolder, facts: ChatFacts | None) -> Iterator[Finding]:
     try:
         stop_tokens(folder, facts)
-    except PlanError as error:
+    except ModelfilePlanError as error:
         yield Finding("MF216", str(error), "generation_config.json")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelfiles.checks.rules import Finding
+from modelfiles.checks.finding import Finding
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.gguf_header import GgufError, read_gguf_metadata
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -18,11 +18,11 @@ from modelfiles.language import gotemplate
 from modelfiles.language.create_request import DEPRECATED, PARAMETERS, RequestError, create_request, parameter_value
 from modelfiles.language.gotemplate import GoTemplateError
 from modelfiles.language.grammar import Command, ModelfileSyntaxError, parse
+from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import IMAGE_MARKS, QWEN_IMAGE_TOKENS, context_needed, image_tokens
 from modelfiles.ollama.chat_facts import read_chat_facts
-from modelfiles.ollama.families import find_family
 from modelfiles.ollama.prompts import CASES, RENDERERS, Conversation, render_folder, render_template
-from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, Version, show
+from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, Version, version_text
 
 # Names that Ollama 0.33 knows (model/renderers/renderer.go, model/parsers/parsers.go).
 KNOWN_RENDERERS = {
@@ -79,7 +79,9 @@ def _values(commands: list[Command], source: bytes, context: Context) -> Iterato
         first = DIRECTIVES.get(name)
         if first and context.ollama < first:
             yield _at(
-                "MF313", f"{name.upper()} needs Ollama {show(first)}; this is for {show(context.ollama)}.", command
+                "MF313",
+                f"{name.upper()} needs Ollama {version_text(first)}; this is for {version_text(context.ollama)}.",
+                command,
             )
         if name in ("renderer", "parser") and args not in (KNOWN_RENDERERS if name == "renderer" else KNOWN_PARSERS):
             yield _at("MF311", f"Ollama has no {name} {args!r}.", command)
@@ -192,7 +194,7 @@ def _gguf_files(files: list[tuple[Command, Path]], context: Context) -> Iterator
             if width and out and width != out:
                 yield _at("MF504", f"the mmproj makes vectors of {out}, the model takes {width}.", second)
     if projectors and context.ollama < LLAMA_SERVER:
-        yield _at("MF503", f"this is for Ollama {show(context.ollama)}.", projectors[0][0])
+        yield _at("MF503", f"this is for Ollama {version_text(context.ollama)}.", projectors[0][0])
 
 
 def _model(commands: list[Command], folder: Path) -> ModelFolder | None:
@@ -268,10 +270,10 @@ def _compare(command: Command, model: ModelFolder, render: Callable[[Conversatio
 
 def _limits(commands: list[Command], model: ModelFolder | None, context: Context) -> Iterator[Finding]:
     num_ctx, source = _first(commands, "num_ctx"), _first(commands, "model")
-    family = find_family(model.architecture) if model else None
+    architecture = find_architecture(model.architecture) if model else None
     each = QWEN_IMAGE_TOKENS[0] + IMAGE_MARKS
-    if model and family:
-        each = image_tokens(family, model, context.image_size, context.ollama)
+    if model and architecture:
+        each = image_tokens(architecture, model, context.image_size, context.ollama)
     needed = context_needed(each, context.images_per_request)
     if num_ctx is None:
         yield _at("MF407", f"num_ctx is left to the GPU's memory; {needed} would do.", source)

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from modelfiles.checks.doctor import check_folder
+from modelfiles.checks.finding import Finding, exit_code
 from modelfiles.checks.lint import Context, lint, local_path
-from modelfiles.checks.rules import Finding, exit_code
 from modelfiles.cli.options import IMAGES, SIZE, VERSION
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -25,9 +25,9 @@ from modelfiles.language.gotemplate import GoTemplateError
 from modelfiles.language.grammar import Command, ModelfileSyntaxError, parse
 from modelfiles.ollama.budget import image_tokens
 from modelfiles.ollama.chat_facts import read_chat_facts
-from modelfiles.ollama.plan import PlanError, choose_family, stop_tokens
+from modelfiles.ollama.plan import ModelfilePlanError, choose_architecture, stop_tokens
 from modelfiles.ollama.prompts import CASES, Conversation, render_folder, render_renderer, render_template
-from modelfiles.ollama.versions import Version, show
+from modelfiles.ollama.versions import Version, version_text
 
 
 @click.command()
@@ -39,20 +39,22 @@ def inspect(model_dir: Path, image_size: tuple[int, int], ollama: Version) -> No
     try:
         folder = ModelFolder.open(model_dir)
         facts = read_chat_facts(folder)
-        family = choose_family(folder, facts)
+        architecture = choose_architecture(folder, facts)
         stops = [text for _, text, _ in stop_tokens(folder, facts)]
-    except (ModelFolderError, ChatTemplateError, PlanError) as error:
+    except (ModelFolderError, ChatTemplateError, ModelfilePlanError) as error:
         raise click.ClickException(str(error)) from None
     kind = "thinking" if facts.thinking else "instruct"
     width, height = image_size
     rows = {
-        "family": f"{family.name} ({folder.architecture})",
-        "routes": ", ".join(family.routes),
-        "Ollama": f"{show(family.since)} or later" if family.since else f"{show(family.gguf_since)} or later, by GGUF",
+        "family": f"{architecture.name} ({folder.architecture})",
+        "routes": ", ".join(architecture.routes),
+        "Ollama": f"{version_text(architecture.since)} or later"
+        if architecture.since
+        else f"{version_text(architecture.gguf_since)} or later, by GGUF",
         "context": f"{folder.max_position_embeddings} tokens",
-        "image": f"{width}x{height} takes {image_tokens(family, folder, image_size, ollama)} tokens",
+        "image": f"{width}x{height} takes {image_tokens(architecture, folder, image_size, ollama)} tokens",
         "chat template": f"{folder.chat_template_and_source[1]}, {kind}",
-        "renderer": " / ".join(family.renderers.get(kind, ("none",))),
+        "renderer": " / ".join(architecture.renderers.get(kind, ("none",))),
         "stops": ", ".join(stops),
         "default system": repr(facts.default_system) if facts.default_system else "none",
         "weights": f"{len(folder.tensors)} tensors in {len(folder.shards)} files",
@@ -60,7 +62,7 @@ def inspect(model_dir: Path, image_size: tuple[int, int], ollama: Version) -> No
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, Text(value))
-    for trap in family.traps:
+    for trap in architecture.traps:
         table.add_row("beware", Text(trap))
     Console().print(table)
 

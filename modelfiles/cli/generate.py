@@ -11,7 +11,7 @@ import click
 from modelfiles.cli.options import IMAGES, SIZE, VERSION
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.grammar import UnrepresentableError
-from modelfiles.ollama.plan import PROMPTS, ROUTES, Options, Plan, PlanError, make_plan
+from modelfiles.ollama.plan import PROMPTS, ROUTES, ModelfilePlan, ModelfilePlanError, Options, make_modelfile_plan
 from modelfiles.ollama.versions import Version
 from modelfiles.staging.gguf import can_try, open_adapter, try_pair
 from modelfiles.staging.stage import SCRIPT, write_stage
@@ -58,18 +58,18 @@ def generate(
     options = Options(route or "", prompt, ollama, images_per_request, image_size, system, quantize, base)
     try:
         folder = open_adapter(model_dir) if route == "adapter-gguf" else ModelFolder.open(model_dir)
-        plan = make_plan(folder, options)
+        plan = make_modelfile_plan(folder, options)
         write_stage(plan, out, llama_cpp, model_dir)
-    except (ModelFolderError, PlanError, UnrepresentableError) as error:
+    except (ModelFolderError, ModelfilePlanError, UnrepresentableError) as error:
         raise click.ClickException(str(error)) from None
     _summary(plan, out)
     if plan.route == "gguf" and llama_cpp:
         _try(out)
 
 
-def _summary(plan: Plan, out: Path) -> None:
+def _summary(plan: ModelfilePlan, out: Path) -> None:
     equal = sum(plan.prompt_equal.values())
-    click.echo(f"{out}: {plan.family.name} by {plan.route}, {len(plan.changes)} keys repaired")
+    click.echo(f"{out}: {plan.architecture.name} by {plan.route}, {len(plan.changes)} keys repaired")
     if plan.prompt_equal:
         click.echo(f"prompt: equals the chat template in {equal} of {len(plan.prompt_equal)} test conversations")
     click.echo(f"num_ctx {plan.num_ctx}: about {plan.kv_cache_bytes / 2**20:,.0f} MiB of key and value cache")

@@ -19,6 +19,6 @@ COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def modelfile() -> None:
     """Make and check Ollama Modelfiles for a model folder."""

@@ -10,18 +10,18 @@ import click
 
 
 class LazyGroup(click.Group):
-    """`places` maps a command's name to module:attribute."""
+    """`locations` maps a command's name to module:attribute."""
 
-    def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, locations: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._places = places
+        self._locations = locations
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._places)
+        return list(self._locations)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self._places:
+        if cmd_name not in self._locations:
             return None
-        module, attribute = self._places[cmd_name].split(":")
+        module, attribute = self._locations[cmd_name].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from modelfiles.ollama.versions import NEWEST, Version, parse_version, show
+from modelfiles.ollama.versions import NEWEST, Version, parse_version, version_text
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: str) -> Version:
@@ -22,7 +22,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 
 
 VERSION = click.option(
-    "--ollama", callback=_version, default=show(NEWEST), show_default=True, help="The version it is for."
+    "--ollama", callback=_version, default=version_text(NEWEST), show_default=True, help="The version it is for."
 )
 IMAGES = click.option("--images-per-request", type=click.IntRange(0, 1000), default=8, show_default=True)
 SIZE = click.option("--image-size", callback=_size, default="1024x1024", show_default=True, help="In pixels.")

@@ -17,7 +17,7 @@ from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.create_request import RequestError
 from modelfiles.language.grammar import Command, ModelfileSyntaxError, parse
 from modelfiles.ollama.plan import QUANTIZATIONS
-from modelfiles.server.client import DEFAULT_SERVER, OllamaError, Server
+from modelfiles.server.client import DEFAULT_SERVER, OllamaClient, OllamaError
 from modelfiles.server.push import push, total_bytes
 from modelfiles.server.verify import verify
 from modelfiles.staging.stage import LOCK
@@ -54,7 +54,7 @@ def push_command(stage: Path, name: str, server: str, system_file: Path | None, 
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True
         ) as bar:
             task = bar.add_task("hashing", total=total_bytes(commands, stage))
-            for status in push(Server(server), name, commands, stage, lambda n: bar.advance(task, n), quantize):
+            for status in push(OllamaClient(server), name, commands, stage, lambda n: bar.advance(task, n), quantize):
                 bar.update(task, description=status[:40])
                 bar.console.print(Text(status))
     except (OllamaError, RequestError, ModelFolderError, UnicodeDecodeError, OSError) as error:
@@ -75,7 +75,7 @@ def verify_command(stage: Path, name: str, server: str, as_json: bool) -> None:
     try:
         folder = ModelFolder.open(path) if path and path.is_dir() else None
         checks = []
-        for check in verify(Server(server), name, commands, folder):
+        for check in verify(OllamaClient(server), name, commands, folder):
             checks.append(check)
             if not as_json:
                 mark, style = ("ok  ", "green") if check.ok else ("FAIL", "bold red")

@@ -43,8 +43,8 @@ def _render(job: str) -> tuple[str | None, ...]:
     except subprocess.TimeoutExpired:
         raise ChatTemplateError("the chat template takes too long.") from None
     if done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise ChatTemplateError(f"the chat template takes too much time or memory, or cannot run: {words[0][:200]}.")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise ChatTemplateError(f"the chat template takes too much time or memory, or cannot run: {lines[0][:200]}.")
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise ChatTemplateError(f"the chat template fails: {answer['error']}.")

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modelfiles.folder.files import (
+    MAX_TEMPLATE_BYTES,
+    ModelFolderError,
+    positive_int,
+    read_json,
+    read_text,
+    regular_file,
+)
 from modelfiles.folder.provenance import PROVENANCE, without_verification
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, header_length, read_header
 
 __all__ = ["ModelFolder", "ModelFolderError", "TensorInfo"]
 
-MAX_JSON_BYTES = 32_000_000
-MAX_TOKENIZER_BYTES = 256_000_000  # the largest published tokenizer.json files have about 35 MB
-MAX_TEMPLATE_BYTES = 1_000_000
-MAX_JSON_DEPTH = 64
 MAX_SHARDS = 4096
-
-
-class ModelFolderError(ValueError):
-    """The folder cannot be used: one sentence for the user. `rule` is its id in docs/modelfile-rules.md."""
-
-    def __init__(self, message: str, rule: str = "MF101") -> None:
-        super().__init__(message)
-        self.rule = rule
 
 
 @dataclass(frozen=True)
@@ -104,13 +99,13 @@ class ModelFolder:
         tensors: dict[str, TensorInfo] = {}
         for shard in self.shards:
             try:
-                found = read_header(checked(self.path, shard.name), shard)
+                added = read_header(regular_file(self.path, shard.name), shard)
             except HeaderError as error:
                 raise ModelFolderError(f"{error}.", "MF105" if error.lfs_pointer else "MF106") from None
-            twice = tensors.keys() & found.keys()
+            twice = tensors.keys() & added.keys()
             if twice:
                 raise ModelFolderError(f"tensor {min(twice)!r} is in two shards, {shard.name} and another.", "MF106")
-            tensors.update(found)
+            tensors.update(added)
         return tensors
 
     @cached_property
@@ -192,7 +187,7 @@ class ModelFolder:
 
     @property
     def image_pixel_limits(self) -> tuple[int, int]:
-        """The least and most pixels (width x height) that the processor resizes an image to; (0, 0) if it does not say.
+        """The fewest and most pixels (width x height) the processor resizes an image to; (0, 0) if it does not say.
 
         `min_pixels`/`max_pixels` win over `size.shortest_edge`/`longest_edge`, which Qwen's processors also use for
         pixel counts (transformers, image_processing_qwen2_vl.py); a fixed `size.height` x `width` gives both limits.
@@ -200,9 +195,13 @@ class ModelFolder:
         size = self.preprocessor.get("size")
         size = size if isinstance(size, dict) else {}
         fixed = positive_int(size.get("height")) * positive_int(size.get("width"))
-        least = positive_int(self.preprocessor.get("min_pixels")) or positive_int(size.get("shortest_edge")) or fixed
-        most = positive_int(self.preprocessor.get("max_pixels")) or positive_int(size.get("longest_edge")) or fixed
-        return least, most
+        min_pixels = (
+            positive_int(self.preprocessor.get("min_pixels")) or positive_int(size.get("shortest_edge")) or fixed
+        )
+        max_pixels = (
+            positive_int(self.preprocessor.get("max_pixels")) or positive_int(size.get("longest_edge")) or fixed
+        )
+        return min_pixels, max_pixels
 
     def fingerprint(self) -> str:
         """A sha256 that tells models apart without reading them whole.
@@ -213,11 +212,11 @@ class ModelFolder:
         digest = hashlib.sha256()
         for name in ("config.json", PROVENANCE):
             if (self.path / name).exists():
-                raw = checked(self.path, name).read_bytes()
+                raw = regular_file(self.path, name).read_bytes()
                 digest.update(without_verification(raw) if name == PROVENANCE else raw)
             digest.update(b"\0")
         for shard in self.shards:
-            file_path = checked(self.path, shard.name)
+            file_path = regular_file(self.path, shard.name)
             size, start = file_path.stat().st_size, 8 + self._header_length(shard.name)
             digest.update(f"{shard.name}\0{size}\0".encode())
             with file_path.open("rb") as file:
@@ -229,71 +228,12 @@ class ModelFolder:
 
     def _header_length(self, shard: str) -> int:
         try:
-            return header_length(checked(self.path, shard))
+            return header_length(regular_file(self.path, shard))
         except HeaderError as error:
             raise ModelFolderError(f"{error}.", "MF105" if error.lfs_pointer else "MF106") from None
 
     def _optional_json(self, name: str) -> dict[str, Any]:
         return read_json(self.path, name) if (self.path / name).exists() else {}
-
-
-def checked(folder: Path, name: str) -> Path:
-    """The real path of `folder`/`name`: a regular file inside `folder`. Raises ModelFolderError.
-
-    Links that stay inside are followed, and so are those of the Hugging Face cache, whose snapshots/REVISION folders
-    link to ../../blobs.
-    """
-    try:
-        real = (folder / name).resolve(strict=True)
-        mode = real.stat().st_mode
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelFolderError(f"{name} in {folder} cannot be read: {error}.", "MF103") from None
-    blobs = folder.parent.parent / "blobs"
-    if not real.is_relative_to(folder) and not (folder.parent.name == "snapshots" and real.is_relative_to(blobs)):
-        raise ModelFolderError(f"{name} in {folder} is a link that leaves the folder; copy the file in.", "MF103")
-    if not stat.S_ISREG(mode):
-        raise ModelFolderError(f"{name} in {folder} is not a regular file.", "MF103")
-    return real
-
-
-def read_text(folder: Path, name: str, limit: int = MAX_TEMPLATE_BYTES) -> str:
-    """A UTF-8 file of the folder, line ends as they are. Raises ModelFolderError."""
-    path = checked(folder, name)
-    if path.stat().st_size > limit:
-        raise ModelFolderError(f"{name} in {folder} has over {limit:,} bytes.", "MF104")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelFolderError(f"{name} in {folder} cannot be read as UTF-8: {error}.", "MF104") from None
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder, not nested deeper than MAX_JSON_DEPTH. Raises ModelFolderError."""
-    text = read_text(folder, name, MAX_TOKENIZER_BYTES if name == "tokenizer.json" else MAX_JSON_BYTES)
-    if text.startswith("version https://git-lfs"):
-        raise ModelFolderError(f"{name} in {folder} is a Git LFS pointer; fetch it with `git lfs pull`.", "MF105")
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ModelFolderError(f"{name} in {folder} is nested too deeply.", "MF104") from None
-    except ValueError as error:
-        raise ModelFolderError(f"{name} in {folder} is not valid JSON: {error}.", "MF104") from None
-    if not isinstance(value, dict):
-        raise ModelFolderError(f"{name} in {folder} must hold a JSON object.", "MF104")
-    if name == "tokenizer.json":
-        return value  # hundreds of thousands of entries, and only looked up, never walked or written again
-    level: list[Any] = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-        level = [child for child in level if isinstance(child, (dict, list))]
-        if not level:
-            return value
-    raise ModelFolderError(f"{name} in {folder} is nested more than {MAX_JSON_DEPTH} deep.", "MF104")
-
-
-def positive_int(value: object) -> int:
-    """The value if it is a positive integer, else 0: configs from outside hold anything."""
-    return value if type(value) is int and value > 0 else 0
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -323,7 +263,7 @@ def _shards(folder: Path) -> list[Path]:
         raise ModelFolderError(f"{folder} has more than {MAX_SHARDS} weight files.", "MF104")
     for name in sorted(names):
         try:
-            header_length(checked(folder, name))
+            header_length(regular_file(folder, name))
         except HeaderError as error:
             raise ModelFolderError(f"{error}.", "MF105" if error.lfs_pointer else "MF106") from None
     return [folder / name for name in sorted(names)]

@@ -9,7 +9,7 @@ PROVENANCE = "lensmith.json"
 VERIFIED = "verified"  # a list of what `lensmith verify` found, an entry for each engine
 
 
-def written(fields: dict[str, Any]) -> bytes:
+def to_bytes(fields: dict[str, Any]) -> bytes:
     """The file's bytes."""
     return (json.dumps(fields, indent=2) + "\n").encode()
 
@@ -23,4 +23,4 @@ def without_verification(raw: bytes) -> bytes:
     if not isinstance(fields, dict) or VERIFIED not in fields:
         return raw
     del fields[VERIFIED]
-    return written(fields)
+    return to_bytes(fields)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from modelfiles.folder.model_folder import ModelFolder, positive_int
-from modelfiles.folder.smart_resize import smart_resize
-from modelfiles.ollama.families import Family
+from modelfiles.folder.files import positive_int
+from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.images.smart_resize import smart_resize
+from modelfiles.ollama.architectures import Architecture
 from modelfiles.ollama.versions import LLAMA_SERVER, Version
 
 # What Ollama tells llama-server about every Qwen-VL image (--image-min-tokens) and llama.cpp's own upper limit.
@@ -16,20 +17,20 @@ TEXT_TOKENS = 2048  # for the system prompt, the question and the answer
 ROUND_TO = 1024
 
 
-def image_tokens(family: Family, folder: ModelFolder, size: tuple[int, int], ollama: Version) -> int:
+def image_tokens(architecture: Architecture, folder: ModelFolder, size: tuple[int, int], ollama: Version) -> int:
     """Tokens that an image of `size` (width, height in pixels) takes, its marks included.
 
     The limits of Qwen's rule are the model's own before Ollama 0.30 and QWEN_IMAGE_TOKENS since.
     """
-    if family.image_tokens is not None:
-        return family.image_tokens + IMAGE_MARKS
+    if architecture.image_tokens is not None:
+        return architecture.image_tokens + IMAGE_MARKS
     unit = (folder.patch_size or 14) * folder.merge_size
     if ollama >= LLAMA_SERVER:
-        least, most = (tokens * unit * unit for tokens in QWEN_IMAGE_TOKENS)
+        min_pixels, max_pixels = (tokens * unit * unit for tokens in QWEN_IMAGE_TOKENS)
     else:
         low, high = folder.image_pixel_limits
-        least, most = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
-    width, height = smart_resize(size, unit, least, most)
+        min_pixels, max_pixels = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
+    width, height = smart_resize(size, unit, min_pixels, max_pixels)
     return width * height // unit**2 + IMAGE_MARKS
 
 

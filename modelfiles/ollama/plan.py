@@ -10,19 +10,19 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language import gotemplate
 from modelfiles.language.gotemplate import GoTemplateError
 from modelfiles.language.grammar import Command
+from modelfiles.ollama.architectures import ARCHITECTURES, CHATML, Architecture, find_architecture
 from modelfiles.ollama.budget import context_needed, image_tokens, kv_cache_bytes
 from modelfiles.ollama.chat_facts import ChatFacts, read_chat_facts
-from modelfiles.ollama.families import CHATML, FAMILIES, Family, find_family
 from modelfiles.ollama.prompts import CASES, RENDERERS, render_folder, render_renderer, render_template
 from modelfiles.ollama.repair import Change, RepairError, repaired_configs
-from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, OLDEST, Version, show
+from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, OLDEST, Version, version_text
 
 QUANTIZATIONS = ("F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0")
 ROUTES = ("safetensors", "gguf", "adapter-gguf")
 PROMPTS = ("auto", "template", "renderer")
 
 
-class PlanError(ValueError):
+class ModelfilePlanError(ValueError):
     """There is no Modelfile that would work; one sentence says why and what to do."""
 
 
@@ -50,14 +50,14 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ModelfilePlan:
     """A Modelfile in the making.
 
     files: repaired configs by name; prompt_equal: test conversation -> whether the prompt equals the chat template's.
     """
 
     folder: ModelFolder
-    family: Family
+    architecture: Architecture
     options: Options
     route: str
     lines: list[Line]
@@ -79,24 +79,24 @@ class Plan:
         return kv_cache_bytes(self.folder, self.num_ctx)
 
 
-def make_plan(folder: ModelFolder, options: Options) -> Plan:
-    """The Modelfile for a merged model's folder. Raises PlanError and ModelFolderError."""
+def make_modelfile_plan(folder: ModelFolder, options: Options) -> ModelfilePlan:
+    """The Modelfile for a merged model's folder. Raises ModelfilePlanError and ModelFolderError."""
     try:
         facts = read_chat_facts(folder)
     except ChatTemplateError as error:
-        raise PlanError(f"{folder.path}: {error}") from None
-    family = choose_family(folder, facts)
-    route = _choose_route(folder, family, options)
+        raise ModelfilePlanError(f"{folder.path}: {error}") from None
+    architecture = choose_architecture(folder, facts)
+    route = _choose_route(folder, architecture, options)
     lines, warnings = _from_lines(route, options), []
     files: dict[str, dict[str, Any]] = {}
     changes: list[Change] = []
     if route == "safetensors":
         try:
-            files, changes = repaired_configs(folder, family)
+            files, changes = repaired_configs(folder, architecture)
         except RepairError as error:
-            raise PlanError(str(error)) from None
-    strategy = _choose_prompt(family, facts, options)
-    prompt_lines, prompt_equal = _prompt_lines(folder, family, strategy)
+            raise ModelfilePlanError(str(error)) from None
+    strategy = _choose_prompt(architecture, facts, options)
+    prompt_lines, prompt_equal = _prompt_lines(folder, architecture, strategy)
     lines += prompt_lines
     differs = [name for name, equal in prompt_equal.items() if not equal and not name.startswith("tool")]
     if differs:
@@ -106,39 +106,41 @@ def make_plan(folder: ModelFolder, options: Options) -> Plan:
         chosen = "--system-file" if options.system is not None else folder.chat_template_and_source[1]
         lines.append(Line(Command("system", system), "sent when a request brings no system message", chosen))
     lines += _sampling_lines(folder)
-    context, warning = _context_line(folder, family, options)
+    context, warning = _context_line(folder, architecture, options)
     lines.append(context)
     warnings += [warning] if warning else []
     lines += [
         Line(Command("stop", text), f"ends an answer (token {token})", source)
         for token, text, source in stop_tokens(folder, facts)
     ]
-    since = max(_since(family, route), DIRECTIVES["requires"])
+    since = max(_since(architecture, route), DIRECTIVES["requires"])
     if options.ollama >= DIRECTIVES["requires"]:
         reason = "the first Ollama that can do all of this; Ollama shows it but does not enforce it"
-        lines.append(Line(Command("requires", show(since)), reason))
-    return Plan(folder, family, options, route, lines, files, changes, prompt_equal, warnings)
+        lines.append(Line(Command("requires", version_text(since)), reason))
+    return ModelfilePlan(folder, architecture, options, route, lines, files, changes, prompt_equal, warnings)
 
 
-def choose_family(folder: ModelFolder, facts: ChatFacts | None = None) -> Family:
-    """The table's row, or the general ChatML row. Raises PlanError listing what is supported."""
-    family = find_family(folder.architecture)
-    if family:
-        return family
+def choose_architecture(folder: ModelFolder, facts: ChatFacts | None = None) -> Architecture:
+    """The table's row, or the general ChatML row. Raises ModelfilePlanError listing what is supported."""
+    architecture = find_architecture(folder.architecture)
+    if architecture:
+        return architecture
     if folder.architecture and facts and facts.chatml and folder.vision_config:
         return CHATML
-    known = ", ".join(row.name for row in FAMILIES)
+    known = ", ".join(row.name for row in ARCHITECTURES)
     what = f"the architecture {folder.architecture}" if folder.architecture else "a config.json without architectures"
-    raise PlanError(f"{folder.path} has {what}, which is not supported; supported are {known}, and any ChatML VLM.")
+    raise ModelfilePlanError(
+        f"{folder.path} has {what}, which is not supported; supported are {known}, and any ChatML VLM."
+    )
 
 
 def stop_tokens(folder: ModelFolder, facts: ChatFacts | None) -> list[tuple[int, str, str]]:
-    """(id, text, source) of every token that ends an answer, each one special token. Raises PlanError."""
+    """(id, text, source) of every token that ends an answer, each one special token. Raises ModelfilePlanError."""
     found = []
     for token in folder.eos_token_ids:
         text, special = folder.added_tokens.get(token, ("", False))
         if not text or not special:
-            raise PlanError(
+            raise ModelfilePlanError(
                 f"eos_token_id {token} of {folder.path} is no special token of tokenizer.json, so it cannot be a stop; "
                 "correct generation_config.json."
             )
@@ -147,33 +149,36 @@ def stop_tokens(folder: ModelFolder, facts: ChatFacts | None) -> list[tuple[int,
         token = next(i for i, (text, _) in folder.added_tokens.items() if text == facts.end_of_turn)
         found.append((token, facts.end_of_turn, folder.chat_template_and_source[1]))
     if not found:
-        raise PlanError(
+        raise ModelfilePlanError(
             f"{folder.path} names no token that ends an answer; add eos_token_id to generation_config.json."
         )
     return list(dict.fromkeys(found))
 
 
-def _choose_route(folder: ModelFolder, family: Family, options: Options) -> str:
-    route = options.route or family.routes[0]
+def _choose_route(folder: ModelFolder, architecture: Architecture, options: Options) -> str:
+    route = options.route or architecture.routes[0]
     if options.quantize and options.quantize.upper() not in QUANTIZATIONS:
-        raise PlanError(f"Ollama cannot quantize to {options.quantize}; it can to {', '.join(QUANTIZATIONS)}.")
-    if route == "safetensors" and family.since is None:
-        raise PlanError(
+        raise ModelfilePlanError(f"Ollama cannot quantize to {options.quantize}; it can to {', '.join(QUANTIZATIONS)}.")
+    if route == "safetensors" and architecture.since is None:
+        raise ModelfilePlanError(
             f"Ollama does not import {folder.architecture} from safetensors (unsupported architecture); "
             "use --route gguf."
         )
-    since = _since(family, route)
+    since = _since(architecture, route)
     if options.ollama < OLDEST:
-        raise PlanError(f"Ollama {show(options.ollama)} is too old for all of this; use at least {show(OLDEST)}.")
+        raise ModelfilePlanError(
+            f"Ollama {version_text(options.ollama)} is too old for all of this; use at least {version_text(OLDEST)}."
+        )
     if options.ollama < since:
-        raise PlanError(
-            f"Ollama {show(options.ollama)} cannot take {family.name} as {route}; it needs {show(since)} or later."
+        raise ModelfilePlanError(
+            f"Ollama {version_text(options.ollama)} cannot take {architecture.name} as {route}; it needs "
+            f"{version_text(since)} or later."
         )
     return route
 
 
-def _since(family: Family, route: str) -> Version:
-    return (family.since or LLAMA_SERVER) if route == "safetensors" else family.gguf_since
+def _since(architecture: Architecture, route: str) -> Version:
+    return (architecture.since or LLAMA_SERVER) if route == "safetensors" else architecture.gguf_since
 
 
 def _from_lines(route: str, options: Options) -> list[Line]:
@@ -185,37 +190,39 @@ def _from_lines(route: str, options: Options) -> list[Line]:
             Line(Command("model", "./mmproj.gguf"), "the vision tower; without it the model cannot see"),
         ]
     if not options.base:
-        raise PlanError("--route adapter-gguf needs --base: the Ollama name of the model the adapter was trained on.")
+        raise ModelfilePlanError(
+            "--route adapter-gguf needs --base: the Ollama name of the model the adapter was trained on."
+        )
     return [
         Line(Command("model", options.base), "the base model the adapter was trained on", "--base"),
         Line(Command("adapter", "./adapter.gguf"), "the adapter, from llama.cpp's convert_lora_to_gguf.py"),
     ]
 
 
-def _choose_prompt(family: Family, facts: ChatFacts, options: Options) -> str:
+def _choose_prompt(architecture: Architecture, facts: ChatFacts, options: Options) -> str:
     """ "template", or the kind of renderer ("instruct", "thinking")."""
     kind = "thinking" if facts.thinking else "instruct"
     if options.prompt == "renderer" or (options.prompt == "auto" and facts.thinking):
-        if kind not in family.renderers:
-            raise PlanError(f"Ollama has no renderer for {family.name} ({kind}); use --prompt template.")
+        if kind not in architecture.renderers:
+            raise ModelfilePlanError(f"Ollama has no renderer for {architecture.name} ({kind}); use --prompt template.")
         return kind
     if facts.thinking:
-        raise PlanError(
+        raise ModelfilePlanError(
             "--prompt template cannot open the <think> block that this model's template opens; use --prompt renderer."
         )
     return "template"
 
 
-def _prompt_lines(folder: ModelFolder, family: Family, strategy: str) -> tuple[list[Line], dict[str, bool]]:
+def _prompt_lines(folder: ModelFolder, architecture: Architecture, strategy: str) -> tuple[list[Line], dict[str, bool]]:
     source = folder.chat_template_and_source[1]
     if strategy == "template":
-        text = family.template_text()
+        text = architecture.template_text()
         nodes = gotemplate.parse_template(text)
         prompts = [render_template(nodes, case) for case in CASES]
         reason = "written for the model's chat template; offers tools, so that Ollama does not replace it"
         lines = [Line(Command("template", text), reason, source)]
     else:
-        renderer, parser = family.renderers[strategy]
+        renderer, parser = architecture.renderers[strategy]
         reason = f"the chat template is for a model that {'thinks' if strategy == 'thinking' else 'answers directly'}"
         lines = [
             Line(Command("template", "{{ .Prompt }}"), "the renderer makes the prompt"),
@@ -260,8 +267,8 @@ def number(value: object) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) and value != int(value) else f"{value}"
 
 
-def _context_line(folder: ModelFolder, family: Family, options: Options) -> tuple[Line, str]:
-    each = image_tokens(family, folder, options.image_size, options.ollama)
+def _context_line(folder: ModelFolder, architecture: Architecture, options: Options) -> tuple[Line, str]:
+    each = image_tokens(architecture, folder, options.image_size, options.ollama)
     needed = context_needed(each, options.images_per_request)
     limit = folder.max_position_embeddings or needed
     width, height = options.image_size

@@ -11,8 +11,9 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from modelfiles.folder.model_folder import ModelFolder, positive_int
-from modelfiles.ollama.families import Family
+from modelfiles.folder.files import positive_int
+from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.ollama.architectures import Architecture
 
 
 @dataclass(frozen=True)
@@ -28,60 +29,65 @@ class RepairError(ValueError):
     """The folder lacks what Ollama needs and nothing in it says what it should be."""
 
 
-def repaired_configs(folder: ModelFolder, family: Family) -> tuple[dict[str, dict[str, Any]], list[Change]]:
+def repaired_configs(folder: ModelFolder, architecture: Architecture) -> tuple[dict[str, dict[str, Any]], list[Change]]:
     """The JSON files that must differ from the folder's, by name, and each change. Raises RepairError."""
     changes: list[Change] = []
     config = copy.deepcopy(folder.config)
-    if not family.reads_rope_parameters:
-        _normalise_rope(config, folder, family, changes)
+    if not architecture.reads_rope_parameters:
+        _normalise_rope(config, folder, architecture, changes)
     _count_experts(config, changes)
-    if family.text_fields == "root":
+    if architecture.text_fields == "root":
         _hoist_text_config(config, changes)
     files = {"config.json": config} if changes else {}
-    if "preprocessor_config.json" in family.needed_files and not (folder.path / "preprocessor_config.json").exists():
+    if (
+        "preprocessor_config.json" in architecture.needed_files
+        and not (folder.path / "preprocessor_config.json").exists()
+    ):
         files["preprocessor_config.json"] = _preprocessor(folder)
         reason = "Ollama opens this file; transformers 5 writes its content into processor_config.json"
         changes.append(Change("preprocessor_config.json", "*", reason))
     return files, changes
 
 
-def _normalise_rope(config: dict[str, Any], folder: ModelFolder, family: Family, changes: list[Change]) -> None:
+def _normalise_rope(
+    config: dict[str, Any], folder: ModelFolder, architecture: Architecture, changes: list[Change]
+) -> None:
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config
-    place = "text_config." if text is not config else ""
+    prefix = "text_config." if text is not config else ""
     rope = text.get("rope_parameters")
     rope = rope if isinstance(rope, dict) else {}
     if not text.get("rope_theta") and isinstance(rope.get("rope_theta"), (int, float)):
         text["rope_theta"] = rope["rope_theta"]
-        changes.append(Change("config.json", f"{place}rope_theta", "Ollama does not read rope_parameters.rope_theta"))
-    if not family.mrope_section:
+        changes.append(Change("config.json", f"{prefix}rope_theta", "Ollama does not read rope_parameters.rope_theta"))
+    if not architecture.mrope_section:
         return
     scaling = text.get("rope_scaling")
     scaling = dict(scaling) if isinstance(scaling, dict) else {}
     if not scaling.get("mrope_section"):
-        section = rope.get("mrope_section") or _default_section(folder, family)
+        section = rope.get("mrope_section") or _default_section(folder, architecture)
         scaling = {"rope_type": "default"} | {key: rope[key] for key in ("mrope_interleaved",) if key in rope} | scaling
         scaling["mrope_section"] = section
         text["rope_scaling"] = scaling
         reason = "Ollama does not read rope_parameters.mrope_section, and without it the import fails"
-        changes.append(Change("config.json", f"{place}rope_scaling", reason))
-    if family.text_fields == "root" and scaling.get("type") != "mrope":
+        changes.append(Change("config.json", f"{prefix}rope_scaling", reason))
+    if architecture.text_fields == "root" and scaling.get("type") != "mrope":
         scaling["type"] = "mrope"
         text["rope_scaling"] = scaling
-        changes.append(Change("config.json", f"{place}rope_scaling.type", "Ollama expects mrope here for this family"))
+        changes.append(Change("config.json", f"{prefix}rope_scaling.type", "Ollama expects mrope here for this family"))
 
 
-def _default_section(folder: ModelFolder, family: Family) -> list[int]:
+def _default_section(folder: ModelFolder, architecture: Architecture) -> list[int]:
     """The section that transformers falls back on, if it fits: it must add up to half a head."""
     text = folder.text_config
     heads = positive_int(text.get("num_attention_heads"))
     head_dim = positive_int(text.get("head_dim")) or (positive_int(text.get("hidden_size")) // heads if heads else 0)
-    if sum(family.mrope_section) * 2 != head_dim:
+    if sum(architecture.mrope_section) * 2 != head_dim:
         raise RepairError(
             f"config.json of {folder.path} has no mrope_section and the family's usual one does not fit a head of "
             f"{head_dim}; add text_config.rope_scaling.mrope_section."
         )
-    return list(family.mrope_section)
+    return list(architecture.mrope_section)
 
 
 def _count_experts(config: dict[str, Any], changes: list[Change]) -> None:

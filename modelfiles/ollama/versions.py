@@ -31,5 +31,5 @@ def parse_version(text: str) -> Version:
     return int(match[1]), int(match[2]), int(match[3] or 0)
 
 
-def show(version: Version) -> str:
+def version_text(version: Version) -> str:
     return ".".join(map(str, version))

@@ -28,7 +28,7 @@ class OllamaError(Exception):
     """The server refused, failed or could not be reached; one sentence, in its own words where it has some."""
 
 
-class Server:
+class OllamaClient:
     """An Ollama server. `url` may leave out the scheme and port, as OLLAMA_HOST does."""
 
     def __init__(self, url: str = DEFAULT_SERVER, timeout: float = 600) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from modelfiles.checks.lint import local_path
-from modelfiles.folder.model_folder import checked
+from modelfiles.folder.files import regular_file
 from modelfiles.language.create_request import create_request
 from modelfiles.language.grammar import Command
-from modelfiles.server.client import OllamaError, Progress, Server, file_digest
+from modelfiles.server.client import OllamaClient, OllamaError, Progress, file_digest
 
 # What Ollama's own client takes from a folder besides the weights (parser/parser.go, filesForModel).
 COMPANIONS = ("*.json", "chat_template.jinja", "tokenizer.model")
@@ -36,7 +36,7 @@ def files_to_send(commands: list[Command], folder: Path) -> tuple[dict[str, Path
 
 
 def push(
-    server: Server, name: str, commands: list[Command], folder: Path, progress: Progress, quantize: str = ""
+    server: OllamaClient, name: str, commands: list[Command], folder: Path, progress: Progress, quantize: str = ""
 ) -> Iterator[str]:
     """Uploads what the server lacks and creates the model, yielding status lines.
 
@@ -75,5 +75,5 @@ def _folder_files(folder: Path) -> dict[str, Path]:
         weights = sorted(folder.glob(pattern))
         if weights:
             small = [path for wanted in COMPANIONS for path in sorted(folder.glob(wanted)) if path.name not in NOT_SENT]
-            return {path.name: checked(folder, path.name) for path in [*weights, *small]}
+            return {path.name: regular_file(folder, path.name) for path in [*weights, *small]}
     return {}

@@ -13,8 +13,8 @@ from typing import Any
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.grammar import Command
 from modelfiles.ollama.prompts import CASES, IMAGE, Conversation, render_folder
-from modelfiles.ollama.versions import LLAMA_SERVER, Version, parse_version, show
-from modelfiles.server.client import OllamaError, Server
+from modelfiles.ollama.versions import LLAMA_SERVER, Version, parse_version, version_text
+from modelfiles.server.client import OllamaClient, OllamaError
 
 IMAGE_TAG = re.compile(r"\[img-\d+\]")
 SAME = 1e-6  # log-probabilities closer than this are the same
@@ -29,11 +29,11 @@ class Check:
     seen: str
 
 
-def verify(server: Server, model: str, commands: list[Command], folder: ModelFolder | None) -> Iterator[Check]:
+def verify(server: OllamaClient, model: str, commands: list[Command], folder: ModelFolder | None) -> Iterator[Check]:
     """Runs the checks one by one. `folder` gives the chat template to compare prompts with. Raises OllamaError."""
     version = server.version()
     needed = next((command.args for command in commands if command.name == "requires"), "")
-    yield Check("version", not needed or version >= parse_version(needed), show(version))
+    yield Check("version", not needed or version >= parse_version(needed), version_text(version))
     shown = server.show(model)
     capabilities = shown.get("capabilities") or []
     yield Check("sees images", "vision" in capabilities, f"capabilities: {', '.join(map(str, capabilities))}")
@@ -58,7 +58,7 @@ def _check_parameters(shown: dict[str, Any], commands: list[Command]) -> Iterato
     yield Check("stops", stops == seen_stops, ", ".join(sorted(seen_stops)) or "none")
 
 
-def _check_prompts(server: Server, model: str, folder: ModelFolder) -> Iterator[Check]:
+def _check_prompts(server: OllamaClient, model: str, folder: ModelFolder) -> Iterator[Check]:
     for case, expected in zip(CASES, render_folder(folder, list(CASES)), strict=True):
         if expected is None:
             continue  # the chat template takes no such conversation
@@ -74,7 +74,7 @@ def _check_prompts(server: Server, model: str, folder: ModelFolder) -> Iterator[
         yield Check(f"prompt: {case.name}", equal or (spacing and case.tools is not None), seen)
 
 
-def rendered_prompt(server: Server, model: str, case: Conversation) -> str:
+def rendered_prompt(server: OllamaClient, model: str, case: Conversation) -> str:
     """The prompt the server makes of a conversation, without running the model. Raises OllamaError."""
     messages = [
         {**message, "images": [encoded_image(0)] * message["images"]} if "images" in message else message
@@ -88,17 +88,17 @@ def rendered_prompt(server: Server, model: str, case: Conversation) -> str:
     return IMAGE_TAG.sub(lambda _: IMAGE, str(debug["rendered_template"]))
 
 
-def _check_images(server: Server, model: str, version: Version) -> Iterator[Check]:
+def _check_images(server: OllamaClient, model: str, version: Version) -> Iterator[Check]:
     """Without an image, and with two different ones, from the same words."""
     none, one, other = (_probe(server, model, images) for images in ([], [encoded_image(0)], [encoded_image(1)]))
-    least = 1000 if version >= LLAMA_SERVER else 1
+    min_tokens = 1000 if version >= LLAMA_SERVER else 1
     grew = one[0] - none[0]
-    yield Check("an image costs tokens", grew >= least, f"{none[0]} tokens without, {one[0]} with an image")
+    yield Check("an image costs tokens", grew >= min_tokens, f"{none[0]} tokens without, {one[0]} with an image")
     differ = any(abs(a - b) > SAME for a, b in zip(one[1], other[1], strict=False)) or len(one[1]) != len(other[1])
     yield Check("an image changes the answer", differ, f"log-probabilities {_short(one[1])} and {_short(other[1])}")
 
 
-def _probe(server: Server, model: str, images: list[str]) -> tuple[int, list[float]]:
+def _probe(server: OllamaClient, model: str, images: list[str]) -> tuple[int, list[float]]:
     message = {"role": "user", "content": "What is in this picture?", **({"images": images} if images else {})}
     options = {"temperature": 0, "num_predict": 1, "seed": 0}
     answer = server.chat(model, [message], options=options, logprobs=True, top_logprobs=5)

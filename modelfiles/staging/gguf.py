@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modelfiles.folder.model_folder import ModelFolder, ModelFolderError, checked, read_json
+from modelfiles.folder.files import read_json, regular_file
+from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.safetensors_header import HeaderError, read_header
-from modelfiles.ollama.plan import PlanError
+from modelfiles.ollama.plan import ModelfilePlanError
 
 TRY_SECONDS = 600
 _VISION = ("visual.", "vision_tower.", "vision_model.")
@@ -47,38 +48,47 @@ def script(route: str, source: Path, base: Path) -> str:
 
 
 def convert(route: str, source: Path, base: Path, llama_cpp: Path, out: Path) -> dict[str, Path]:
-    """Runs the converter; the files by name, in `out`. Raises PlanError with the converter's last words."""
-    made: dict[str, Path] = {}
+    """Runs the converter; the files by name, in `out`. Raises ModelfilePlanError with the converter's last line."""
+    written: dict[str, Path] = {}
     for name, (program, *arguments) in conversions(route, source, base):
         path = llama_cpp / program
         if not path.is_file():
-            raise PlanError(f"{llama_cpp} has no {program}; give a llama.cpp checkout.")
+            raise ModelfilePlanError(f"{llama_cpp} has no {program}; give a llama.cpp checkout.")
         command = [sys.executable, str(path), *arguments, "--outfile", str(out / name)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0 or not (out / name).is_file():
-            words = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no message"]
-            raise PlanError(f"llama.cpp's {program} could not write {name}: {words[-1][:300]}")
-        made[name] = out / name
-    return made
+            lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no message"]
+            raise ModelfilePlanError(f"llama.cpp's {program} could not write {name}: {lines[-1][:300]}")
+        written[name] = out / name
+    return written
 
 
 def open_adapter(path: Path) -> ModelFolder:
-    """The base model of a PEFT adapter that the adapter-gguf route can take. Raises PlanError and ModelFolderError."""
+    """The base model of a PEFT adapter that the adapter-gguf route can take.
+
+    Raises ModelfilePlanError and ModelFolderError.
+    """
     folder = path.expanduser().resolve()
     if not (folder / "adapter_config.json").exists():
-        raise PlanError(f"{path} is no PEFT adapter (no adapter_config.json); --route adapter-gguf takes the adapter.")
+        raise ModelfilePlanError(
+            f"{path} is no PEFT adapter (no adapter_config.json); --route adapter-gguf takes the adapter."
+        )
     named = read_json(folder, "adapter_config.json").get("base_model_name_or_path")
     try:
-        names = read_header(checked(folder, "adapter_model.safetensors"))
+        names = read_header(regular_file(folder, "adapter_model.safetensors"))
     except HeaderError as error:
         raise ModelFolderError(f"{error}.", "MF106") from None
     vision = next((name for name in names if any(part in name for part in _VISION)), None)
     if vision:
-        raise PlanError(f"the adapter changes the vision tower ({vision!r}), which a GGUF adapter cannot; merge it.")
+        raise ModelfilePlanError(
+            f"the adapter changes the vision tower ({vision!r}), which a GGUF adapter cannot; merge it."
+        )
     candidates = [Path(named), folder / named] if isinstance(named, str) else []
     base = next((candidate for candidate in candidates if (candidate / "config.json").exists()), None)
     if base is None:
-        raise PlanError(f"the adapter's base model {named!r} is not a local folder; download it and correct {path}.")
+        raise ModelfilePlanError(
+            f"the adapter's base model {named!r} is not a local folder; download it and correct {path}."
+        )
     return ModelFolder.open(base)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.rules import is_repaired
-from modelfiles.folder.model_folder import ModelFolder, checked
+from modelfiles.folder.files import regular_file
+from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.grammar import emit
-from modelfiles.ollama.plan import Plan, PlanError
-from modelfiles.ollama.versions import show
+from modelfiles.ollama.plan import ModelfilePlan, ModelfilePlanError
+from modelfiles.ollama.versions import version_text
 from modelfiles.staging.gguf import convert, script
 
 LOCK = "modelfile.lock.json"
@@ -31,11 +32,11 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-def write_stage(plan: Plan, out: Path, llama_cpp: Path | None = None, source: Path | None = None) -> Path:
+def write_stage(plan: ModelfilePlan, out: Path, llama_cpp: Path | None = None, source: Path | None = None) -> Path:
     """Writes `out` in one step: it appears whole or not at all. An earlier stage there is replaced.
 
     `llama_cpp` runs that checkout's converter for the GGUF routes; `source` is what it converts if that is not the
-    plan's folder (an adapter). Raises PlanError, and UnrepresentableError for text that a Modelfile cannot hold.
+    plan's folder (an adapter). Raises ModelfilePlanError, and UnrepresentableError for text a Modelfile cannot hold.
     """
     modelfile = emit(plan.commands)
     if plan.route != "adapter-gguf":
@@ -45,16 +46,18 @@ def write_stage(plan: Plan, out: Path, llama_cpp: Path | None = None, source: Pa
     resolved = out.resolve()
     for folder in {plan.folder.path, source}:
         if resolved == folder or folder in resolved.parents or resolved in folder.parents:
-            raise PlanError(f"{out} and the model's folder {folder} lie in one another; choose another output folder.")
+            raise ModelfilePlanError(
+                f"{out} and the model's folder {folder} lie in one another; choose another output folder."
+            )
     if out.exists() and not (out / LOCK).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PlanError(
+        raise ModelfilePlanError(
             f"{out} exists and was not made by `lensmith modelfile generate`; choose another output folder."
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise PlanError(f"{out} cannot be written: {error.strerror}.") from None
+        raise ModelfilePlanError(f"{out} cannot be written: {error.strerror}.") from None
     try:
         names = _copy_model(plan, work)
         texts = {name: to_json(content) for name, content in plan.files.items()} | {"Modelfile": modelfile}
@@ -71,19 +74,21 @@ def write_stage(plan: Plan, out: Path, llama_cpp: Path | None = None, source: Pa
             shutil.rmtree(out)
         work.rename(out)
     except OSError as error:
-        raise PlanError(f"{out} cannot be written: {error.strerror}.") from None
+        raise ModelfilePlanError(f"{out} cannot be written: {error.strerror}.") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
 
 
-def _refuse_broken(plan: Plan) -> None:
-    """Raises PlanError if the weights have a fault that no stage folder repairs."""
+def _refuse_broken(plan: ModelfilePlan) -> None:
+    """Raises ModelfilePlanError if the weights have a fault that no stage folder repairs."""
     findings = check_folder(plan.folder.path, plan.route)
-    broken = [finding for finding in findings if finding.severity == "error" and not is_repaired(finding)]
+    broken = [finding for finding in findings if finding.severity == "error" and not is_repaired(finding.rule)]
     if broken:
         more = f" (and {len(broken) - 1} more; see `lensmith modelfile doctor`)" if len(broken) > 1 else ""
-        raise PlanError(f"{plan.folder.path} would not work in Ollama: {broken[0].rule}: {broken[0].message}{more}")
+        raise ModelfilePlanError(
+            f"{plan.folder.path} would not work in Ollama: {broken[0].rule}: {broken[0].message}{more}"
+        )
 
 
 def to_json(value: object) -> str:
@@ -101,23 +106,23 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _copy_model(plan: Plan, work: Path) -> list[str]:
+def _copy_model(plan: ModelfilePlan, work: Path) -> list[str]:
     """Links the weights and copies the companions of the safetensors route. Returns the files' names in `work`."""
     if plan.route != "safetensors":
         return []
     folder = plan.folder
     companions = [name for name in COMPANIONS if (folder.path / name).exists() and name not in plan.files]
     for name in companions:
-        shutil.copyfile(checked(folder.path, name), work / name)
+        shutil.copyfile(regular_file(folder.path, name), work / name)
     weights = [shard.name for shard in folder.shards]
     # Ollama looks for model*.safetensors only.
     targets = ["model.safetensors"] if len(weights) == 1 else weights
     for name, target in zip(weights, targets, strict=True):
-        link_or_copy(checked(folder.path, name), work / target)
+        link_or_copy(regular_file(folder.path, name), work / target)
     return sorted(companions + targets)
 
 
-def _lock(plan: Plan, unchanged: list[str], written: list[str]) -> dict[str, Any]:
+def _lock(plan: ModelfilePlan, unchanged: list[str], written: list[str]) -> dict[str, Any]:
     """Everything that decided the stage, without times or paths of this machine."""
     options = plan.options
     return {
@@ -125,9 +130,9 @@ def _lock(plan: Plan, unchanged: list[str], written: list[str]) -> dict[str, Any
         "model": plan.folder.name,
         "fingerprint": plan.folder.fingerprint(),
         "inputs": _hashes(plan.folder),
-        "family": plan.family.name,
+        "family": plan.architecture.name,
         "route": plan.route,
-        "ollama": show(options.ollama),
+        "ollama": version_text(options.ollama),
         "options": {
             "prompt": options.prompt,
             "images_per_request": options.images_per_request,
@@ -150,7 +155,7 @@ def _lock(plan: Plan, unchanged: list[str], written: list[str]) -> dict[str, Any
 def _hashes(folder: ModelFolder) -> dict[str, str]:
     """sha256 of every small input; the weights are covered by the fingerprint."""
     return {
-        name: hashlib.sha256(checked(folder.path, name).read_bytes()).hexdigest()
+        name: hashlib.sha256(regular_file(folder.path, name).read_bytes()).hexdigest()
         for name in COMPANIONS
         if (folder.path / name).exists()
     }

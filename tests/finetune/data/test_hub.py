@@ -45,7 +45,8 @@ def run(tmp_path: Path, arguments: list[str], environment: dict[str, str]) -> su
 
 SCRIPT = """
 import sys
-from finetune.hub import FinetuneError, download
+from finetune.data.hub import download
+from finetune.errors import FinetuneError
 try:
     print(download(*sys.argv[1:]))
 except FinetuneError as error:

@@ -124,7 +124,7 @@ def test_image_urls_are_fetched_once_where_allowed(
     ("path", "complaint"),
     [
         ("/gone.png", "cannot be fetched: File not found"),
-        ("/moved", "cannot be fetched: .*(not allowed|unknown url type)"),
+        ("/moved", "cannot be fetched: .*(not allowed|unknown url type|unsupported protocol)"),
         ("/shapes.json", "has over 0 MiB"),
     ],
 )

@@ -12,7 +12,7 @@ from finetune.data.datasets import load_rows
 from finetune.encoding.chat_encoder import ChatEncoder
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.positions import rope_positions
-from finetune.encoding.proof import prove
+from finetune.encoding.proof import prove_encoding
 from finetune.errors import FinetuneError
 from finetune.families.batch import collate_prompts, collate_train
 from finetune.families.qwen_vl import load_processor
@@ -56,7 +56,7 @@ CHATS: dict[str, dict[str, Any]] = {
         "tools": json.dumps([WEATHER]),
     },
 }
-LEARNT = {
+LABELLED = {
     "one image": ["red<|im_end|>\n"],
     "no image": ["hi there<|im_end|>\n"],
     "two images of different sizes": ["no<|im_end|>\n"],
@@ -91,18 +91,18 @@ def encode(tmp_path: Path) -> Encoder:
 @pytest.mark.parametrize("chat", CHATS)
 def test_ids_are_those_of_the_models_own_processor(encode: Encoder, chat: str) -> None:
     encoded = encode(CHATS[chat])
-    prove(encode.rows, [encoded], encode.processor, encode.bank)
-    wrong = Encoded(encoded.ids[:-1], encoded.learnt, encoded.positions, encoded.images, encoded.source)
+    prove_encoding(encode.rows, [encoded], encode.processor, encode.bank)
+    wrong = Encoded(encoded.ids[:-1], encoded.labelled, encoded.positions, encoded.images, encoded.source)
     with pytest.raises(FinetuneError, match="row 1: this model's processor gives"):
-        prove(encode.rows, [wrong], encode.processor, encode.bank)
+        prove_encoding(encode.rows, [wrong], encode.processor, encode.bank)
 
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_labels_are_the_answers_and_their_ends(encode: Encoder, chat: str) -> None:
     encoded = encode(CHATS[chat])
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], encoded.learnt, [False]]).astype(int)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], encoded.labelled, [False]]).astype(int)))
     spans = [encoded.ids[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    assert [encode.processor.tokenizer.decode(span) for span in spans] == LEARNT[chat]
+    assert [encode.processor.tokenizer.decode(span) for span in spans] == LABELLED[chat]
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -115,7 +115,7 @@ def test_positions_are_the_models_own(encode: Encoder, chat: str) -> None:
 def test_a_prompt_is_the_chat_before_its_last_answer(encode: Encoder) -> None:
     chat = encode(CHATS["system and two turns"])
     (prompt,) = encode.encoder.encode_prompt(encode.rows)
-    last = np.flatnonzero(chat.learnt & ~np.roll(chat.learnt, 1))[-1]
+    last = np.flatnonzero(chat.labelled & ~np.roll(chat.labelled, 1))[-1]
     assert np.array_equal(prompt.ids, chat.ids[:last])
     assert np.array_equal(prompt.positions, chat.positions[:, :last])
 
@@ -131,7 +131,7 @@ def test_special_tokens_in_text_are_refused(encode: Encoder, text: str, turn: in
 
 def test_harmless_brackets_are_text(encode: Encoder) -> None:
     encoded = encode(ask("is 1 < 2 and [x] | <b> fine?", "<yes>", 0))
-    prove(encode.rows, [encoded], encode.processor, encode.bank)
+    prove_encoding(encode.rows, [encoded], encode.processor, encode.bank)
 
 
 def test_equal_chats_with_different_images_are_kept_apart(encode: Encoder) -> None:
@@ -153,8 +153,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(encode: Encoder) -> N
 def test_rows_are_read_up_to_their_last_label(encode: Encoder) -> None:
     long, short = encode(CHATS["two images of different sizes"]), encode(CHATS["no image"])
     batch = collate_train([short, long], torch.device("cpu"))
-    assert batch.ids.shape[1] == np.flatnonzero(long.learnt)[-1]
-    assert batch.labels.tolist() == short.ids[short.learnt].tolist() + long.ids[long.learnt].tolist()
+    assert batch.ids.shape[1] == np.flatnonzero(long.labelled)[-1]
+    assert batch.labels.tolist() == short.ids[short.labelled].tolist() + long.ids[long.labelled].tolist()
     following = torch.from_numpy(np.stack([np.pad(r.ids, (0, 300))[1 : 1 + batch.ids.shape[1]] for r in (short, long)]))
     assert following[batch.labelled].tolist() == batch.labels.tolist()
 

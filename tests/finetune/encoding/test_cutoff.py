@@ -58,7 +58,7 @@ def test_shrunk_images_fit_and_are_what_the_model_gets(recipe: MakeRecipe, long_
         pixels, grids = data.bank.pixels(row.images, data.processor.image_processor, pool)
     assert [tuple(grid) for grid in grids.tolist()] == [data.bank.grids[index] for index in row.images]
     assert len(pixels) == sum(int(np.prod(data.bank.grids[index])) for index in row.images)
-    assert all(data.bank.limits.least <= 256 * rows * columns for _, rows, columns in grids.tolist())
+    assert all(data.bank.limits.min_pixels <= 256 * rows * columns for _, rows, columns in grids.tolist())
 
 
 def test_images_below_the_models_least_are_not_made(recipe: MakeRecipe, long_row: Path) -> None:

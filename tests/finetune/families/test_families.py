@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from finetune.data.datasets import load_rows
-from finetune.encoding.proof import prove
+from finetune.encoding.proof import prove_encoding
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluate import evaluate
 from finetune.export.merge import merge
@@ -68,8 +68,8 @@ def recipe_of(recipe: MakeRecipe, dataset: Path, family: str, tmp_path: Path) ->
 
 def test_ids_are_the_processors(recipe_of: MakeRecipe) -> None:
     data = load_training_data(recipe_of(), Console(quiet=True))
-    prove(load_rows("shapes", recipe_of()).rows, data.rows, data.processor, data.bank)
-    answers = [data.processor.tokenizer.decode(row.ids[row.learnt]) for row in data.rows]
+    prove_encoding(load_rows("shapes", recipe_of()).rows, data.rows, data.processor, data.bank)
+    answers = [data.processor.tokenizer.decode(row.ids[row.labelled]) for row in data.rows]
     assert answers == [
         "red<|im_end|>\n", "no<|im_end|>\n", "hi there<|im_end|>\n", "red<|im_end|>\nblue<|im_end|>\n",
     ]  # fmt: skip
@@ -86,13 +86,13 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     data = load_training_data(recipe_of(), Console(quiet=True))
     base = load_base(data.folder, recipe_of(), CPU, torch.float32)
     used = [image for row in data.rows for image in row.images]
-    features = FrozenFeatures(base, data.bank, data.processor, used, again=True)
+    features = FrozenFeatures(base, data.bank, data.processor, used, reused=True)
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         images = [decode(path) for path in row.images] or None
         text = data.processor.apply_chat_template(row.messages, tokenize=False)
         inputs = data.processor(text=[text], images=images, return_tensors="pt")
         labels = inputs["input_ids"].clone()
-        labels[0, ~torch.from_numpy(ours.learnt)] = -100
+        labels[0, ~torch.from_numpy(ours.labelled)] = -100
         theirs = base(**inputs, labels=labels).loss
         batch = collate_train([ours], CPU)
         loss = LabelLoss(base)(batch, features.get(batch.images)) / len(batch.labels)
@@ -109,7 +109,9 @@ def test_four_bit_adapters_learn(recipe_of: MakeRecipe) -> None:
     assert len(names) == 7 * len(base.model.language_model.layers)
     model = add_adapters(base, made)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    features = FrozenFeatures(base, data.bank, data.processor, [i for row in data.rows for i in row.images], again=True)
+    features = FrozenFeatures(
+        base, data.bank, data.processor, [i for row in data.rows for i in row.images], reused=True
+    )
     batch = collate_train(data.rows, CPU)
     for _ in range(2):
         optimizer.zero_grad()

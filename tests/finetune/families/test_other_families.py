@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from finetune.data.datasets import load_rows
-from finetune.encoding.proof import prove
+from finetune.encoding.proof import prove_encoding
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluate import evaluate
 from finetune.export.merge import merge
@@ -25,7 +25,7 @@ from finetune.model.base import four_bit_layers, load_base
 from finetune.model.changes import QUANTISED
 from finetune.model.folder import open_base
 from finetune.model.targets import make_trainable
-from finetune.preflight.check import check
+from finetune.preflight.check import check_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import load_training_data
 from finetune.training.loop import train
@@ -98,9 +98,9 @@ def inputs_of(data: Any, row: Any, messages: int | None = None, prompt: bool = F
 
 def test_ids_are_the_processors(recipe_of: MakeRecipe, family: str) -> None:
     data = load_training_data(recipe_of(), QUIET)
-    prove(load_rows("shapes", recipe_of()).rows, data.rows, data.processor, data.bank)
+    prove_encoding(load_rows("shapes", recipe_of()).rows, data.rows, data.processor, data.bank)
     end = ENDS.get(family, "<|im_end|>\n")
-    answers = [data.processor.tokenizer.decode(row.ids[row.learnt]) for row in data.rows]
+    answers = [data.processor.tokenizer.decode(row.ids[row.labelled]) for row in data.rows]
     space = " " if family == "idefics3" else ""
     said = [["red"], ["no"], ["hi there"], ["red", "blue"]]
     assert answers == ["".join(space + answer + end for answer in answers) for answers in said]
@@ -123,7 +123,7 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         inputs = inputs_of(data, row)
         labels = inputs["input_ids"].clone()
-        labels[0, ~torch.from_numpy(ours.learnt)] = -100
+        labels[0, ~torch.from_numpy(ours.labelled)] = -100
         theirs = base(**inputs, labels=labels).loss
         batch, images = feed.batch([ours])
         loss = loss_of(batch, images)
@@ -247,7 +247,7 @@ def test_check_shows_what_is_learnt_and_says_what_it_cannot_tell(
     llava: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = llava(keys={"eval_dataset": None})
-    assert check(made, Console(soft_wrap=True, width=200))
+    assert check_recipe(made, Console(soft_wrap=True, width=200))
     shown = capsys.readouterr().out
     assert "(16 image tokens)" in shown
     assert "Memory is not estimated for llava models" in shown
@@ -259,7 +259,7 @@ def test_check_names_every_row_that_does_not_pass(
 ) -> None:
     tools = ask("hello", "hi") | {"tools": [{"name": "f"}]}
     made = llava([*CHATS, tools, ask("and?", "yes"), tools], keys={"eval_dataset": None})
-    assert not check(made, Console(soft_wrap=True, width=200))
+    assert not check_recipe(made, Console(soft_wrap=True, width=200))
     shown = capsys.readouterr().out
     assert all(f"row {number}: llava (llava) cannot be trained: tools" in shown for number in (5, 7))
     assert "5 rows" in shown
@@ -384,7 +384,7 @@ def test_ids_that_change_in_a_batch_end_the_run(llava: Callable[..., Recipe]) ->
     data = load_training_data(made, QUIET)
     base = load_base(data.folder, made, CPU, torch.float32)
     row = data.rows[0]
-    wrong = np.where(row.learnt, row.ids + 1, row.ids)
+    wrong = np.where(row.labelled, row.ids + 1, row.ids)
     feed = family_of(data.folder).feed(base, data, data.rows)
     with pytest.raises(FinetuneError, match="row 1: the model's processor gives other ids in a batch than alone"):
         feed.batch([data.rows[1], type(row)(**vars(row) | {"ids": wrong})])

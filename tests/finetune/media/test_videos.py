@@ -19,7 +19,7 @@ from rich.console import Console
 
 from finetune.data.datasets import load_rows
 from finetune.data.formats import Row
-from finetune.encoding.proof import prove
+from finetune.encoding.proof import prove_encoding
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluate import compare_runs, evaluate
 from finetune.export.merge import merge
@@ -34,7 +34,7 @@ from finetune.memory.heaviest_load import heaviest_load
 from finetune.model.base import load_base
 from finetune.model.folder import open_base
 from finetune.model.targets import make_trainable
-from finetune.preflight.check import check
+from finetune.preflight.check import check_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData, load_training_data
 from finetune.training.loop import train
@@ -104,14 +104,14 @@ def theirs(data: TrainingData, row: Row, media: tuple[int, ...]) -> Any:
 def test_ids_are_the_processors(recipe_of: MakeRecipe, family: str) -> None:
     data = load(recipe_of())
     rows = load_rows("shapes", recipe_of()).rows
-    prove(rows, data.rows, data.processor, data.bank)
+    prove_encoding(rows, data.rows, data.processor, data.bank)
     for row, ours in zip(rows, data.rows, strict=True):
         assert theirs(data, row, ours.images)["input_ids"][0].tolist() == ours.ids.tolist()
     wrong = replace(data.rows[0], ids=data.rows[0].ids[1:])
     with pytest.raises(FinetuneError, match="row 1: this model's processor gives"):
-        prove(rows[:1], [wrong], data.processor, data.bank)
+        prove_encoding(rows[:1], [wrong], data.processor, data.bank)
     tokenizer = data.processor.tokenizer
-    assert [tokenizer.decode(row.ids[row.learnt]) for row in data.rows] == [
+    assert [tokenizer.decode(row.ids[row.labelled]) for row in data.rows] == [
         "red<|im_end|>\n", "a ball<|im_end|>\n", "blue<|im_end|>\n", "same<|im_end|>\nno<|im_end|>\n",
         "red<|im_end|>\n",
     ]  # fmt: skip
@@ -135,12 +135,12 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     data = load(recipe_of())
     base = load_base(data.folder, recipe_of(), CPU, torch.float32)
     used = [image for row in data.rows for image in row.images]
-    features = FrozenFeatures(base, data.bank, data.processor, used, again=True)
+    features = FrozenFeatures(base, data.bank, data.processor, used, reused=True)
     assert features.cached
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         inputs = theirs(data, row, ours.images)
         labels = inputs["input_ids"].clone()
-        labels[0, ~torch.from_numpy(ours.learnt)] = -100
+        labels[0, ~torch.from_numpy(ours.labelled)] = -100
         batch = collate_train([ours], CPU)
         loss = LabelLoss(base)(batch, features.get(batch.images)) / len(batch.labels)
         assert torch.allclose(loss, base(**inputs, labels=labels).loss, rtol=1e-4), row.source
@@ -203,7 +203,7 @@ def test_answers_are_transformers_generates(recipe_of: MakeRecipe, tmp_path: Pat
     model = AutoModelForImageTextToText.from_pretrained(data.folder.path, dtype=torch.float32)
     for row, ours, line in zip(load_rows("shapes", made).rows, data.rows, lines, strict=True):
         inputs = theirs(data, row, ours.images)
-        end = int(np.flatnonzero(ours.learnt & ~np.roll(ours.learnt, 1))[-1])  # where the last answer begins
+        end = int(np.flatnonzero(ours.labelled & ~np.roll(ours.labelled, 1))[-1])  # where the last answer begins
         for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
             if key in inputs:
                 inputs[key] = inputs[key][:, :end]
@@ -266,12 +266,12 @@ def test_a_folder_without_a_video_processor_uses_its_images(recipe_of: MakeRecip
     (tmp_path / "qwen2_vl/video_preprocessor_config.json").unlink()
     data = load(recipe_of())
     assert data.bank.videos is not None
-    assert (data.bank.videos.limits.least, data.bank.videos.limits.most) == (3136, 50176)
+    assert (data.bank.videos.limits.min_pixels, data.bank.videos.limits.max_pixels) == (3136, 50176)
 
 
 def said(recipe: Recipe) -> tuple[bool, str]:
     out = StringIO()
-    return check(recipe, Console(file=out, width=200, soft_wrap=True)), out.getvalue()
+    return check_recipe(recipe, Console(file=out, width=200, soft_wrap=True)), out.getvalue()
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
@@ -313,7 +313,7 @@ class TestOneFamily:
         least = load(recipe_of(cutoff_len=length - tokens + 4, cutoff_policy="shrink"))
         assert len(least.rows[0]) == length - tokens + 4  # four pairs of frames, a token each
         rows = load_rows("shapes", recipe_of()).rows
-        prove(rows[:1], shrunk.rows[:1], shrunk.processor, shrunk.bank)
+        prove_encoding(rows[:1], shrunk.rows[:1], shrunk.processor, shrunk.bank)
         assert shrunk.bank.clips[shrunk.rows[0].images[0]].pixels()[1] == shrunk.bank.grids[shrunk.rows[0].images[0]]
 
     def test_rows_that_share_a_frame_stay_together(self, recipe_of: MakeRecipe, dataset: Path) -> None:
@@ -347,7 +347,7 @@ class TestOneFamily:
         write_dataset(dataset, [chat("<video>what?", "red", ["long.mkv"])])
         data = load(recipe_of())
         heavy = heaviest_load(data.rows, recipe_of(), data.bank)
-        light = heaviest_load(data.rows, recipe_of(), data.bank, frame_most=1024)
+        light = heaviest_load(data.rows, recipe_of(), data.bank, frame_max_pixels=1024)
         (grid,) = data.bank.grids
         assert (heavy.patches, heavy.image_tokens) == (np.prod(grid), np.prod(grid) // 4)
         assert light.image_tokens == grid[0]

@@ -10,7 +10,7 @@ import torch
 
 from finetune.memory.cards import CARDS
 from finetune.memory.estimate import estimate
-from finetune.memory.heaviest_load import Load
+from finetune.memory.heaviest_load import MicroBatchLoad
 from finetune.model.base import load_base
 from finetune.model.folder import open_base
 from finetune.model.targets import make_trainable
@@ -18,7 +18,7 @@ from finetune.recipe.load import make_recipe
 from tests.support.finetune.families import family_folder
 from tests.support.paths import SHAPES_VL
 
-LOAD = Load(rows=2, tokens=1000, labels=40, image_tokens=600, patches=2400)
+LOAD = MicroBatchLoad(rows=2, tokens=1000, labels=40, image_tokens=600, patches=2400)
 
 
 def recipe(**keys: Any) -> Any:
@@ -47,10 +47,10 @@ def test_trained_parameters_are_those_of_the_run(family: str, keys: dict[str, An
     model = make_trainable(load_base(folder, ours, torch.device("cpu"), torch.float32), ours)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    standing = estimate(folder, ours, LOAD, CARDS["t4"]).standing
-    assert standing["trained parameters"] == standing["gradients"] == 4 * trained
-    assert standing["optimiser"] == 8 * trained
-    assert standing["weights in 16 bits"] == 2 * frozen
+    model_states = estimate(folder, ours, LOAD, CARDS["t4"]).model_states
+    assert model_states["trained parameters"] == model_states["gradients"] == 4 * trained
+    assert model_states["optimiser"] == 8 * trained
+    assert model_states["weights in 16 bits"] == 2 * frozen
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -63,7 +63,7 @@ def test_four_bit_weights_are_what_bitsandbytes_stores(double: bool) -> None:
         if state is not None:
             scales = state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
             stored += module.weight.nbytes + scales
-    estimated = estimate(open_base(ours), ours, LOAD, CARDS["t4"]).standing
+    estimated = estimate(open_base(ours), ours, LOAD, CARDS["t4"]).model_states
     assert estimated["weights in 4 bits"] == pytest.approx(stored, rel=0.01)
     others = [p for p in base.parameters() if p.dtype != torch.uint8]
     assert estimated["weights in 16 bits"] == sum(2 * p.numel() for p in others)

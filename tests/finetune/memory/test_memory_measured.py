@@ -14,7 +14,7 @@ from benchmarks.models import shape_config
 from examples.make_shapes_vl import build_tokenizer
 from finetune.memory.cards import CARDS
 from finetune.memory.estimate import GIB, estimate
-from finetune.memory.heaviest_load import Load
+from finetune.memory.heaviest_load import MicroBatchLoad
 from finetune.recipe.load import make_recipe
 from modelfiles.folder.model_folder import ModelFolder
 from tests.support.paths import ROOT
@@ -55,5 +55,5 @@ def test_estimate_is_near_the_measured_peak(name: str, shapes: dict[str, ModelFo
     case, measured = BY_NAME[name], MEASURED[name]
     recipe = make_recipe({"model_name_or_path": "m", "per_device_train_batch_size": case.batch, **case.recipe})
     card = CARDS["t4" if name.startswith("t4-") else "h200"]
-    estimated = estimate(shapes[case.shape], recipe, Load(**measured["load"]), card).reserved / GIB
+    estimated = estimate(shapes[case.shape], recipe, MicroBatchLoad(**measured["load"]), card).reserved / GIB
     assert estimated == pytest.approx(measured["reserved_gib"], rel=0.05)

@@ -17,7 +17,7 @@ from rich.console import Console
 from finetune.cli import check as command
 from finetune.errors import FinetuneError
 from finetune.memory.cards import find_card
-from finetune.preflight.check import check
+from finetune.preflight.check import check_recipe
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from tests.support.finetune.shapes_data import ask, write_dataset
@@ -28,7 +28,7 @@ MakeRecipe = Callable[..., Recipe]
 
 def output(recipe: Recipe, gpu: str | None = None, **options: Any) -> tuple[bool, str]:
     console = Console(record=True, width=400, file=io.StringIO())
-    return check(recipe, console, find_card(gpu) if gpu else None, **options), console.export_text()
+    return check_recipe(recipe, console, find_card(gpu) if gpu else None, **options), console.export_text()
 
 
 def test_a_sound_recipe_would_start(recipe: MakeRecipe) -> None:
@@ -43,9 +43,9 @@ def test_a_sound_recipe_would_start(recipe: MakeRecipe) -> None:
     assert "float32: there is no GPU" in text
 
 
-def test_learnt_tokens_are_green(recipe: MakeRecipe) -> None:
+def test_label_tokens_are_green(recipe: MakeRecipe) -> None:
     console = Console(record=True, width=200, file=io.StringIO(), force_terminal=True)
-    check(recipe(), console)
+    check_recipe(recipe(), console)
     assert "\x1b[32mred<|im_end|>\x1b[0m" in console.export_text(styles=True)
 
 

@@ -37,7 +37,7 @@ from finetune.media.pixel_limits import pixel_limits
 from finetune.memory.cards import Card
 from finetune.model.base import four_bit_layers, load_base, old_names_allowed
 from finetune.model.folder import open_base
-from finetune.model.sharding import whole
+from finetune.model.sharding import gather_full
 from finetune.model.targets import make_trainable
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
@@ -91,9 +91,9 @@ def test_the_loss_is_transformers_own(recipe: MakeRecipe) -> None:
     text = parts.processor.apply_chat_template(row.messages, tokenize=False)
     inputs = parts.processor(text=[text], images=images, return_tensors="pt")
     labels = inputs["input_ids"].clone()
-    labels[0, ~torch.from_numpy(parts.rows[0].learnt)] = -100
+    labels[0, ~torch.from_numpy(parts.rows[0].labelled)] = -100
     theirs = parts.base(**inputs, labels=labels).loss
-    ours = parts.loss(0) / int(parts.rows[0].learnt.sum())
+    ours = parts.loss(0) / int(parts.rows[0].labelled.sum())
     assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_8_bit_states_go_on_bit_for_bit_from_a_checkpoint() -> None:
     first, optimizer = start(torch.ones(128, 64))
     steps(first, optimizer, range(3))
     file = io.BytesIO()
-    torch.save(whole(optimizer.state_dict()), file)
+    torch.save(gather_full(optimizer.state_dict()), file)
     second, optimizer = start(first.detach())
     file.seek(0)
     load_optimizer(optimizer, torch.load(file, map_location="cpu", weights_only=True))

@@ -114,10 +114,17 @@ def test_the_engines_key_stands_in_no_list_of_processes_and_in_no_log(serve: Ser
         assert ask(gateway, "hi").status_code == 200
 
 
-def test_the_process_that_lmdeploy_spawns_runs_on_uvloop_too(serve: Serve) -> None:
+def test_the_process_that_lmdeploy_spawns_runs_on_uvloop_and_is_spared_by_the_collector(serve: Serve) -> None:
     with serve() as gateway:
         gateway.wait_until("/ready", 200)
-        assert "lmdeploy: engine process: loop uvloop" in gateway.log()
+        assert "lmdeploy: engine process: loop uvloop, frozen True, trim 4096" in gateway.log()
+
+
+def test_the_interval_of_collections_that_was_asked_for_stays(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT", "128")
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        assert "frozen True, trim 128" in gateway.log()
 
 
 def test_as_many_answers_at_once_as_the_engine_was_planned_for(serve: Serve) -> None:

@@ -245,16 +245,18 @@ SIDES = st.integers(1, 5000)
 
 
 @given(SIDES, SIDES, st.sampled_from([1, 28, 32]), st.sampled_from([0, 4096]), st.sampled_from([0, 65_536, 1_000_000]))
-def test_a_target_keeps_to_the_processors_limits(width: int, height: int, factor: int, least: int, most: int) -> None:
+def test_a_target_keeps_to_the_processors_limits(
+    width: int, height: int, factor: int, min_pixels: int, max_pixels: int
+) -> None:
     header = ImageHeader("PNG", width, height, plain=False)
-    size = PixelBudget(factor, least, most).target(header, None)
+    size = PixelBudget(factor, min_pixels, max_pixels).target(header, None)
     assert size is not None
     assert all(side % factor == 0 and side >= factor for side in size)
     ratio = max(width, height) / min(width, height)
-    if most and ratio < 30:
-        assert size[0] * size[1] <= most
-    if least and ratio < 30 and width * height * 2 < least:
-        assert size[0] * size[1] >= least
+    if max_pixels and ratio < 30:
+        assert size[0] * size[1] <= max_pixels
+    if min_pixels and ratio < 30 and width * height * 2 < min_pixels:
+        assert size[0] * size[1] >= min_pixels
 
 
 def test_the_target_is_the_processors_own_choice() -> None:

@@ -32,7 +32,7 @@ def test_requests_run_while_there_are_slots_then_wait_then_are_refused() -> None
     with pytest.raises(Refused) as refused:
         admission.enter("")
     assert (refused.value.reason, refused.value.retry_after) == ("queue_full", UNKNOWN_RETRY)
-    assert admission.leave(first) == [third]
+    assert admission.release(first) == [third]
 
 
 def test_retry_after_is_the_time_in_which_those_waiting_will_have_run() -> None:
@@ -40,7 +40,7 @@ def test_retry_after_is_the_time_in_which_those_waiting_will_have_run() -> None:
     admission = Admission(slots=2, max_waiting=3, clock=clock)
     running = [admission.enter("") for _ in range(2)]
     clock.now = 8.0
-    admission.leave(running[0])
+    admission.release(running[0])
     admission.enter("")
     for _ in range(3):
         admission.enter("")
@@ -49,16 +49,16 @@ def test_retry_after_is_the_time_in_which_those_waiting_will_have_run() -> None:
     assert refused.value.retry_after == (3 + 1) * 8.0 / 2
 
 
-def test_who_would_wait_longer_than_its_patience_is_refused_at_once() -> None:
+def test_who_would_wait_longer_than_its_timeout_is_refused_at_once() -> None:
     clock = Clock()
     admission = Admission(slots=1, max_waiting=10, clock=clock)
     ticket = admission.enter("")
     clock.now = 5.0
-    admission.leave(ticket)
+    admission.release(ticket)
     admission.enter("")
     with pytest.raises(Refused, match="queue_timeout"):
-        admission.enter("", patience=4.9)
-    assert admission.enter("", patience=5.0).started is None
+        admission.enter("", timeout=4.9)
+    assert admission.enter("", timeout=5.0).started is None
 
 
 def test_what_was_broken_off_says_nothing_about_the_time_an_answer_takes() -> None:
@@ -66,7 +66,7 @@ def test_what_was_broken_off_says_nothing_about_the_time_an_answer_takes() -> No
     admission = Admission(slots=1, max_waiting=1, clock=clock)
     ticket = admission.enter("")
     clock.now = 100.0
-    admission.leave(ticket, served=False)
+    admission.release(ticket, served=False)
     assert admission.retry_after() == UNKNOWN_RETRY
 
 
@@ -76,7 +76,7 @@ def test_tenants_take_turns() -> None:
     waiting = [admission.enter(tenant) for tenant in ("greedy", "greedy", "greedy", "small", "greedy", "small")]
     order = []
     while waiting:
-        (running,) = admission.leave(running)
+        (running,) = admission.release(running)
         waiting.remove(running)
         order.append(running.tenant)
     assert order == ["greedy", "small", "greedy", "small", "greedy", "greedy"]
@@ -108,7 +108,7 @@ class Simulation(RuleBasedStateMachine):
         self.clock.now += seconds
         ticket = data.draw(st.sampled_from(self.running + self.waiting))
         (self.running if ticket in self.running else self.waiting).remove(ticket)
-        for started in self.admission.leave(ticket, served):
+        for started in self.admission.release(ticket, served):
             earlier = [t for t in self.waiting if t.tenant == started.tenant and t.arrived < started.arrived]
             assert not earlier, "within a tenant, first come is first served"
             self.waiting.remove(started)
@@ -128,7 +128,7 @@ TestSimulation.settings = settings(max_examples=100, stateful_step_count=40, dea
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[tuple[Process, Process]]:
-    """An engine, and a gateway with one slot, two places to wait, and little room and patience otherwise."""
+    """An engine, and a gateway with one slot, two places to wait, and little room and a short time otherwise."""
     options = ["--max-running", "1", "--max-waiting", "2", "--queue-timeout", "20"]
     options += ["--max-bytes-in-flight", "3000000", "--sse-keepalive", "0.2"]
     with fake_engine() as engine, lensmith_serve("--engine", engine.url, *options) as gateway:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.scheduling.affinity import affinity
-from gateway.scheduling.router import FAILURES, FIRST_REST, LONGEST_REST, Attempt, Outcome, Router, Target
+from gateway.scheduling.router import FAILURES, FIRST_COOLDOWN, MAX_COOLDOWN, Assignment, Outcome, Router, Target
 
 
 class Clock:
@@ -27,15 +27,15 @@ def router(*slots: int) -> tuple[Router, list[Target], Clock]:
     return Router(targets, clock), targets, clock
 
 
-def entered(router: Router, **options: object) -> Attempt:
-    attempt = router.enter(**options)
-    assert attempt is not None
-    return attempt
+def entered(router: Router, **options: object) -> Assignment:
+    assignment = router.enter(**options)
+    assert assignment is not None
+    return assignment
 
 
 def fail(router: Router, outcome: Outcome, times: int = FAILURES, **options: object) -> None:
     for _ in range(times):
-        router.leave(entered(router, **options), outcome)
+        router.release(entered(router, **options), outcome)
 
 
 def test_requests_go_where_the_fewest_are_for_the_slots_there_are() -> None:
@@ -48,9 +48,9 @@ def test_replicas_that_are_equally_full_take_turns() -> None:
     routes, _, _ = router(4, 4)
     names = []
     for _ in range(4):
-        attempt = entered(routes)
-        names.append(attempt.target.name)
-        routes.leave(attempt, Outcome.ANSWERED)
+        assignment = entered(routes)
+        names.append(assignment.target.name)
+        routes.release(assignment, Outcome.ANSWERED)
     assert names == ["replica-0", "replica-1", "replica-0", "replica-1"]
 
 
@@ -68,11 +68,11 @@ def test_a_replica_that_fails_in_a_row_rests_and_is_tried_by_one_request(outcome
     fail(routes, outcome, tried=[second])
     assert routes.slots == 4
     assert {entered(routes).target for _ in range(8)} == {second}
-    clock.now += FIRST_REST
-    trial = entered(routes)
-    assert (trial.target, trial.trial) == (first, True)
+    clock.now += FIRST_COOLDOWN
+    probe = entered(routes)
+    assert (probe.target, probe.half_open) == (first, True)
     assert entered(routes).target is second, "one at a time"
-    routes.leave(trial, Outcome.ANSWERED)
+    routes.release(probe, Outcome.ANSWERED)
     assert entered(routes).target is first
     assert routes.slots == 8
 
@@ -80,36 +80,36 @@ def test_a_replica_that_fails_in_a_row_rests_and_is_tried_by_one_request(outcome
 def test_each_trial_that_fails_doubles_the_rest_up_to_a_limit() -> None:
     routes, (first,), clock = router(1)
     fail(routes, Outcome.UNREACHABLE)
-    rests = []
+    cooldowns = []
     for _ in range(8):
-        assert first.rests_until is not None
-        rests.append(first.rests_until - clock.now)
-        clock.now = first.rests_until - 0.01
+        assert first.cooldown_until is not None
+        cooldowns.append(first.cooldown_until - clock.now)
+        clock.now = first.cooldown_until - 0.01
         assert routes.enter() is None
         assert routes.retry_after == pytest.approx(0.01)
-        clock.now = first.rests_until
-        routes.leave(entered(routes), Outcome.UNREACHABLE)
-    assert rests[:3] == [FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST]
-    assert rests[-1] == LONGEST_REST
+        clock.now = first.cooldown_until
+        routes.release(entered(routes), Outcome.UNREACHABLE)
+    assert cooldowns[:3] == [FIRST_COOLDOWN, 2 * FIRST_COOLDOWN, 4 * FIRST_COOLDOWN]
+    assert cooldowns[-1] == MAX_COOLDOWN
 
 
 def test_a_trial_that_the_client_gave_up_says_nothing() -> None:
     routes, _, clock = router(1)
     fail(routes, Outcome.UNREACHABLE)
-    clock.now += FIRST_REST
-    routes.leave(entered(routes), Outcome.NONE)
-    assert entered(routes).trial
+    clock.now += FIRST_COOLDOWN
+    routes.release(entered(routes), Outcome.NONE)
+    assert entered(routes).half_open
 
 
 def test_an_answer_that_begins_ends_the_trial_but_one_more_failure_is_enough() -> None:
     routes, (first,), clock = router(4)
     fail(routes, Outcome.UNREACHABLE)
-    clock.now += FIRST_REST
-    trial = entered(routes)
-    routes.begun(trial)
-    assert not entered(routes).trial, "others need not wait for its last token"
-    routes.leave(trial, Outcome.UNREACHABLE)
-    assert first.rests_until == clock.now + 2 * FIRST_REST
+    clock.now += FIRST_COOLDOWN
+    probe = entered(routes)
+    routes.begun(probe)
+    assert not entered(routes).half_open, "others need not wait for its last token"
+    routes.release(probe, Outcome.UNREACHABLE)
+    assert first.cooldown_until == clock.now + 2 * FIRST_COOLDOWN
 
 
 def test_errors_of_the_only_replica_refuse_nobody() -> None:
@@ -123,16 +123,16 @@ def test_an_answer_in_between_keeps_the_circuit_closed() -> None:
     routes, (only,), _ = router(4)
     for _ in range(10):
         fail(routes, Outcome.UNREACHABLE, times=FAILURES - 1)
-        routes.leave(entered(routes), Outcome.ANSWERED)
-    assert only.rests_until is None
+        routes.release(entered(routes), Outcome.ANSWERED)
+    assert only.cooldown_until is None
 
 
 def test_what_was_on_its_way_when_the_rest_began_makes_it_no_longer() -> None:
     routes, (only,), clock = router(8)
-    attempts = [entered(routes) for _ in range(8)]
-    for attempt in attempts:
-        routes.leave(attempt, Outcome.UNREACHABLE)
-    assert only.rests_until == clock.now + FIRST_REST
+    assignments = [entered(routes) for _ in range(8)]
+    for assignment in assignments:
+        routes.release(assignment, Outcome.UNREACHABLE)
+    assert only.cooldown_until == clock.now + FIRST_COOLDOWN
 
 
 def test_requests_with_the_same_beginning_go_to_the_same_replica_while_it_is_not_fuller() -> None:
@@ -148,9 +148,9 @@ def test_many_beginnings_spread_evenly_and_stay_when_a_replica_goes() -> None:
     def homes() -> dict[bytes, str]:
         found = {}
         for number in range(300):
-            attempt = entered(routes, affinity=str(number).encode())
-            found[str(number).encode()] = attempt.target.name
-            routes.leave(attempt, Outcome.ANSWERED)
+            assignment = entered(routes, affinity=str(number).encode())
+            found[str(number).encode()] = assignment.target.name
+            routes.release(assignment, Outcome.ANSWERED)
         return found
 
     before = homes()
@@ -166,36 +166,36 @@ class Simulation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.router, self.targets, self.clock = router(2, 4, 8)
-        self.attempts: list[Attempt] = []
+        self.assignments: list[Assignment] = []
 
     @rule(weight=st.integers(1, 3), affinity=st.sampled_from([None, b"a", b"b"]), tried=st.sets(st.integers(0, 2)))
     def enter(self, weight: int, affinity: bytes | None, tried: set[int]) -> None:
         avoided = [self.targets[at] for at in tried]
-        attempt = self.router.enter(weight, affinity, avoided)
+        assignment = self.router.enter(weight, affinity, avoided)
         able = [target for target in self.targets if target.up and target not in avoided]
-        if attempt is None:
-            assert all(target.rests_until is not None and target.unreachable for target in able)
+        if assignment is None:
+            assert all(target.cooldown_until is not None and target.unreachable for target in able)
             return
-        assert attempt.target in able
-        resting = attempt.target.rests_until is not None
-        if resting and not attempt.trial:
-            assert not attempt.target.unreachable
-            assert all(target.rests_until is not None for target in able), "there was a better one"
-        if attempt.trial:
-            assert attempt.target.rests_until is not None
-            assert attempt.target.rests_until <= self.clock.now
-        self.attempts.append(attempt)
+        assert assignment.target in able
+        cooling = assignment.target.cooldown_until is not None
+        if cooling and not assignment.half_open:
+            assert not assignment.target.unreachable
+            assert all(target.cooldown_until is not None for target in able), "there was a better one"
+        if assignment.half_open:
+            assert assignment.target.cooldown_until is not None
+            assert assignment.target.cooldown_until <= self.clock.now
+        self.assignments.append(assignment)
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.assignments)
     @rule(data=st.data(), outcome=st.sampled_from(Outcome), begins=st.booleans())
     def leave(self, data: st.DataObject, outcome: Outcome, begins: bool) -> None:
-        attempt = data.draw(st.sampled_from(self.attempts))
-        self.attempts.remove(attempt)
+        assignment = data.draw(st.sampled_from(self.assignments))
+        self.assignments.remove(assignment)
         if begins:
-            self.router.begun(attempt)
-        self.router.leave(attempt, outcome)
+            self.router.begun(assignment)
+        self.router.release(assignment, outcome)
         if outcome is Outcome.ANSWERED:
-            assert attempt.target.rests_until is None
+            assert assignment.target.cooldown_until is None
 
     @rule(at=st.integers(0, 2))
     def flip(self, at: int) -> None:
@@ -211,16 +211,16 @@ class Simulation(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         for target in self.targets:
-            mine = [attempt for attempt in self.attempts if attempt.target is target]
-            assert target.outstanding == sum(attempt.weight for attempt in mine)
-            if target.trying:
-                assert any(attempt.trial for attempt in mine)
-            if target.rests_until is not None:
-                assert target.rests_until <= self.clock.now + LONGEST_REST
+            mine = [assignment for assignment in self.assignments if assignment.target is target]
+            assert target.outstanding == sum(assignment.weight for assignment in mine)
+            if target.half_open:
+                assert any(assignment.half_open for assignment in mine)
+            if target.cooldown_until is not None:
+                assert target.cooldown_until <= self.clock.now + MAX_COOLDOWN
 
     def teardown(self) -> None:
-        for attempt in self.attempts:
-            self.router.leave(attempt, Outcome.ANSWERED)
+        for assignment in self.assignments:
+            self.router.release(assignment, Outcome.ANSWERED)
         assert all(target.outstanding == 0 for target in self.targets)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.model.changes import plan, read_trained
+from finetune.model.changes import plan_changes, read_trained
 from finetune.recipe.schema import Recipe
 from modelfiles.adapter.lmdeploy import AdapterError, write_lmdeploy_adapter
 from modelfiles.folder.model_folder import ModelFolder
@@ -63,7 +63,7 @@ def test_every_parameter_is_filled_once_with_the_same_change(
     assert loaded.keys() == parameters(set(config["target_modules"]))
     scale = config["lora_alpha"] / config["r"]
     assert config["r"] == rank
-    deltas = plan(folder, *read_trained(adapter))
+    deltas = plan_changes(folder, *read_trained(adapter))
     assert len(deltas) * 2 == len(loaded)
     for delta in deltas:
         layer, block, name = delta.weight.removesuffix(".weight").split(".")[-3:]

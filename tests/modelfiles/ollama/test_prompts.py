@@ -10,7 +10,7 @@ import pytest
 from modelfiles.folder.chat_template import ChatTemplateError, render_chat_template, to_hugging_face
 from modelfiles.language import gotemplate
 from modelfiles.language.gotemplate import GoTemplateError
-from modelfiles.ollama.families import FAMILIES, find_family
+from modelfiles.ollama.architectures import ARCHITECTURES, find_architecture
 from modelfiles.ollama.prompts import Conversation, render_renderer, render_template
 from tests.support.paths import GOLDENS
 
@@ -47,14 +47,14 @@ def test_the_chat_template_renders_as_in_transformers(row: dict[str, Any]) -> No
 
 
 def test_our_chatml_template_is_the_recorded_one() -> None:
-    family = find_family("Qwen3VLForConditionalGeneration")
+    family = find_architecture("Qwen3VLForConditionalGeneration")
     assert family is not None
     assert (
         family.template_text() == RECORDED["templates"]["exact"] == (GOLDENS / "qwen_chatml_exact.gotmpl").read_text()
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", ARCHITECTURES, ids=lambda family: family.name)
 def test_every_template_we_emit_offers_what_keeps_ollama_from_replacing_it(family: Any) -> None:
     nodes = gotemplate.parse_template(family.template_text())
     assert {"Messages", "System"} <= gotemplate.fields(nodes)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from modelfiles.cli.group import modelfile
-from modelfiles.server.client import OllamaError, Server
+from modelfiles.server.client import OllamaClient, OllamaError
 from modelfiles.server.verify import encoded_image
 from tests.support.modelfiles.fake_ollama import EXCHANGES, FakeOllama, running
 from tests.support.modelfiles.model_folders import make_folder, write_json
@@ -121,9 +121,9 @@ def test_push_takes_the_quantization_that_generate_recorded(ollama: FakeOllama, 
 
 def test_no_server_is_one_sentence() -> None:
     with pytest.raises(OllamaError, match=r"no Ollama answers at 127\.0\.0\.1:9"):
-        Server("127.0.0.1:9").version()
+        OllamaClient("127.0.0.1:9").version()
     with pytest.raises(OllamaError, match="not the address of a server"):
-        Server("http://:x").version()
+        OllamaClient("http://:x").version()
 
 
 def verify(stage: Path, url: str) -> dict[str, bool]:
@@ -215,7 +215,7 @@ def test_a_real_ollama_holds_eight_images_only_with_our_num_ctx(tmp_path: Path) 
     assert run("generate", SHAPES_VL, "-o", tmp_path / "stage").exit_code == 0
     assert run("push", tmp_path / "stage", NAME, "--server", LIVE).exit_code == 0
     message = {"role": "user", "content": "Colours?", "images": [encoded_image(0)] * 8}
-    server = Server(LIVE)
+    server = OllamaClient(LIVE)
     assert server.chat(NAME, [message], options={"num_predict": 1})["prompt_eval_count"] > 8 * 1024
     with pytest.raises(OllamaError, match="context size"):
         server.chat(NAME, [message], options={"num_predict": 1, "num_ctx": 4096})
@@ -246,7 +246,7 @@ def likeliest_by_ollama(kind: int | None) -> dict[str, float]:
     images = {} if kind is None else {"images": [encoded_image(kind, 1024)]}
     options = {"temperature": 0, "num_predict": 1}
     message = {"role": "user", "content": QUESTION, **images}
-    answer = Server(LIVE).chat(NAME, [message], options=options, logprobs=True, top_logprobs=5)
+    answer = OllamaClient(LIVE).chat(NAME, [message], options=options, logprobs=True, top_logprobs=5)
     return {entry["token"]: entry["logprob"] for entry in answer["logprobs"][0]["top_logprobs"]}
 
 
@@ -308,4 +308,4 @@ def test_a_real_ollama_answers_with_a_qwen2_5_vl_that_transformers_5_saved(tmp_p
     result = run("push", tmp_path / "stage", NAME, "--server", LIVE)
     assert result.exit_code == 0, result.output
     message = {"role": "user", "content": QUESTION, "images": [encoded_image(0)]}
-    assert Server(LIVE).chat(NAME, [message], options={"num_predict": 4})["eval_count"] >= 1
+    assert OllamaClient(LIVE).chat(NAME, [message], options={"num_predict": 4})["eval_count"] >= 1

@@ -17,9 +17,9 @@ from modelfiles.checks.doctor import check_folder
 from modelfiles.cli.group import modelfile
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.grammar import parse
+from modelfiles.ollama.architectures import CHATML, find_architecture
 from modelfiles.ollama.budget import image_tokens
-from modelfiles.ollama.families import CHATML, find_family
-from modelfiles.ollama.plan import Options, PlanError, make_plan
+from modelfiles.ollama.plan import ModelfilePlanError, Options, make_modelfile_plan
 from modelfiles.staging import stage as stage_module
 from tests.support.modelfiles.model_folders import (
     FOLDERS,
@@ -235,7 +235,7 @@ def test_image_tokens_follow_transformers_resizing(width: int, height: int) -> N
     module = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
     qwen = pytest.importorskip(module, reason="comes with the cpu and finetune extras")
     assume(max(width, height) / min(width, height) < 50)
-    family = find_family("Qwen3VLForConditionalGeneration")
+    family = find_architecture("Qwen3VLForConditionalGeneration")
     assert family is not None
     folder = ModelFolder.open(SHAPES_VL)  # patch 16, merge 2, 4,096 to 65,536 pixels
     for ollama, limits in (((0, 29, 0), (4096, 65536)), ((0, 30, 0), (1024 * 32 * 32, 4096 * 32 * 32))):
@@ -335,7 +335,7 @@ def test_file_names_stay_out_of_the_modelfile(model: Path, tmp_path: Path) -> No
 
 def test_an_unknown_chatml_model_gets_the_general_row(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "model", architectures=["InternVLForConditionalGeneration"])
-    assert make_plan(ModelFolder.open(model), Options()).family is CHATML
+    assert make_modelfile_plan(ModelFolder.open(model), Options()).architecture is CHATML
     assert "use --route gguf" in refused(model, tmp_path, "--route", "safetensors")
     (model / "chat_template.jinja").write_text("USER: {{ messages[0].content }} ASSISTANT:")
     assert "supported are qwen3_vl" in refused(model, tmp_path)
@@ -431,8 +431,8 @@ def test_a_peft_adapter_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_plan_is_an_api_too(model: Path) -> None:
-    plan = make_plan(ModelFolder.open(model), Options(images_per_request=1))
+    plan = make_modelfile_plan(ModelFolder.open(model), Options(images_per_request=1))
     assert plan.num_ctx == 4096
     assert plan.kv_cache_bytes == 2 * 2 * 2 * 16 * 2 * 4096  # k and v, layers, heads, head size, bytes, tokens
-    with pytest.raises(PlanError):
-        make_plan(ModelFolder.open(model), Options(quantize="Q5_0"))
+    with pytest.raises(ModelfilePlanError):
+        make_modelfile_plan(ModelFolder.open(model), Options(quantize="Q5_0"))

@@ -12,7 +12,7 @@ from modelfiles.folder.model_folder import ModelFolder
 LINEAR = re.compile(r"^(?!.*visual).*layers\.\d+\..*_proj\.weight$")
 
 
-def standing_bytes(folder: ModelFolder, recipe: Recipe) -> dict[str, int]:
+def model_state_bytes(folder: ModelFolder, recipe: Recipe) -> dict[str, int]:
     """Bytes that stand all the time: frozen weights; what is trained, in float32; gradients; the optimiser's states."""
     four_bit = recipe.quantization_bit == 4
     small = frozen = trained = 0

@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """One row.
 
     since: the first Ollama that imports the family's safetensors, None if none does; gguf_since: the same for a GGUF
@@ -93,8 +93,8 @@ _OLD_NAMES = {
     "base_model.model.": "the names of an unmerged PEFT model",
 }
 
-FAMILIES: tuple[Family, ...] = (
-    Family(
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(
         name="qwen3_vl",
         architectures=("Qwen3VLForConditionalGeneration",),
         since=(0, 12, 7),
@@ -117,7 +117,7 @@ FAMILIES: tuple[Family, ...] = (
             "There is no renderer called qwen3-vl or qwen3vl: create succeeds, every request fails.",
         ),
     ),
-    Family(
+    Architecture(
         name="qwen3_vl_moe",
         architectures=("Qwen3VLMoeForConditionalGeneration",),
         since=(0, 12, 7),
@@ -136,7 +136,7 @@ FAMILIES: tuple[Family, ...] = (
         wrong_prefixes=_OLD_NAMES,
         traps=("Ollama transposes the experts' weights; transformers 5 already saves them transposed.",),
     ),
-    Family(
+    Architecture(
         name="qwen2_5_vl",
         architectures=("Qwen2_5_VLForConditionalGeneration",),
         since=(0, 7, 0),
@@ -154,7 +154,7 @@ FAMILIES: tuple[Family, ...] = (
         },
         traps=("transformers 5 nests what Ollama reads at the root of config.json: the import has no layers.",),
     ),
-    Family(
+    Architecture(
         name="qwen2_vl",
         architectures=("Qwen2VLForConditionalGeneration",),
         since=None,
@@ -169,7 +169,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         traps=("Ollama imports it from GGUF only.",),
     ),
-    Family(
+    Architecture(
         name="qwen3_5",
         architectures=("Qwen3_5ForConditionalGeneration",),
         since=(0, 17, 1),
@@ -190,7 +190,7 @@ FAMILIES: tuple[Family, ...] = (
         wrong_prefixes=_OLD_NAMES,
         traps=("Its published models think by default: use the renderer unless the fine-tune unlearned it.",),
     ),
-    Family(
+    Architecture(
         name="gemma3",
         architectures=("Gemma3ForConditionalGeneration",),
         since=(0, 6, 0),
@@ -221,7 +221,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 # Any other vision-language model whose chat template is ChatML; llama.cpp's converter decides whether it can.
-CHATML = Family(
+CHATML = Architecture(
     name="chatml",
     architectures=(),
     since=None,
@@ -231,15 +231,15 @@ CHATML = Family(
 )
 
 
-def find_family(architecture: str) -> Family | None:
+def find_architecture(name: str) -> Architecture | None:
     """The row of config.json's architecture, or None."""
-    return next((family for family in FAMILIES if architecture in family.architectures), None)
+    return next((row for row in ARCHITECTURES if name in row.architectures), None)
 
 
-def expand_tensors(family: Family, counts: dict[str, range | list[int]]) -> list[str]:
-    """The names of `family.tensors` with {layer}, {block}, ... running over `counts`."""
+def expand_tensors(architecture: Architecture, counts: dict[str, range | list[int]]) -> list[str]:
+    """The names of `architecture.tensors` with {layer}, {block}, ... running over `counts`."""
     names = []
-    for pattern in family.tensors:
+    for pattern in architecture.tensors:
         slot = re.search(r"\{(\w+)\}", pattern)
         names += [pattern.replace(slot[0], str(i)) for i in counts[slot[1]]] if slot else [pattern]
     return names
