@@ -16,6 +16,7 @@ from finetune.data.formats import Row
 from finetune.data.row_media import Video
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.atomic_write import write_atomically
 
 MAX_BYTES = 50 * 2**20
 TIMEOUT = 30.0  # seconds for a whole image
@@ -89,9 +90,7 @@ def _fetch(url: str, client: httpx.Client) -> Path:
         return path
     data = _download(url, client)
     root.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_atomically(path, data, durable=False)  # a lost one is downloaded again
     return path
 
 
