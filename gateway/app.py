@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from gateway.api.model_routes import model_routes
 from gateway.api.ollama.routes import ollama_routes
@@ -30,7 +31,18 @@ KEY = HTTPBearer(scheme_name="key", auto_error=False, description="Asked for by 
 
 
 class GatewayApp(FastAPI):
-    """FastAPI, but that a request which is wrong is answered 400 and not 422, as OpenAI does."""
+    """FastAPI, but for the status of wrong requests, 400 as OpenAI's and not 422, and for the order of middleware."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Ours goes around FastAPI's own, so that the answer to a defect has an id too and the fast path skips it."""
+        ours, self.user_middleware = self.user_middleware, []
+        try:
+            app = super().build_middleware_stack()
+        finally:
+            self.user_middleware = ours
+        for added in reversed(ours):
+            app = added.cls(app, *added.args, **added.kwargs)
+        return app
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -68,16 +80,16 @@ def create_app(service: Service, management_port: int | None = None) -> FastAPI:
     routes = data_routes(service, keys)
     middleware = [
         Middleware(RequestIds),
-        Middleware(HeadAsGet),
         Middleware(Direct, endpoints={route.path: route.app for route in routes}),
+        Middleware(HeadAsGet),
     ]
     if service.ring is not None:
-        middleware.insert(2, Middleware(Authenticate, ring=service.ring, metrics=service.metrics))
+        middleware.insert(1, Middleware(Authenticate, ring=service.ring, metrics=service.metrics))
     if management_port is not None:
         inside = FastAPI(openapi_url=None, redirect_slashes=False)
         _handle_errors(inside)
         inside.include_router(management_routes(service, exposition, details=True))
-        middleware.insert(2, Middleware(ByPort, management=inside, port=management_port))
+        middleware.insert(1, Middleware(ByPort, management=inside, port=management_port))
     app = GatewayApp(
         title="Lensmith",
         version=version("lensmith"),
@@ -126,10 +138,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _crash(request: Request, error: Exception) -> Response:
-    """A defect of ours. Starlette raises it again after this answer, so that it is logged with its traceback.
-
-    It is answered outside of all middleware, so the request's id is put on it here.
-    """
-    failure = crashed()
-    failure.headers["x-request-id"] = request.scope.get("request_id", "")
-    return _envelope(request, failure)
+    """A defect of ours. Starlette raises it again after this answer, so that it is logged with its traceback."""
+    return _envelope(request, crashed())

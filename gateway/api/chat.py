@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from gateway.api.fields import Object
-from gateway.api.request_models import ChatRequest, Generation
 from gateway.api.unsupported import HARMLESS, NOWHERE
-from gateway.api.validation import validate
+from gateway.contract.fields import Object
+from gateway.contract.requests import ChatRequest, Generation
+from gateway.contract.validation import validate
 from gateway.engines.spec import EngineSpec
 from gateway.errors import bad_request
 from gateway.media.checks import ImagePart

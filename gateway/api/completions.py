@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gateway.api.chat import EngineRequest, engine_request, refuse
-from gateway.api.fields import Object
-from gateway.api.request_models import CompletionRequest
 from gateway.api.unsupported import NOWHERE_IN_TEXT
-from gateway.api.validation import validate
+from gateway.contract.fields import Object
+from gateway.contract.requests import CompletionRequest
+from gateway.contract.validation import validate
 from gateway.engines.spec import EngineSpec
 
 PATH = "v1/completions"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from gateway.api.response_models import ListedModel, ModelList, problems
+from gateway.contract.answers import ListedModel, ModelList, problems
 from gateway.errors import ApiError
 
 

@@ -11,10 +11,10 @@ import orjson
 
 from gateway.api import completions
 from gateway.api.chat import EngineRequest, engine_messages, refuse
-from gateway.api.fields import Object
-from gateway.api.request_models import TokenizeRequest
 from gateway.api.unsupported import NOWHERE
-from gateway.api.validation import validate
+from gateway.contract.fields import Object
+from gateway.contract.requests import TokenizeRequest
+from gateway.contract.validation import validate
 from gateway.engines.spec import EngineSpec
 from gateway.errors import ApiError
 from gateway.streaming.completion import read_completion, read_json

@@ -1,6 +1,6 @@
 """OpenAI's chat and text completions: a request's JSON checked into a `GenerationRequest`, answers in OpenAI's words.
 
-What a field may be is the gateway's contract (`gateway.api.request_models`); here stands what this engine does of it.
+What a field may be is the gateway's contract (`gateway.contract.requests`); here stands what this engine does of it.
 
 Every field is honoured, refused with a 400 that names it, or in `IGNORED`, because it cannot change an answer.
 """
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from gateway.api.fields import Sampling
-from gateway.api.request_models import (
+from gateway.contract.fields import Sampling
+from gateway.contract.requests import (
     ChatRequest,
     CompletionRequest,
     ImageContent,
     Message,
     TextContent,
 )
-from gateway.api.validation import validate
+from gateway.contract.validation import validate
 from gateway.errors import ApiError, bad_request
 
 IGNORED = {"metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"}

@@ -12,11 +12,11 @@ from gateway.api.chat import check_chat
 from gateway.api.completions import check_completion
 from gateway.api.ollama.models import OllamaAnswer, OllamaChatRequest, OllamaError, OllamaGenerateRequest
 from gateway.api.ollama.requests import translate_chat, translate_generate
-from gateway.api.request_models import ChatRequest, CompletionRequest, TokenizeRequest
-from gateway.api.response_models import ChatCompletion, Completion, Error, TokenCount, problems
 from gateway.api.responses.models import Response, ResponseRequest
 from gateway.api.responses.requests import translate_response
 from gateway.api.tokenize import check_tokenize
+from gateway.contract.answers import ChatCompletion, Completion, Error, TokenCount, problems
+from gateway.contract.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from gateway.http.routes import AsgiRoute
 from gateway.proxy.exchange import ChatCompletions, Check, Translate
 from gateway.runtime.service import Service

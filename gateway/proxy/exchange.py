@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.api.chat import EngineRequest, check_chat
 from gateway.api.translation import Object, Translation, rename
-from gateway.api.validation import parse_json
+from gateway.contract.validation import parse_json
 from gateway.engines.spec import EngineSpec
 from gateway.errors import ApiError, crashed
 from gateway.http.body import Deadline, read_body

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gateway.api.response_models import Health, Ready
+from gateway.contract.answers import Health, Ready
 from gateway.runtime.exposition import Exposition
 from gateway.runtime.service import SHUTDOWN_RETRY, Service
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from gateway.api.fields import Object, RequestModel, Text
-from gateway.api.response_models import ResponseModel
+from gateway.contract.answers import ResponseModel
+from gateway.contract.fields import Object, RequestModel, Text
 
 Role = Literal["system", "user", "assistant", "tool"]
 Images = list[str]

@@ -18,8 +18,8 @@ from gateway.api.ollama.models import (
     OllamaShowRequest,
     OllamaVersion,
 )
-from gateway.api.response_models import problems
-from gateway.api.validation import parse_json, validate
+from gateway.contract.answers import problems
+from gateway.contract.validation import parse_json, validate
 from gateway.errors import ApiError, bad_request
 from gateway.http.body import read_body
 from gateway.http.disconnect import ClientGone

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.api.fields import Object, RequestModel, Temperature, Text, Tokens, TopP
-from gateway.api.response_models import ResponseModel
+from gateway.contract.answers import ResponseModel
+from gateway.contract.fields import Object, RequestModel, Temperature, Text, Tokens, TopP
 
 
 class FunctionTool(RequestModel):

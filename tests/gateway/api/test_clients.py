@@ -25,9 +25,9 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 
-from gateway.api.request_models import ChatRequest, CompletionRequest
 from gateway.api.responses import requests as responses
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
+from gateway.contract.requests import ChatRequest, CompletionRequest
 from tests.support.gateway.processes import Process
 from tests.support.gateway.requests import ask, picture
 from tests.support.paths import ROOT

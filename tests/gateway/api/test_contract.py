@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from gateway.api.chat import check_chat
 from gateway.api.completions import check_completion
-from gateway.api.request_models import ChatRequest, CompletionRequest, Message
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
-from gateway.api.validation import explain_validation
+from gateway.contract.requests import ChatRequest, CompletionRequest, Message
+from gateway.contract.validation import explain_validation
 from gateway.engines.spec import OPENAI
 from gateway.errors import ApiError
 

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from gateway.api.request_models import ChatRequest
-from gateway.api.validation import validate
 from gateway.cli import serve
 from gateway.config.file import MAX_BYTES, ConfigFile
 from gateway.config.schema import Config, ConfigError, SamplingConfig
+from gateway.contract.requests import ChatRequest
+from gateway.contract.validation import validate
 from gateway.errors import ApiError
 from tests.support.gateway.processes import Process, fake_engine, lensmith_serve, until
 from tests.support.gateway.requests import CHAT, ask, envelope

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from gateway.api.fields import (
+from gateway.contract.fields import (
     MAX_N,
     MAX_TOOLS,
     Object,

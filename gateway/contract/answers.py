@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.api.fields import Object
+from gateway.contract.fields import Object
 
 
 class ResponseModel(BaseModel):

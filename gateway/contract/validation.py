@@ -7,7 +7,7 @@ from typing import TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from gateway.api.fields import Object
+from gateway.contract.fields import Object
 from gateway.errors import ApiError, bad_request
 
 T = TypeVar("T", bound=BaseModel)
