@@ -38,7 +38,7 @@ def peft_model(recipe: Recipe, **keys: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter += 0.5 * torch.randn_like(parameter)
             elif "lora_magnitude" in name:
                 parameter *= 1 + 0.1 * torch.rand_like(parameter)
     return model
