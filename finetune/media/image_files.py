@@ -8,34 +8,33 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
 from finetune.data.row_media import shown
 from finetune.errors import FinetuneError
-
-EXIF_ORIENTATION = 0x0112
+from modelfiles.images.orientation import SIDEWAYS, orientation, png_orientation
+from modelfiles.images.pixels import upright_rgb
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header, turned as its EXIF orientation says. Raises ValueError."""
+    """(width, height) in pixels from the file's header, turned as its orientation says. Raises ValueError."""
     with _open(path) as image:
         width, height = image.size
-        # Asking a PNG without an EXIF chunk before its pixels for EXIF would decode it whole.
-        has_exif = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
-        turned = has_exif and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-        return (height, width) if turned else (width, height)
+        # A PNG's metadata may follow its pixels, where Pillow sees it when it decodes them.
+        turn = png_orientation(image.fp) if image.format == "PNG" and image.fp else orientation(image)
+        return (height, width) if turn in SIDEWAYS else (width, height)
 
 
 def decode(path: Path | str) -> Image.Image:
     """The upright RGB image. Raises FinetuneError."""
     try:
         with _open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return upright_rgb(image)
     except (ValueError, OSError, SyntaxError) as error:
         raise FinetuneError(f"The image {shown(path)} cannot be decoded: {error}.") from None
 
 
-def _open(path: Path | str) -> Image.Image:
+def _open(path: Path | str) -> ImageFile.ImageFile:
     """Opens a file or a base64 data URI; only its header is read. Raises ValueError."""
     file: Path | io.BytesIO
     if isinstance(path, Path):

@@ -159,5 +159,5 @@ def _outcome(error: ApiError) -> Outcome:
 async def _explain(error: ApiError, target: Target) -> None:
     """Say what the engine died of, if it did."""
     assert isinstance(target, Replica)
-    if error.status == 502 and (why := await target.engine.last_words()):
+    if error.status == 502 and (why := await target.engine.exit_reason()):
         error.message += f" {why}"

@@ -1,1 +1,1 @@
-"""Pictures as every program here sees them: upright 8-bit RGB, and the size that a Qwen-VL processor gives them."""
+"""Pictures as every program here sees them: upright 8-bit RGB, in the size of a Qwen-VL processor."""

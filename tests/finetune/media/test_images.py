@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from PIL import Image
 from finetune.errors import FinetuneError
 from finetune.families.qwen_vl import load_processor
 from finetune.media.bank import ImageBank
-from finetune.media.image_files import image_size
+from finetune.media.image_files import decode, image_size
 from finetune.media.pixel_limits import PixelLimits, pixel_limits
 from finetune.recipe.load import make_recipe
 from modelfiles.folder.model_folder import ModelFolder
+from tests.support.gateway.image_corpus import ihdr, png, rows
 from tests.support.paths import SHAPES_VL
 
 LIMITS = PixelLimits(16, 2, 4096, 65536)
@@ -69,6 +71,33 @@ def test_a_turned_photo_is_counted_and_decoded_upright(tmp_path: Path, processor
         pixels, grids = bank.pixels([index], processor.image_processor, pool)  # type: ignore[attr-defined]
     assert tuple(grids[0].tolist()) == bank.grids[index] == (1, 12, 4)
     assert len(pixels) == 48
+
+
+XMP = b'<x:xmpmeta><x tiff:Orientation="6"/></x:xmpmeta>'
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + bytes(4)
+
+
+@pytest.mark.parametrize("case", ["JPEG with XMP", "WebP with XMP", "PNG with XMP", "PNG with Exif behind its pixels"])
+def test_every_way_to_say_that_a_picture_is_turned_counts(tmp_path: Path, case: str) -> None:
+    path, image = tmp_path / "turned", Image.new("RGB", (200, 64), "white")
+    if case.startswith("PNG"):
+        metadata = (b"eXIf", EXIF) if "Exif" in case else (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
+        path.write_bytes(png(ihdr(200, 64), (b"IDAT", zlib.compress(rows(image, 8))), metadata))
+    else:
+        image.save(path, case.split()[0], xmp=XMP)
+    assert image_size(path) == decode(path).size == (64, 200)
+
+
+@pytest.mark.parametrize(("mode", "color"), [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))])
+def test_transparency_trains_as_white(tmp_path: Path, mode: str, color: tuple[int, ...]) -> None:
+    Image.new(mode, (32, 32), color).save(tmp_path / "image.png")
+    assert decode(tmp_path / "image.png").getpixel((3, 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_16_bit_grey_trains_with_its_shades(tmp_path: Path, format: str) -> None:
+    Image.new("I;16", (32, 32), 0x4000).save(tmp_path / f"image.{format}")
+    assert decode(tmp_path / f"image.{format}").getpixel((3, 3)) == (64, 64, 64)
 
 
 def test_sizes_are_read_without_decoding(tmp_path: Path) -> None:

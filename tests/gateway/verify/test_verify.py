@@ -14,13 +14,14 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from gateway.engines.process import free_port
 from gateway.verify.answers import Answer, Token, read
 from gateway.verify.cases import Case, cases
 from gateway.verify.cli import verify
 from gateway.verify.compare import Comparison, compare
 from gateway.verify.record import record
 from modelfiles.folder.model_folder import ModelFolder
-from tests.support.gateway.processes import Process, free_port, until
+from tests.support.gateway.processes import Process, until
 from tests.support.paths import ROOT, SHAPES_VL, SUPPORT
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gateway.embedded.protocol import ChatRequest
 from gateway.errors import ApiError, bad_request
+from modelfiles.images.pixels import upright_rgb
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def decode_image(uri: str, where: str) -> Image.Image:
     try:
         # Pillow refuses images of more than 179 million pixels before it decodes them.
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF"]) as image:
-            upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
-            return upright
+            return upright_rgb(image)
     except Exception:  # Pillow raises many kinds, and its texts are not for clients
         message = (
             f"The image at {where} cannot be decoded: it is damaged, too large, or no PNG, JPEG, WebP or GIF file."
