@@ -29,10 +29,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway.planning.gpu import CARDS, GIB, Gpu, query_gpus
-from gateway.planning.plan import make_plan
-from gateway.planning.types import Plan, Workload
+from gateway.planning.gpu import CARDS, Gpu, query_gpus
+from gateway.planning.plan import make_engine_plan
+from gateway.planning.types import EnginePlan, Workload
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.gpus import GIB
 
 ROOT = Path(__file__).parents[1]
 WORKLOAD = {"images": 8, "image_size": (1296, 968)}
@@ -62,13 +63,13 @@ def model_folder(setting: dict[str, Any], work: Path) -> Path:
     return ROOT / "examples" / "shapes-vl" if setting.get("model") else work / "model"
 
 
-def plan_for(setting: dict[str, Any], work: Path, real: Gpu) -> Plan:
+def plan_for(setting: dict[str, Any], work: Path, real: Gpu) -> EnginePlan:
     folder = model_folder(setting, work)
     gpu = CARDS[setting["card"]] if "card" in setting else real
-    return make_plan(ModelFolder.open(folder), gpu, Workload(**WORKLOAD), 1, setting["flags"])
+    return make_engine_plan(ModelFolder.open(folder), gpu, Workload(**WORKLOAD), 1, setting["flags"])
 
 
-def engine_settings(plan: Plan) -> dict[str, Any]:
+def engine_settings(plan: EnginePlan) -> dict[str, Any]:
     """The plan's choices under the names of LMDeploy's PytorchEngineConfig."""
     names = {choice.option.replace("-", "_"): choice.value for choice in plan.choices if choice.option != "backend"}
     for name in ("session_len", "max_batch_size", "max_prefill_token_num"):
@@ -77,7 +78,7 @@ def engine_settings(plan: Plan) -> dict[str, Any]:
     return names
 
 
-def in_process(plan: Plan, folder: Path, cap: int | None) -> dict[str, Any]:
+def in_process(plan: EnginePlan, folder: Path, cap: int | None) -> dict[str, Any]:
     """Build the engine in this process, note its cache and the memory at every step, and let it answer."""
     import lmdeploy.pytorch.engine.model_agent.agent as agent
     import torch
@@ -128,7 +129,7 @@ def in_process(plan: Plan, folder: Path, cap: int | None) -> dict[str, Any]:
     return figures
 
 
-def api_server(plan: Plan, folder: Path, log: Path) -> dict[str, Any]:
+def api_server(plan: EnginePlan, folder: Path, log: Path) -> dict[str, Any]:
     """Start the server as `lensmith serve` would, and read the cache's size from its log."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

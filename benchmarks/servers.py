@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,12 +19,6 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 300
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(url: str, key: str | None = None, timeout: float = 5.0) -> tuple[int, str]:

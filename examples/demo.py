@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,8 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from gateway.engines.process import free_port
 
 EXAMPLES = Path(__file__).resolve().parent
 RECIPES = EXAMPLES / "recipes"
@@ -69,12 +70,6 @@ def start_afresh(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Line:

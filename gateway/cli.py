@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from gateway.config.file import ConfigFile
 from gateway.config.options import ADAPTERS, ENGINE_ARG, settings_options
-from gateway.config.schema import Config, ConfigError, plain
+from gateway.config.schema import Config, ConfigError, settings_as_plain
 from gateway.config.settings import Settings
 from gateway.engines.base import EngineUnreachable, base_url, fetch_models
 from gateway.engines.spec import LAUNCHED
@@ -133,7 +133,7 @@ def from_file(context: click.Context, file: ConfigFile) -> Load:
         try:
             return config, build(config, metrics, before)
         except ConfigError as error:
-            raise file.told(error) from None
+            raise file.with_location(error) from None
 
     return load
 
@@ -157,7 +157,7 @@ def from_arguments(given: dict[str, Any], settings: Settings) -> Load:
         name = given["model_name"] or folder.expanduser().resolve().name
         models = {name: {"replicas": [replica], "adapters": given["adapters"]}}
     parts = {part: given[name] for part, name in PARTS.items()}
-    config = Config.model_validate({**parts, "settings": plain(settings), "models": models})
+    config = Config.model_validate({**parts, "settings": settings_as_plain(settings), "models": models})
     return lambda metrics, before: (config, build(config, metrics, before))
 
 

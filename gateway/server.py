@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import math
 import os
 import signal
 import socket
-import sys
 import time
 from types import FrameType
 
@@ -20,6 +18,7 @@ from gateway import allocator as memory
 from gateway.app import create_app
 from gateway.http.connection import connection_class, drop_stalled
 from gateway.runtime.service import Service
+from gateway.telemetry.logs import configure_logging
 from gateway.telemetry.tracing import Tracing
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -106,7 +105,7 @@ def run(service: Service, bound: socket.socket, management: socket.socket | None
         raise click.ClickException(
             "An OTLP endpoint is configured; sending traces to it needs: pip install 'lensmith[otel]'"
         ) from None
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    configure_logging()
     config = uvicorn.Config(
         create_app(service, management.getsockname()[1] if management is not None else None),
         lifespan="on",

@@ -25,6 +25,8 @@ from statistics import median, quantiles
 
 import psutil
 
+from gateway.engines.process import free_port
+
 HERE = Path(__file__).parent
 STREAM_TOKENS = 20_000
 CONCURRENT = 16
@@ -152,12 +154,6 @@ async def many_at_a_time(port: int, sent: bytes, seconds: float) -> float:
     start = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(CONCURRENT)))
     return done / (time.perf_counter() - start)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from finetune.data.formats import Row
+from finetune.data.image_cache import cache_image, cached_path
 from finetune.data.row_media import Video
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
@@ -83,16 +83,9 @@ def _fetch_row(row: Row | FinetuneError, recipe: Recipe, client: httpx.Client) -
 
 def _fetch(url: str, client: httpx.Client) -> Path:
     """The file of an image, downloaded the first time. Raises ValueError."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lensmith" / "images"
-    path = root / hashlib.sha256(url.encode()).hexdigest()
-    if path.exists():
-        return path
-    data = _download(url, client)
-    root.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
-    partial.write_bytes(data)
-    partial.replace(path)
-    return path
+    name = hashlib.sha256(url.encode()).hexdigest()
+    path = cached_path(name)
+    return path if path.exists() else cache_image(name, _download(url, client))
 
 
 def _download(url: str, client: httpx.Client) -> bytes:

@@ -6,27 +6,27 @@ import difflib
 from dataclasses import dataclass
 
 from finetune.errors import FinetuneError
+from modelfiles.hardware.gpus import GIB, GPU_MODELS, UNKNOWN_CAPABILITY
+
+# GiB of a card that the CUDA context of a training process takes; PyTorch cannot reserve them.
+CONTEXT_GIB = 0.5
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU. gib: what PyTorch can reserve of it, after the CUDA context; capability: its CUDA compute capability."""
+    """A GPU. gib: its memory in GiB as CUDA shows it; capability: its CUDA compute capability."""
 
     name: str
     gib: float
     capability: tuple[int, int]
 
+    @property
+    def usable_bytes(self) -> float:
+        """What PyTorch can reserve: the memory without the CUDA context."""
+        return (self.gib - CONTEXT_GIB) * GIB
 
-CARDS = {
-    "t4": Card("NVIDIA T4", 14.6, (7, 5)),
-    "l4": Card("NVIDIA L4", 21.8, (8, 9)),
-    "a10": Card("NVIDIA A10", 21.8, (8, 6)),
-    "a100-40": Card("NVIDIA A100 40GB", 39.0, (8, 0)),
-    "a100": Card("NVIDIA A100 80GB", 78.8, (8, 0)),
-    "h100": Card("NVIDIA H100", 78.8, (9, 0)),
-    "h200": Card("NVIDIA H200", 139.3, (9, 0)),
-}
-CONTEXT_GIB = 0.5  # what CUDA itself takes of a card of which only the size is known
+
+CARDS = {key: Card(f"NVIDIA {gpu.name}", gpu.total_gib, gpu.capability) for key, gpu in GPU_MODELS.items()}
 
 
 def find_card(name: str) -> Card:
@@ -42,7 +42,7 @@ def find_card(name: str) -> Card:
         near = difflib.get_close_matches(name.lower(), CARDS, n=1)
         meant = f"did you mean {near[0]}?" if near else f"use {', '.join(CARDS)}, or GiB of memory."
         raise FinetuneError(f"--gpu: {name!r} is no card known here; {meant}")
-    return Card(f"a GPU of {gib:g} GiB", gib - CONTEXT_GIB, (8, 0))
+    return Card(f"a GPU of {gib:g} GiB", gib, UNKNOWN_CAPABILITY)
 
 
 def this_card() -> Card | None:
@@ -54,4 +54,4 @@ def this_card() -> Card | None:
     free, total = torch.cuda.mem_get_info()
     del free
     name = torch.cuda.get_device_name()
-    return Card(name, total / 2**30, torch.cuda.get_device_capability())
+    return Card(name, total / GIB, torch.cuda.get_device_capability())

@@ -72,7 +72,7 @@ def _check_memory(recipe: Recipe, checked: Checked, card: Card, console: Console
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     of = f" of {card.gib:.1f}" if math.isfinite(card.gib) else ""
     console.print(f"Memory on {card.name}: about {needed.reserved / GIB:.1f}{of} GiB ({listed})", highlight=False)
-    if needed.reserved <= card.gib * GIB:
+    if needed.reserved <= card.usable_bytes:
         return True
     changes = changes_that_fit(checked.folder, recipe, checked.rows, checked.bank, card)
     advice = " ".join(f"{key}={str(value).lower()}" for key, value in (changes or {}).items())

@@ -5,30 +5,27 @@ from __future__ import annotations
 from finetune.model.supported import QWEN_VL
 from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.rules import prevents_import
+from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES, TURBOMIND_MODEL_TYPES
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.versions import version_text
-
-# LMDeploy's other engine: lmdeploy/turbomind/supported_models.py, version 0.18.
-TURBOMIND = ("qwen2_vl", "qwen2_5_vl")
-# Architectures of other families that its PyTorch engine has: lmdeploy/pytorch/models/module_map.py, version 0.18.
-LMDEPLOY = (
-    *("InternVLForConditionalGeneration", "Gemma3ForConditionalGeneration", "Glm4vForConditionalGeneration"),
-    *("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "Llama4ForConditionalGeneration"),
-)
 
 
 def servers(folder: ModelFolder) -> list[tuple[str, bool, str]]:
     """(server, whether it loads the merged model, how or why not) for a base that can be trained."""
     if folder.model_type not in QWEN_VL:
-        listed = folder.architecture in LMDEPLOY
+        listed = folder.architecture in PYTORCH_ARCHITECTURES
         engine = f"its PyTorch engine lists {folder.architecture}" if listed else f"it has no {folder.architecture}"
         rows = [
             ("lensmith serve", True, "with the embedded engine, as transformers loads it; not tried with each family"),
             ("LMDeploy 0.18", listed, engine),
         ]
         return [*rows, _ollama(folder)]
-    engine = "PyTorch or TurboMind engine" if folder.model_type in TURBOMIND else "PyTorch engine; TurboMind has it not"
+    engine = (
+        "PyTorch or TurboMind engine"
+        if folder.model_type in TURBOMIND_MODEL_TYPES
+        else "PyTorch engine; TurboMind has it not"
+    )
     rows = [
         ("lensmith serve", True, "with the embedded engine, or LMDeploy's PyTorch engine on a GPU"),
         ("LMDeploy 0.18", True, engine),

@@ -13,6 +13,7 @@ from finetune.errors import FinetuneError
 from finetune.recipe.explain import explain_recipe_error, recipe_warnings
 from finetune.recipe.llamafactory import drop_idle_keys
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.located_yaml import DuplicateKeyError, LocatedYamlError, read_located_yaml
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -66,19 +67,19 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The mapping, and for each key its location ("recipe.yaml, line 3, lora_rank")."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise FinetuneError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.") from None
-    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+        document = read_located_yaml(text)
+    except DuplicateKeyError as error:
+        line = error.location[0] if error.location else 1
+        message = "this key is already set above; remove one of them."
+        raise FinetuneError(f"{path}, line {line}, {error.name}: {message}") from None
+    except LocatedYamlError as error:
+        place = f", line {error.location[0]}" if error.location else ""
+        raise FinetuneError(f"{path}{place}: {error}") from None
+    if not isinstance(document.value, dict):
         raise FinetuneError(f"{path}: a recipe is a list of `key: value` lines.")
-    locations: dict[str, str] = {}
-    for key_node, _ in node.value:
-        key = str(key_node.value)
-        location = f"{path}, line {key_node.start_mark.line + 1}, {key}"
-        if key in locations:
-            raise FinetuneError(f"{location}: this key is already set above ({locations[key]}); remove one.")
-        locations[key] = location
-    return {str(key): value for key, value in values.items()}, locations
+    locations = {
+        str(key): f"{path}, line {document.keys[(str(key),)][0]}, {key}"
+        for key in document.value
+        if (str(key),) in document.keys
+    }
+    return {str(key): value for key, value in document.value.items()}, locations

@@ -35,7 +35,7 @@ def command_line(arguments: Mapping[str, str]) -> list[str]:
     return words
 
 
-def integer(given: Mapping[str, str], option: str, default: int) -> int:
+def integer_option(given: Mapping[str, str], option: str, default: int) -> int:
     """The option's value, a positive number. Raises ValueError."""
     text = given.get(option)
     if text is None:
@@ -45,14 +45,14 @@ def integer(given: Mapping[str, str], option: str, default: int) -> int:
     return int(text)
 
 
-def boolean(given: Mapping[str, str], option: str, default: bool) -> bool:
+def boolean_option(given: Mapping[str, str], option: str, default: bool) -> bool:
     text = given.get(option, str(default)).lower()
     if text not in ("true", "false"):
         raise ValueError(f"{option} must be true or false, not {text!r}.")
     return text == "true"
 
 
-def fraction(given: Mapping[str, str], option: str) -> float | None:
+def fraction_option(given: Mapping[str, str], option: str) -> float | None:
     if option not in given:
         return None
     try:

@@ -22,7 +22,7 @@ def option_type(setting: dataclasses.Field[Any]) -> Any:
     if isinstance(setting.default, tuple):
         return comma_separated
     if isinstance(setting.default, int):
-        return click.IntRange(min=setting.metadata["least"])
+        return click.IntRange(min=setting.metadata["minimum"])
     return click.FloatRange(min=0, min_open=True)
 
 

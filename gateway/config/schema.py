@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.settings import Settings, problem
+from gateway.config.settings import Settings, setting_problem
 
 
 class ConfigError(Exception):
@@ -35,8 +35,8 @@ class ConfigError(Exception):
         self.where = where
 
 
-class Part(BaseModel):
-    """A part of the file: unknown keys are errors, and nothing is converted."""
+class ConfigModel(BaseModel):
+    """Base of every mapping in the file: unknown keys are errors, and no value is converted to another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -51,7 +51,7 @@ def _relative(value: object, info: ValidationInfo) -> object:
 RelativePath = Annotated[Path, BeforeValidator(_relative)]  # relative to the file's folder
 
 
-class SamplingConfig(Part):
+class SamplingConfig(ConfigModel):
     """What a request gets where it is silent. The ranges are those of the request's own fields."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="Randomness; 0 is greedy.")
@@ -65,7 +65,7 @@ class SamplingConfig(Part):
     seed: int | None = Field(None, description="Seed of the sampling.")
 
 
-class ReplicaConfig(Part):
+class ReplicaConfig(ConfigModel):
     """One engine that serves the model: a folder to start one with, or the URL of one that runs elsewhere."""
 
     folder: RelativePath | None = Field(None, description="A model folder; the gateway starts an engine for it.")
@@ -92,7 +92,7 @@ class ReplicaConfig(Part):
         return self
 
 
-class ModelConfig(Part):
+class ModelConfig(ConfigModel):
     """A model, under the name that clients give in `model`."""
 
     aliases: list[str] = Field(default_factory=list, description="More names for it.")
@@ -110,8 +110,8 @@ class ModelConfig(Part):
     replicas: list[ReplicaConfig] = Field(min_length=1, description="The engines that serve it.")
 
 
-def plain(settings: Settings) -> dict[str, Any]:
-    """The settings as they stand in the file."""
+def settings_as_plain(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, as gateway.yaml has them."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }
@@ -119,7 +119,7 @@ def plain(settings: Settings) -> dict[str, Any]:
 
 def _checked(setting: dataclasses.Field[Any]) -> AfterValidator:
     def check(value: Any) -> Any:
-        wanted = problem(setting, tuple(value) if isinstance(value, list) else value)
+        wanted = setting_problem(setting, tuple(value) if isinstance(value, list) else value)
         if wanted:
             raise ValueError(f"'{setting.name}' must be {wanted}")
         return value
@@ -127,25 +127,25 @@ def _checked(setting: dataclasses.Field[Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _settings_part() -> type[Part]:
-    """The table in settings.py as a part of the file."""
+def _settings_model() -> type[ConfigModel]:
+    """The table in settings.py as a mapping of the file."""
     fields: dict[str, Any] = {}
     for setting in dataclasses.fields(Settings):
         default, about = setting.default, {"description": setting.metadata["help"]}
         if isinstance(default, tuple):
             fields[setting.name] = (Annotated[list[str], _checked(setting)], Field(list(default), **about))
         elif isinstance(default, int):
-            fields[setting.name] = (int, Field(default, ge=setting.metadata["least"], **about))
+            fields[setting.name] = (int, Field(default, ge=setting.metadata["minimum"], **about))
         else:
             fields[setting.name] = (Annotated[float, _checked(setting)], Field(default, gt=0, **about))
-    made: type[Part] = create_model("SettingsConfig", __base__=Part, __doc__="Limits.", **fields)
+    made: type[ConfigModel] = create_model("SettingsConfig", __base__=ConfigModel, __doc__="Limits.", **fields)
     return made
 
 
-SettingsConfig = _settings_part()
+SettingsConfig = _settings_model()
 
 
-class Config(Part):
+class Config(ConfigModel):
     """The whole file."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one.")
@@ -169,4 +169,4 @@ class Config(Part):
     def changed(self, parts: dict[str, Any], settings: dict[str, Any]) -> Config:
         """The same with other values, of `host` and the like and of the settings."""
         limits = dataclasses.replace(self.limits, **settings)
-        return self.model_copy(update={**parts, "settings": SettingsConfig.model_validate(plain(limits))})
+        return self.model_copy(update={**parts, "settings": SettingsConfig.model_validate(settings_as_plain(limits))})

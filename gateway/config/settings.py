@@ -15,9 +15,9 @@ from typing import Any
 HOST = re.compile(r"\.?(?:[a-z0-9_-]+\.)*[a-z0-9_-]*[a-z][a-z0-9_-]*(?::[0-9]{1,5})?")
 
 
-def _setting(default: Any, help: str, least: float = 0) -> Any:
-    """`least`: the smallest value allowed. A time must be above 0."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least})
+def _setting(default: Any, help: str, minimum: float = 0) -> Any:
+    """`minimum`: the smallest value allowed. A time must be above 0."""
+    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum})
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises ValueError with one sentence that names the setting."""
         for setting in dataclasses.fields(self):
-            wanted = problem(setting, getattr(self, setting.name))
+            wanted = setting_problem(setting, getattr(self, setting.name))
             if wanted:
                 raise ValueError(f"{setting.name} must be {wanted}.")
 
 
-def problem(setting: dataclasses.Field[Any], value: object) -> str:
+def setting_problem(setting: dataclasses.Field[Any], value: object) -> str:
     """What the value must be instead; empty if it is right."""
-    least = setting.metadata["least"]
+    minimum = setting.metadata["minimum"]
     if isinstance(setting.default, tuple):
         if isinstance(value, tuple) and all(isinstance(entry, str) and HOST.fullmatch(entry) for entry in value):
             return ""
         return "a list of host names in lower case, such as images.example, .cdn.example or images.example:8443"
     if isinstance(setting.default, int):
-        right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return "" if right else f"an integer of at least {least}"
+        right = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        return "" if right else f"an integer of at least {minimum}"
     right = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
     return "" if right else "a number above 0"
 

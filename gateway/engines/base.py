@@ -1,4 +1,4 @@
-"""What the gateway needs of an engine, whoever runs it, and how it is asked for its health and its models."""
+"""The interface of an engine, whoever started it, and the request for its list of models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Engine:
     key: str | None = None
     served: list[str]  # the names it knows its models by
     failure: str | None = None
-    image_pixels = 0  # most pixels of an image that it was planned for; 0: no limit
+    image_pixels = 0  # maximum pixels of an image that it was planned for; 0: no limit
     identity: Hashable = None  # equal for two that would be the same
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Engine:
             self._metrics.engine_up.remove(self.name)
             self._metrics = None
 
-    async def last_words(self) -> str:
+    async def exit_reason(self) -> str:
         """Why it broke off an answer, in sentences, if it has died of it; else ""."""
         return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -12,29 +13,32 @@ from collections.abc import Mapping
 from glob import glob
 from pathlib import Path
 
-import click
-
 from gateway.config.engine_args import command_line, engine_args
 from gateway.config.schema import ConfigError, ReplicaConfig
 from gateway.engines.local import LocalEngine
 from gateway.engines.spec import LAUNCHED, EngineSpec
 from gateway.planning.gpu import Gpu, NoGpu, query_gpus
-from gateway.planning.plan import make_plan
-from gateway.planning.types import Plan, Workload
-from modelfiles.adapter.lmdeploy import AdapterError, write_lmdeploy_adapter
+from gateway.planning.plan import make_engine_plan
+from gateway.planning.types import EnginePlan, Workload
+from modelfiles.adapter.lmdeploy import write_lmdeploy_adapter
+from modelfiles.adapter.reader import AdapterError
+from modelfiles.folder.located_yaml import KeyPath
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
-Where = tuple[str | int, ...]
+LOG = logging.getLogger("lensmith.launch")
 # LMDeploy's image processor otherwise takes every core from the loop that feeds the GPU: 4 threads of 16 cores gave
 # 3.4x the requests a second with images of 224x224 pixels and 2.2x with 768x768, measured on an H200.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-MOST_THREADS = 4
+MAX_THREADS = 4
 
 
 def launch(
-    folder: ModelFolder, model: str, replica: ReplicaConfig, adapters: Mapping[str, Path], where: Where
+    folder: ModelFolder, model: str, replica: ReplicaConfig, adapters: Mapping[str, Path], where: KeyPath
 ) -> tuple[LocalEngine, int]:
-    """The engine for a folder, not started yet, and the most pixels of an image (0: no limit). Raises ConfigError."""
+    """The engine for a folder, not started yet, and the maximum pixels of an image (0: no limit).
+
+    Raises ConfigError.
+    """
     spec = choose(replica.engine, (*where, "engine"))
     try:
         given = engine_args(replica.engine_args)
@@ -46,14 +50,14 @@ def launch(
         message = f"The {spec.name} engine serves no adapters beside the model; merge them with `lensmith export`."
         raise ConfigError(message, where)
     if spec.planned:
-        environment |= {variable: str(threads()) for variable in THREADS if variable not in os.environ}
+        environment |= {variable: str(thread_count()) for variable in THREADS if variable not in os.environ}
         written, size = write_adapters(folder, adapters, where)
-        made = plan(folder, replica, given, size, where)
-        if made is None:
+        engine_plan = plan_for_replica(folder, replica, given, size, where)
+        if engine_plan is None:
             arguments = ["--backend", "pytorch", *arguments]
         else:
-            arguments, pixels = made.arguments(), made.image_pixels
-            spec = dataclasses.replace(spec, slots=int(made.value("max-batch-size")))
+            arguments, pixels = engine_plan.arguments(), engine_plan.image_pixels
+            spec = dataclasses.replace(spec, slots=int(engine_plan.value("max-batch-size")))
         if written:
             arguments += ["--adapters", *(f"{engine_name(adapter)}={path}" for adapter, path in written.items())]
     if spec.raw_tokens:
@@ -79,7 +83,7 @@ def engine_name(adapter: str) -> str:
     return f"adapter-{adapter}"
 
 
-def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: Where) -> tuple[dict[str, Path], int]:
+def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: KeyPath) -> tuple[dict[str, Path], int]:
     """The adapters as LMDeploy loads them, in a directory that goes with this process, and their bytes on the GPU.
 
     Raises ConfigError.
@@ -91,16 +95,18 @@ def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: Whe
     base = Path(tempfile.mkdtemp(prefix="lensmith-adapters-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)
     written = {}
-    for at, (name, path) in enumerate(adapters.items()):
+    for index, (name, path) in enumerate(adapters.items()):
         try:
-            write_lmdeploy_adapter(path, folder, base / str(at))
+            write_lmdeploy_adapter(path, folder, base / str(index))
         except (AdapterError, ModelFolderError) as error:
             raise ConfigError(str(error), (*where[:2], "adapters", name)) from None
-        written[name] = base / str(at)
+        written[name] = base / str(index)
     return written, sum(file.stat().st_size for file in base.rglob("*.safetensors"))
 
 
-def plan(folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], taken: int, where: Where) -> Plan | None:
+def plan_for_replica(
+    folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], taken: int, where: KeyPath
+) -> EnginePlan | None:
     """The plan for the memory that is free now, less `taken` bytes; None if the driver does not say.
 
     Raises ConfigError.
@@ -108,21 +114,22 @@ def plan(folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], tak
     try:
         gpus = visible(query_gpus(), replica.gpus)
     except NoGpu as error:
-        click.echo(f"lensmith: {error}; LMDeploy sizes its cache by itself.", err=True)
+        LOG.warning("%s; LMDeploy sizes its cache by itself.", error)
         return None
     if not gpus:
         raise ConfigError("None of the GPUs named is there; nvidia-smi lists them.", (*where, "gpus"))
     smallest = min(gpus, key=lambda gpu: gpu.free)
     smallest = dataclasses.replace(smallest, free=smallest.free - taken)
     try:
-        made = make_plan(folder, smallest, Workload(), len(gpus) if replica.gpus else 1, given)
+        engine_plan = make_engine_plan(folder, smallest, Workload(), len(gpus) if replica.gpus else 1, given)
     except ValueError as error:
         raise ConfigError(str(error), where) from None
-    if made.cache is None:
-        raise ConfigError(f"{made.problems[-1].what} Change: {made.problems[-1].change}.", (*where, "folder"))
-    for problem in made.problems:
-        click.echo(f"lensmith: {problem.what} Change: {problem.change}.", err=True)
-    return made
+    if engine_plan.cache is None:
+        problem = engine_plan.problems[-1]
+        raise ConfigError(f"{problem.what} Change: {problem.change}.", (*where, "folder"))
+    for problem in engine_plan.problems:
+        LOG.warning("%s Change: %s.", problem.what, problem.change)
+    return engine_plan
 
 
 def visible(gpus: list[Gpu], wanted: list[int] | None) -> list[Gpu]:
@@ -130,14 +137,14 @@ def visible(gpus: list[Gpu], wanted: list[int] | None) -> list[Gpu]:
     if wanted is None:
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         wanted = [int(named)] if named.isdecimal() else [0]
-    return [gpus[at] for at in wanted if at < len(gpus)]
+    return [gpus[index] for index in wanted if index < len(gpus)]
 
 
-def threads() -> int:
-    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // 4))
+def thread_count() -> int:
+    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) // 4))
 
 
-def choose(engine: str | None, where: Where = ()) -> EngineSpec:
+def choose(engine: str | None, where: KeyPath = ()) -> EngineSpec:
     """The engine to start. Raises ConfigError if it isn't installed or has no GPU."""
     if engine is None:
         engine = "lmdeploy" if installed("lmdeploy") and has_gpu() else "transformers"

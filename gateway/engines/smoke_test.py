@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 import orjson
 from yarl import URL
+
+LOG = logging.getLogger("lensmith.smoke_test")
 
 SIDE = 64  # pixels
 TOKENS = 16
@@ -34,7 +37,7 @@ def test_picture() -> str:
     return "data:image/png;base64," + base64.b64encode(parts).decode()
 
 
-def request(model: str, picture: bool) -> dict[str, Any]:
+def smoke_test_request(model: str, picture: bool) -> dict[str, Any]:
     """A greedy chat completion about the picture, with the probabilities of its tokens."""
     content: list[dict[str, Any]] = [{"type": "text", "text": "Which colours are there?"}]
     if picture:
@@ -49,12 +52,14 @@ def request(model: str, picture: bool) -> dict[str, Any]:
     }
 
 
-class Unsound(Exception):
+class SmokeTestFailed(Exception):
     """The engine's answer shows that it does not work; the message says what was wrong with it, after 'its answer'."""
 
 
-async def ask(session: aiohttp.ClientSession, url: URL, key: str | None, body: dict[str, Any], seconds: float) -> Any:
-    """The engine's answer as JSON. Raises Unsound, also for what is no answer."""
+async def fetch_answer(
+    session: aiohttp.ClientSession, url: URL, key: str | None, body: dict[str, Any], seconds: float
+) -> Any:
+    """The engine's answer as JSON. Raises SmokeTestFailed, also for what is no answer."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     try:
         async with session.post(
@@ -65,68 +70,72 @@ async def ask(session: aiohttp.ClientSession, url: URL, key: str | None, body: d
         ) as response:
             answer = await response.read()
     except asyncio.TimeoutError:
-        raise Unsound(f"took longer than {seconds:g} s") from None
+        raise SmokeTestFailed(f"took longer than {seconds:g} s") from None
     except (aiohttp.ClientError, OSError):
-        raise Unsound("never came: it broke off the connection") from None
+        raise SmokeTestFailed("never came: it broke off the connection") from None
     if response.status != 200:
-        raise Unsound(f"was HTTP {response.status}: {answer[:300].decode('utf-8', 'replace')}")
+        raise SmokeTestFailed(f"was HTTP {response.status}: {answer[:300].decode('utf-8', 'replace')}")
     try:
         return orjson.loads(answer)
     except orjson.JSONDecodeError:
-        raise Unsound("was not valid JSON") from None
+        raise SmokeTestFailed("was not valid JSON") from None
 
 
-Answer = tuple[str, list[float]]
+SmokeTestAnswer = tuple[str, list[float]]
 # Far above what rounding makes of the same computation, far below what a trained adapter does.
 SAME_LOGPROB = 1e-3
 
 
-def same(one: Answer, other: Answer) -> bool:
+def is_same_answer(one: SmokeTestAnswer, other: SmokeTestAnswer) -> bool:
     """Whether both answers are the same model's."""
     if one[0] != other[0] or len(one[1]) != len(other[1]):
         return False
     return all(abs(a - b) < SAME_LOGPROB for a, b in zip(one[1], other[1], strict=True))
 
 
-def check(answer: Any) -> Answer:
-    """The answer's text and its tokens' log-probabilities. Raises Unsound."""
+def check_smoke_test(answer: Any) -> SmokeTestAnswer:
+    """The answer's text and its tokens' log-probabilities. Raises SmokeTestFailed."""
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] or choice["message"].get("reasoning_content") or ""
         entries = (choice.get("logprobs") or {}).get("content") or []
         numbers = [entry["logprob"] for entry in entries]
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Unsound("was not a chat completion") from None
+        raise SmokeTestFailed("was not a chat completion") from None
     if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-        raise Unsound("had probabilities that are not numbers")
+        raise SmokeTestFailed("had probabilities that are not numbers")
     if not text.strip():
-        raise Unsound("was empty")
+        raise SmokeTestFailed("was empty")
     if len(text.strip()) > 3 and set(text.strip()) == {"!"}:
-        raise Unsound(f"was {text.strip()!r}, as of a model whose numbers overflow")
+        raise SmokeTestFailed(f"was {text.strip()!r}, as of a model whose numbers overflow")
     return text, [float(number) for number in numbers]
 
 
-async def prove(
+async def run_smoke_test(
     session: aiohttp.ClientSession,
     url: URL,
     key: str | None,
     names: Sequence[str],
     picture: bool,
     seconds: float,
-    say: Callable[[str], None],
 ) -> list[str]:
     """Of the names an engine knows, the model and its adapters, those that work: an adapter must change something.
 
-    Raises Unsound if the model itself doesn't work.
+    Raises SmokeTestFailed if the model itself doesn't work.
     """
     model, *adapters = names
-    own = check(await ask(session, url, key, request(model, picture), seconds))
-    proven = [model]
+
+    async def tried(name: str) -> SmokeTestAnswer:
+        body = smoke_test_request(name, picture)
+        return check_smoke_test(await fetch_answer(session, url, key, body, seconds))
+
+    own = await tried(model)
+    working = [model]
     for adapter in adapters:
         try:
-            if same(check(await ask(session, url, key, request(adapter, picture), seconds)), own):
-                raise Unsound("is the model's own: it changes nothing")
-            proven.append(adapter)
-        except Unsound as error:
-            say(f"lensmith: {adapter} is not served: its answer to a test picture {error}.")
-    return proven
+            if is_same_answer(await tried(adapter), own):
+                raise SmokeTestFailed("is the model's own: it changes nothing")
+            working.append(adapter)
+        except SmokeTestFailed as error:
+            LOG.warning("%s is not served: its answer to a test picture %s.", adapter, error)
+    return working

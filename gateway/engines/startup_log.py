@@ -1,4 +1,4 @@
-"""What an engine's log says: how far it has come in starting, and why it failed. Pure: lines and times in, words out.
+"""Reads an engine's log: how far it has come in starting, and why it failed. Pure: lines and times in, words out.
 
 The lines are LMDeploy 0.18's (pytorch/engine/executor/base.py, model_agent/agent.py, check_env/) and those of what it
 stands on. Its own exit code and last line say nothing: it ends with `SystemExit: 1` whatever the cause was.
@@ -58,17 +58,20 @@ class Startup:
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line is not worth passing on: told for every request, or a progress bar."""
+    """Whether a line is not worth passing on: one written for every request, or a progress bar."""
     return _NOISE.search(line) is not None
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why an engine failed: what was wrong and what to do, a sentence each. `lasting`: another start fails as well."""
+    """Why an engine failed: what was wrong and what to do, a sentence each.
+
+    `permanent`: every other start would fail too.
+    """
 
     what: str
     change: str
-    lasting: bool = True
+    permanent: bool = True
 
     def __str__(self) -> str:
         return f"{self.what} {self.change}"
@@ -117,7 +120,7 @@ CAUSES: tuple[tuple[str, Cause], ...] = (
     ),
     (
         r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory",
-        Cause(f"{MEMORY}.", f"{_FRACTION}; does another process use the GPU?", lasting=False),
+        Cause(f"{MEMORY}.", f"{_FRACTION}; does another process use the GPU?", permanent=False),
     ),
     (
         r"Feature '\.?bf16|bf16 requires|sm_80 or higher",
@@ -125,7 +128,7 @@ CAUSES: tuple[tuple[str, Cause], ...] = (
     ),
     (
         r"address already in use|Address already in use",
-        Cause("Its port was taken by another process.", "It is started again on another one.", lasting=False),
+        Cause("Its port was taken by another process.", "It is started again on another one.", permanent=False),
     ),
     (
         r"Can not found rewrite for architectures: (?P<names>[^\n]*)",
@@ -187,18 +190,18 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EMPTY = re.compile(r"SystemExit|exited before publishing|please send issue|BrokenPipe|ConnectionReset", re.IGNORECASE)
 
 
-def explain(lines: Iterable[str]) -> Cause | None:
+def explain_exit(lines: Iterable[str]) -> Cause | None:
     """The cause that these lines of an engine's log show; None if they show none."""
     text = _COLOUR.sub("", "\n".join(lines))
     for pattern, cause in _COMPILED:
         found = pattern.search(text)
         if found is not None:
             words = {name: value or "it" for name, value in found.groupdict().items()}
-            return Cause(cause.what.format_map(words), cause.change, cause.lasting)
+            return Cause(cause.what.format_map(words), cause.change, cause.permanent)
     for line in reversed(text.splitlines()):
         error = _ERROR.search(line)
         if error is not None and not _EMPTY.search(line):
-            return Cause(f"{error[1]}: {error[2].strip().rstrip('.')[:300]}.", "Its log has more.", lasting=False)
+            return Cause(f"{error[1]}: {error[2].strip().rstrip('.')[:300]}.", "Its log has more.", permanent=False)
     return None
 
 

@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.config.options import ENGINE_ARG
-from gateway.planning.gpu import CARDS, GIB, Gpu, NoGpu, parse_gpu, query_gpus
-from gateway.planning.plan import make_plan
-from gateway.planning.types import Plan, Workload
+from gateway.planning.gpu import CARDS, Gpu, NoGpu, parse_gpu, query_gpus
+from gateway.planning.plan import make_engine_plan
+from gateway.planning.types import EnginePlan, Workload
 from modelfiles.cli.options import SIZE
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.gpus import GIB
 
 
 @click.group()
@@ -54,54 +55,57 @@ def serve(
     workload = Workload(images, image_size, concurrency, session_len)
     try:
         card = parse_gpu(gpu) if gpu else query_gpus()[0]
-        made = make_plan(ModelFolder.open(model_dir), card, workload, tp, engine_args)
+        engine_plan = make_engine_plan(ModelFolder.open(model_dir), card, workload, tp, engine_args)
     except NoGpu as error:
         raise click.ClickException(f"Name the card with --gpu: {error}.") from None
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(as_json_object(made), indent=1))
+        click.echo(json.dumps(as_json_object(engine_plan), indent=1))
     else:
-        show(made, card, workload)
-    raise SystemExit(1 if made.problems else 0)
+        show_engine_plan(engine_plan, card, workload)
+    raise SystemExit(1 if engine_plan.problems else 0)
 
 
-def as_json_object(made: Plan) -> dict[str, Any]:
+def as_json_object(engine_plan: EnginePlan) -> dict[str, Any]:
     """The plan's fields, the cache's sizes in tokens, and the command's arguments."""
-    value = asdict(made)
-    if made.cache is not None:
-        value["cache"] |= {"tokens": made.cache.tokens, "longest_session": made.cache.longest_session}
-    return {**value, "arguments": made.arguments()}
+    value = asdict(engine_plan)
+    if engine_plan.cache is not None:
+        value["cache"] |= {"tokens": engine_plan.cache.tokens, "longest_session": engine_plan.cache.longest_session}
+    return {**value, "arguments": engine_plan.arguments()}
 
 
-def show(made: Plan, card: Gpu, workload: Workload) -> None:
+def show_engine_plan(engine_plan: EnginePlan, card: Gpu, workload: Workload) -> None:
     console = Console(highlight=False)
     sizes = Table(show_header=False, box=None)
     size = "x".join(map(str, workload.image_size))
     rows = {
-        "card": f"{card.name}, {card.free / GIB:.2f} GiB free" + (f", {made.tp} of them" if made.tp > 1 else ""),
-        "weights": f"{made.weights / GIB:.2f} GiB" + (" on each" if made.tp > 1 else ""),
-        "left by weights and CUDA": f"{made.free / GIB:.2f} GiB",
-        "reserved for logits": f"{made.reserve / GIB:.2f} GiB",
-        "image": f"{size} takes {made.image_tokens:,} tokens",
-        "request": f"images: {workload.images}, and text: {made.request_tokens:,} tokens",
+        "card": f"{card.name}, {card.free / GIB:.2f} GiB free"
+        + (f", {engine_plan.tp} of them" if engine_plan.tp > 1 else ""),
+        "weights": f"{engine_plan.weights / GIB:.2f} GiB" + (" on each" if engine_plan.tp > 1 else ""),
+        "left by weights and CUDA": f"{engine_plan.free / GIB:.2f} GiB",
+        "reserved for logits": f"{engine_plan.reserve / GIB:.2f} GiB",
+        "image": f"{size} takes {engine_plan.image_tokens:,} tokens",
+        "request": f"images: {workload.images}, and text: {engine_plan.request_tokens:,} tokens",
     }
-    if made.cache is not None:
-        size_gib = made.cache.tokens * made.token_bytes / GIB
-        rows["key and value cache"] = f"{made.cache.tokens:,} tokens, {size_gib:.2f} GiB: {made.sessions} such requests"
-        rows["largest image"] = f"{made.image_pixels:,} pixels" if made.image_pixels else "any"
+    if engine_plan.cache is not None:
+        size_gib = engine_plan.cache.tokens * engine_plan.token_bytes / GIB
+        rows["key and value cache"] = (
+            f"{engine_plan.cache.tokens:,} tokens, {size_gib:.2f} GiB: {engine_plan.sessions} such requests"
+        )
+        rows["largest image"] = f"{engine_plan.image_pixels:,} pixels" if engine_plan.image_pixels else "any"
     for name, text in rows.items():
         sizes.add_row(name, Text(text))
     console.print(sizes)
-    if made.choices:
+    if engine_plan.choices:
         flags = Table("flag", "value", "why", box=None)
-        for choice in made.choices:
+        for choice in engine_plan.choices:
             value = {True: "on", False: "off"}.get(choice.value) if isinstance(choice.value, bool) else choice.value
             flags.add_row(choice.option, Text(str(value)), Text(choice.reason))
         console.print(flags)
-        fractions = ", ".join(f"{share:g}: {tokens:,}" for share, tokens in made.by_fraction.items())
+        fractions = ", ".join(f"{share:g}: {tokens:,}" for share, tokens in engine_plan.by_fraction.items())
         console.print(Text(f"cache tokens by cache-max-entry-count: {fractions}"))
-        command = ["lmdeploy", "serve", "api_server", made.model, *made.arguments()]
+        command = ["lmdeploy", "serve", "api_server", engine_plan.model, *engine_plan.arguments()]
         console.print(Text(shlex.join(command)), soft_wrap=True)
-    for problem in made.problems:
+    for problem in engine_plan.problems:
         console.print(Text(f"Does not fit: {problem.what} Change: {problem.change}.", style="red"), soft_wrap=True)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.planning.doctor_folder import check_folder
-from gateway.planning.doctor_machine import ERROR, OK, WARNING, Finding, check_machine
+from gateway.planning.doctor_folder import check_folder_for_lmdeploy
+from gateway.planning.doctor_machine import ERROR, OK, WARNING, MachineFinding, check_machine
 from gateway.planning.gpu import Gpu, NoGpu, query_gpus
 from modelfiles.checks.doctor import check_folder as check_for_ollama
 from modelfiles.checks.rules import RULES, is_repaired
@@ -31,7 +31,7 @@ def doctor(model_dir: Path | None, port: int, as_json: bool) -> None:
     """
     findings = check_machine(port)
     if model_dir is not None:
-        found_in_folder = check_folder(model_dir, first_gpu())
+        found_in_folder = check_folder_for_lmdeploy(model_dir, first_gpu())
         findings += found_in_folder
         if found_in_folder[0].level == OK:
             findings += for_ollama(model_dir)
@@ -40,10 +40,10 @@ def doctor(model_dir: Path | None, port: int, as_json: bool) -> None:
     else:
         table = Table(show_header=False, box=None)
         for found in findings:
-            told = Text(found.what)
+            text = Text(found.what)
             if found.change:
-                told.append(f" {found.change}", style="" if found.level == OK else "bold")
-            table.add_row(Text(found.level, style=STYLES[found.level]), found.subject, told)
+                text.append(f" {found.change}", style="" if found.level == OK else "bold")
+            table.add_row(Text(found.level, style=STYLES[found.level]), found.subject, text)
         Console(highlight=False).print(table)
     levels = {found.level for found in findings}
     raise SystemExit(2 if ERROR in levels else 1 if WARNING in levels else 0)
@@ -56,10 +56,10 @@ def first_gpu() -> Gpu | None:
         return None
 
 
-def for_ollama(model_dir: Path) -> list[Finding]:
+def for_ollama(model_dir: Path) -> list[MachineFinding]:
     """What `lensmith modelfile generate` cannot repair. It does not keep the gateway from serving: warnings."""
     found = [finding for finding in check_for_ollama(model_dir) if not is_repaired(finding.rule)]
     return [
-        Finding(WARNING, f"Ollama {finding.rule}", f"{finding.message.rstrip('.')}.", RULES[finding.rule].fix)
+        MachineFinding(WARNING, f"Ollama {finding.rule}", f"{finding.message.rstrip('.')}.", RULES[finding.rule].fix)
         for finding in found
     ]

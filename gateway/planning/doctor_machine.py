@@ -19,7 +19,8 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from gateway.planning.gpu import GIB, Gpu, NoGpu, query_gpus
+from gateway.planning.gpu import Gpu, NoGpu, query_gpus
+from modelfiles.hardware.gpus import GIB
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 
@@ -35,19 +36,19 @@ WITH_LMDEPLOY = {
 WITHOUT_LMDEPLOY = {"torch": ">=2.4", "torchvision": ">=0.19", "transformers": ">=5.20"}
 # LMDeploy imports peft only for adapters, and pins it lower than training may have it.
 PEFT_WITH_LMDEPLOY = "<=0.14.0"
-# The least driver of a CUDA major version (NVIDIA, CUDA Toolkit release notes, table of minor version compatibility).
-LEAST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
-# The least compute capability that builds for a CUDA major version still have (the same notes, removed features).
-LEAST_CAPABILITY = {13: (7, 5)}
+# The lowest driver of a CUDA major version (NVIDIA, CUDA Toolkit release notes, table of minor version compatibility).
+MIN_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+# The lowest compute capability that builds for a CUDA major version still have (the same notes, removed features).
+MIN_CAPABILITY = {13: (7, 5)}
 # Conv3d, the first layer of Qwen's vision tower, takes 10x the time and twice the memory in 16 bit without cuDNN 9.15:
 # pytorch issues 166643 and 174051. 2.9.0 never uses cuDNN there, 2.9.1 does from 9.15 on.
 SLOW_CONVOLUTION = SpecifierSet("==2.9.*")
-LEAST_CUDNN = Version("9.15")
-LEAST_MEMORY, LEAST_DISK = 8 * GIB, 10 * GIB
+MIN_CUDNN = Version("9.15")
+MIN_FREE_MEMORY, MIN_FREE_DISK = 8 * GIB, 10 * GIB
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineFinding:
     """What was looked at, how it is, and what to do about it if it isn't well."""
 
     level: str
@@ -56,7 +57,7 @@ class Finding:
     change: str = ""
 
 
-def check_machine(port: int) -> list[Finding]:
+def check_machine(port: int) -> list[MachineFinding]:
     """Everything about this machine that serving depends on. `port` is the gateway's."""
     versions = {name: version for name in (*WITH_LMDEPLOY, "peft") if (version := installed_version(name))}
     findings = [*_python()]
@@ -67,7 +68,7 @@ def check_machine(port: int) -> list[Finding]:
         findings += [_card(one, at) for at, one in enumerate(gpus)]
     except NoGpu as error:
         change = "The embedded transformers engine serves on the CPU; LMDeploy needs an NVIDIA GPU."
-        findings.append(Finding(OK, "GPU", f"None: {error}.", change))
+        findings.append(MachineFinding(OK, "GPU", f"None: {error}.", change))
     findings += _packages(versions, gpu)
     if gpu is not None and "torch" in versions:
         findings += _cuda(versions["torch"], gpu)
@@ -84,30 +85,32 @@ def installed_version(name: str) -> Version | None:
         return None
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[MachineFinding]:
     version = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    yield Finding(
+    yield MachineFinding(
         OK if fits else ERROR, "Python", version, "" if fits else "LMDeploy has builds for Python 3.10 to 3.13."
     )
 
 
-def _card(gpu: Gpu, at: int) -> Finding:
+def _card(gpu: Gpu, at: int) -> MachineFinding:
     capability = "{}.{}".format(*gpu.capability)
     what = f"{gpu.name}, compute capability {capability}, {gpu.free / GIB:.1f} of {gpu.memory / GIB:.1f} GiB free"
     what += f", driver {gpu.driver}"
     if gpu.capability < (7, 0):
-        return Finding(ERROR, f"GPU {at}", what, "LMDeploy's kernels need compute capability 7.0 or later.")
+        return MachineFinding(ERROR, f"GPU {at}", what, "LMDeploy's kernels need compute capability 7.0 or later.")
     if gpu.free < 0.9 * gpu.memory:
-        return Finding(WARNING, f"GPU {at}", what, "Another process holds memory; nvidia-smi names it.")
-    return Finding(OK, f"GPU {at}", what, "" if gpu.bf16 else "No bfloat16: models run in float16, in eager mode.")
+        return MachineFinding(WARNING, f"GPU {at}", what, "Another process holds memory; nvidia-smi names it.")
+    return MachineFinding(
+        OK, f"GPU {at}", what, "" if gpu.bf16 else "No bfloat16: models run in float16, in eager mode."
+    )
 
 
-def _packages(versions: dict[str, Version], gpu: Gpu | None) -> Iterator[Finding]:
+def _packages(versions: dict[str, Version], gpu: Gpu | None) -> Iterator[MachineFinding]:
     wanted = WITH_LMDEPLOY if "lmdeploy" in versions else WITHOUT_LMDEPLOY
     extra = "lmdeploy" if "lmdeploy" in versions else "cpu"
     if gpu is not None and "lmdeploy" not in versions:
-        yield Finding(
+        yield MachineFinding(
             WARNING, "lmdeploy", "Not installed: the embedded engine would serve.", "pip install 'lensmith[lmdeploy]'"
         )
     for name, specifier in wanted.items():
@@ -115,43 +118,45 @@ def _packages(versions: dict[str, Version], gpu: Gpu | None) -> Iterator[Finding
         if version is None:
             optional = name == "triton"
             change = "" if optional else f"pip install 'lensmith[{extra}]'"
-            yield Finding(OK if optional else WARNING, name, "Not installed.", change)
+            yield MachineFinding(OK if optional else WARNING, name, "Not installed.", change)
         elif version in SpecifierSet(specifier, prereleases=True):
-            yield Finding(OK, name, str(version))
+            yield MachineFinding(OK, name, str(version))
         else:
             level = WARNING if name in ("lmdeploy", "torchvision") else ERROR
-            yield Finding(level, name, f"{version} does not work here.", f"pip install '{name}{specifier}'")
+            yield MachineFinding(level, name, f"{version} does not work here.", f"pip install '{name}{specifier}'")
     peft = versions.get("peft")
     if peft is not None and "lmdeploy" in versions and peft not in SpecifierSet(PEFT_WITH_LMDEPLOY):
         change = f"LMDeploy wants peft{PEFT_WITH_LMDEPLOY} for adapters; train and serve in environments of their own."
-        yield Finding(WARNING, "peft", str(peft), change)
+        yield MachineFinding(WARNING, "peft", str(peft), change)
     torch, vision = versions.get("torch"), versions.get("torchvision")
     if torch is not None and vision is not None and (torch.local == "cpu") != (vision.local == "cpu"):
         what = f"torch {torch} and torchvision {vision} are builds for different machines."
-        yield Finding(ERROR, "torchvision", what, "Install both from the same index, CPU or CUDA.")
+        yield MachineFinding(ERROR, "torchvision", what, "Install both from the same index, CPU or CUDA.")
     build = torch_cuda()
     if torch is not None and torch in SLOW_CONVOLUTION and build is not None:
         cudnn = installed_version(f"nvidia-cudnn-cu{build[0]}")
-        if torch < Version("2.9.1") or cudnn is None or cudnn < LEAST_CUDNN:
+        if torch < Version("2.9.1") or cudnn is None or cudnn < MIN_CUDNN:
             what = f"{torch} computes the vision tower's first layer 10 to 20 times slower, in twice the memory."
-            yield Finding(ERROR, "torch", what, "pip install 'torch>=2.10,<=2.12.1'")
+            yield MachineFinding(ERROR, "torch", what, "pip install 'torch>=2.10,<=2.12.1'")
 
 
-def _cuda(torch: Version, gpu: Gpu) -> Iterator[Finding]:
+def _cuda(torch: Version, gpu: Gpu) -> Iterator[MachineFinding]:
     build = torch_cuda()
     if build is None:
         change = "Install a CUDA build of PyTorch: https://pytorch.org/get-started/locally"
-        yield Finding(ERROR, "CUDA", f"torch {torch} is built for the CPU only.", change)
+        yield MachineFinding(ERROR, "CUDA", f"torch {torch} is built for the CPU only.", change)
         return
-    least = LEAST_DRIVER.get(build[0])
-    if least is not None and Version(gpu.driver) < Version(least):
-        change = f"Update it to {least} or later, or install a PyTorch built for an older CUDA version."
-        yield Finding(ERROR, "driver", f"{gpu.driver} is too old for torch's CUDA {build[0]}.{build[1]}.", change)
-    elif gpu.capability < LEAST_CAPABILITY.get(build[0], (0, 0)):
+    minimum = MIN_DRIVER.get(build[0])
+    if minimum is not None and Version(gpu.driver) < Version(minimum):
+        change = f"Update it to {minimum} or later, or install a PyTorch built for an older CUDA version."
+        yield MachineFinding(
+            ERROR, "driver", f"{gpu.driver} is too old for torch's CUDA {build[0]}.{build[1]}.", change
+        )
+    elif gpu.capability < MIN_CAPABILITY.get(build[0], (0, 0)):
         what = f"torch's CUDA {build[0]}.{build[1]} has no kernels for compute capability {gpu.capability[0]}.x."
-        yield Finding(ERROR, "CUDA", what, f"Install a PyTorch built for CUDA {build[0] - 1}.")
+        yield MachineFinding(ERROR, "CUDA", what, f"Install a PyTorch built for CUDA {build[0] - 1}.")
     else:
-        yield Finding(OK, "CUDA", f"{build[0]}.{build[1]} in torch")
+        yield MachineFinding(OK, "CUDA", f"{build[0]}.{build[1]} in torch")
 
 
 def torch_cuda() -> tuple[int, int] | None:
@@ -167,35 +172,35 @@ def torch_cuda() -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _compiler() -> Iterator[Finding]:
+def _compiler() -> Iterator[MachineFinding]:
     """Triton compiles a small C file for every kernel's launcher."""
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        yield Finding(ERROR, "C compiler", "None; Triton needs one when its kernels first run.", "Install gcc.")
+        yield MachineFinding(ERROR, "C compiler", "None; Triton needs one when its kernels first run.", "Install gcc.")
     elif not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        yield Finding(ERROR, "Python.h", "Missing; Triton compiles against it.", "Install python3-dev.")
+        yield MachineFinding(ERROR, "Python.h", "Missing; Triton compiles against it.", "Install python3-dev.")
 
 
-def _memory() -> Finding:
+def _memory() -> MachineFinding:
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
-        return Finding(OK, "memory", "Unknown on this system.")
+        return MachineFinding(OK, "memory", "Unknown on this system.")
     what = f"{free / GIB:.1f} GiB available"
-    if free < LEAST_MEMORY:
-        return Finding(WARNING, "memory", what, "An engine takes 4 to 6 GiB beside the weights it reads.")
-    return Finding(OK, "memory", what)
+    if free < MIN_FREE_MEMORY:
+        return MachineFinding(WARNING, "memory", what, "An engine takes 4 to 6 GiB beside the weights it reads.")
+    return MachineFinding(OK, "memory", what)
 
 
-def _disk() -> Finding:
+def _disk() -> MachineFinding:
     free = shutil.disk_usage(Path.home()).free
     what = f"{free / GIB:.1f} GiB free at home"
-    if free < LEAST_DISK:
-        return Finding(WARNING, "disk", what, "A 2B model takes 4 GiB, PyTorch with CUDA 7 GiB.")
-    return Finding(OK, "disk", what)
+    if free < MIN_FREE_DISK:
+        return MachineFinding(WARNING, "disk", what, "A 2B model takes 4 GiB, PyTorch with CUDA 7 GiB.")
+    return MachineFinding(OK, "disk", what)
 
 
-def _port(port: int) -> Finding:
+def _port(port: int) -> MachineFinding:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -204,5 +209,5 @@ def _port(port: int) -> Finding:
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             what = f"{port} is in use." if taken else f"{port} cannot be listened on: {error.strerror}."
-            return Finding(WARNING, "port", what, "Choose another one with `lensmith serve --port`.")
-    return Finding(OK, "port", f"{port} is free")
+            return MachineFinding(WARNING, "port", what, "Choose another one with `lensmith serve --port`.")
+    return MachineFinding(OK, "port", f"{port} is free")

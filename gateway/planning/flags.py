@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gateway.planning.gpu import GIB, Gpu
+from gateway.planning.gpu import Gpu
 from gateway.planning.lmdeploy_memory import KvCache
 from gateway.planning.types import Choice
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.gpus import GIB
 
 if TYPE_CHECKING:
-    from gateway.planning.types import Plan
+    from gateway.planning.types import EnginePlan
 
 
 # Options that change what a token takes or how many there are.
@@ -21,7 +22,7 @@ UNPLANNED = "as given; the cache's size above does not reckon with it"
 
 def choices(
     folder: ModelFolder,
-    plan: Plan,
+    plan: EnginePlan,
     cache: KvCache,
     share: float,
     batch: int,

@@ -1,4 +1,4 @@
-"""The GPUs an engine may run on: named cards for planning, and those of this machine as nvidia-smi reports them."""
+"""The GPUs an engine may run on: cards by name for planning, and those of this machine as nvidia-smi reports them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-GIB = 2**30
+from modelfiles.hardware.gpus import GIB, GPU_MODELS, UNKNOWN_CAPABILITY, GpuModel
+
 MIB = 2**20
 
 
@@ -32,21 +33,13 @@ class Gpu:
         return self.capability >= (8, 0)
 
 
-def _card(name: str, gib: float, capability: tuple[int, int]) -> Gpu:
-    memory = int(gib * GIB)
-    return Gpu(name, memory, memory, capability)
+def _empty(model: GpuModel) -> Gpu:
+    """A card of this model with all of its memory free."""
+    memory = int(model.total_gib * GIB)
+    return Gpu(model.name, memory, memory, model.capability)
 
 
-# Memory as `torch.cuda.get_device_properties(0).total_memory` gives it, with ECC on where that is the default.
-CARDS = {
-    "t4": _card("T4", 14.56, (7, 5)),
-    "l4": _card("L4", 22.05, (8, 9)),
-    "a10": _card("A10", 21.98, (8, 6)),
-    "a100-40": _card("A100 40 GB", 39.38, (8, 0)),
-    "a100": _card("A100 80 GB", 79.14, (8, 0)),
-    "h100": _card("H100 80 GB", 79.11, (9, 0)),
-    "h200": _card("H200", 139.72, (9, 0)),
-}
+CARDS = {key: _empty(model) for key, model in GPU_MODELS.items()}
 
 
 def parse_gpu(text: str) -> Gpu:
@@ -60,7 +53,7 @@ def parse_gpu(text: str) -> Gpu:
         gib = math.nan
     if not 1 <= gib <= 1024:
         raise ValueError(f"{text!r} is neither a card ({', '.join(CARDS)}) nor its memory in GiB, such as 22.5")
-    return _card(f"{gib:g} GiB card", gib, (8, 0))
+    return _empty(GpuModel(f"{gib:g} GiB card", gib, UNKNOWN_CAPABILITY))
 
 
 class NoGpu(Exception):

@@ -1,4 +1,4 @@
-"""How LMDeploy is to be started for a model folder on a card: every flag with its reason, and what would not fit.
+"""Plans how to start LMDeploy for a model folder on a card: every flag with its reason, and what does not fit.
 
 Reads config.json and tensor headers only; the memory arithmetic is LMDeploy's own (planning/lmdeploy_memory.py).
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gateway.config.engine_args import boolean, fraction, integer
+from gateway.config.engine_args import boolean_option, fraction_option, integer_option
 from gateway.planning.flags import choices
-from gateway.planning.gpu import CARDS, GIB, Gpu
+from gateway.planning.gpu import CARDS, Gpu
 from gateway.planning.lmdeploy_memory import (
     CONTEXT,
     GRAPHS,
@@ -24,50 +24,43 @@ from gateway.planning.lmdeploy_memory import (
     model_memory,
     runtime_reserve,
 )
-from gateway.planning.types import Plan, PlanError, Problem, Workload
+from gateway.planning.types import EnginePlan, EnginePlanError, Problem, Workload
+from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.gpus import GIB
 from modelfiles.images.smart_resize import smart_resize
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import TEXT_TOKENS
 
-# Architectures with images that LMDeploy 0.18's PyTorch engine has (pytorch/models/module_map.py).
-ARCHITECTURES = {
-    *("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"),
-    *("Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
-    *("InternVLChatModel", "InternVLForConditionalGeneration", "Gemma3ForConditionalGeneration"),
-    *("Glm4vForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"),
-    *("DeepseekVLV2ForCausalLM", "Llama4ForConditionalGeneration", "Phi3VForCausalLM", "MiniCPMV"),
-}
-
 PREFILL_BUDGETS = (8192, 4096, 2048)  # tokens; larger ones gave no more answers a second, measured on an H200
 PREFILL_SHARE = 0.1  # of the memory left by the weights, that the logits of a prefill step may reserve
-MOST_BATCH = 64  # batches above it gave no more answers a second with images, measured on an H200
+MAX_BATCH = 64  # batches above it gave no more answers a second with images, measured on an H200
 LONG_SESSION = 32768  # tokens; one session that is longer would push out too many others
 SHORT_TEXT = 512  # tokens of a session that one image leaves for the question and the answer
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-MOST_FRACTION = 0.95
+MAX_FRACTION = 0.95
 
 
-def make_plan(
+def make_engine_plan(
     folder: ModelFolder, gpu: Gpu, workload: Workload, tp: int = 1, overrides: Mapping[str, str] | None = None
-) -> Plan:
+) -> EnginePlan:
     """The plan for `gpu.free` bytes. `overrides` replaces flags; those it does not know are passed on.
 
-    Raises ValueError (PlanError and ModelFolderError among it) with one sentence.
+    Raises ValueError (EnginePlanError and ModelFolderError among it) with one sentence.
     """
     given = dict(overrides or {})
-    tp = integer(given, "tp", tp)
+    tp = integer_option(given, "tp", tp)
     try:
         model = model_memory(folder, tp)
     except ValueError as error:
-        raise PlanError(f"{folder.name} cannot be planned: {error}.") from None
+        raise EnginePlanError(f"{folder.name} cannot be planned: {error}.") from None
     tokens = image_tokens(folder, workload.image_size)
     request = workload.images * tokens + TEXT_TOKENS
     free = left_by_weights(gpu, model)
-    prefill = integer(given, "max-prefill-token-num", _prefill(model, free, tokens))
-    eager = boolean(given, "eager-mode", not gpu.bf16)
+    prefill = integer_option(given, "max-prefill-token-num", _prefill(model, free, tokens))
+    eager = boolean_option(given, "eager-mode", not gpu.bf16)
     graphs = 0 if eager else GRAPHS
-    asked = fraction(given, "cache-max-entry-count")
+    asked = fraction_option(given, "cache-max-entry-count")
 
     def sized(batch: int) -> tuple[KvCache, float, int]:
         """The cache for so many answers at once, the fraction that makes it, and what the steps need. Raises NoRoom."""
@@ -75,9 +68,9 @@ def make_plan(
         share = asked or _safe_fraction(free, runtime_reserve(prefill, batch, model.vocabulary), needed)
         return kv_cache(model, free, share, prefill, batch), share, needed
 
-    wanted = integer(given, "max-batch-size", workload.concurrency or 0)
+    wanted = integer_option(given, "max-batch-size", workload.concurrency or 0)
     problems: list[Problem] = []
-    if folder.architecture not in ARCHITECTURES:
+    if folder.architecture not in PYTORCH_ARCHITECTURES:
         problems.append(
             Problem(
                 f"LMDeploy's PyTorch engine has no {folder.architecture or 'model without an architecture'}.",
@@ -89,12 +82,12 @@ def make_plan(
     try:
         cache, share, needed = sized(batch)
         if not wanted:
-            batch = max(1, min(MOST_BATCH, cache.tokens // request))
+            batch = max(1, min(MAX_BATCH, cache.tokens // request))
             cache, share, needed = sized(batch)
         sessions = cache.tokens // request
     except NoRoom:
         problems.append(_does_not_fit(folder, gpu, model, tp, free))
-    plan = Plan(
+    plan = EnginePlan(
         model=folder.name,
         gpu=gpu,
         tp=tp,
@@ -112,7 +105,7 @@ def make_plan(
         problems=problems,
     )
     if cache is not None:
-        session = integer(given, "session-len", _session_len(folder, workload, cache, request))
+        session = integer_option(given, "session-len", _session_len(folder, workload, cache, request))
         plan.image_pixels = _image_pixels(folder, min(prefill, session - SHORT_TEXT))
         problems += _shortages(plan, cache, batch, prefill, session)
         plan.choices = choices(folder, plan, cache, share, batch, prefill, session, eager, given)
@@ -132,8 +125,8 @@ def image_tokens(folder: ModelFolder, size: tuple[int, int]) -> int:
 def _safe_fraction(free: int, reserve: int, needed: int) -> float:
     """The largest share of what is left beside the reserve, in hundredths, that leaves `needed` bytes."""
     if free <= reserve:
-        return MOST_FRACTION
-    return min(MOST_FRACTION, max(0.01, math.floor((free - needed) / (free - reserve) * 100) / 100))
+        return MAX_FRACTION
+    return min(MAX_FRACTION, max(0.01, math.floor((free - needed) / (free - reserve) * 100) / 100))
 
 
 def _prefill(model: ModelMemory, free: int, tokens: int) -> int:
@@ -152,16 +145,16 @@ def _session_len(folder: ModelFolder, workload: Workload, cache: KvCache, reques
     return min(longest, folder.max_position_embeddings or longest)
 
 
-def _image_pixels(folder: ModelFolder, most_tokens: int) -> int:
-    """Most pixels that an image may have; 0 where its size does not matter.
+def _image_pixels(folder: ModelFolder, max_tokens: int) -> int:
+    """The maximum number of pixels of an image; 0 where its size does not matter.
 
     LMDeploy never splits an image: one that is larger than the prefill budget raises the budget, and the memory.
     """
     family = find_architecture(folder.architecture)
     if family is not None and family.image_tokens is not None:
         return 0
-    most = max(1, most_tokens) * ((folder.patch_size or 14) * folder.merge_size) ** 2
-    return min(most, folder.image_pixel_limits[1] or most)
+    pixels = max(1, max_tokens) * ((folder.patch_size or 14) * folder.merge_size) ** 2
+    return min(pixels, folder.image_pixel_limits[1] or pixels)
 
 
 def _tokens(model: ModelMemory, free: int, fraction: float, prefill: int, batch: int) -> int:
@@ -190,7 +183,7 @@ def _roomy(folder: ModelFolder, gpu: Gpu, tp: int) -> bool:
         return False
 
 
-def _shortages(plan: Plan, cache: KvCache, batch: int, prefill: int, session: int) -> list[Problem]:
+def _shortages(plan: EnginePlan, cache: KvCache, batch: int, prefill: int, session: int) -> list[Problem]:
     problems = []
     tokens = plan.request_tokens
     if tokens > session:

@@ -35,7 +35,7 @@ class Problem:
 
 
 @dataclass
-class Plan:
+class EnginePlan:
     """Sizes in bytes and on each GPU. `cache` is None when the model does not fit; then `problems` says so."""
 
     model: str
@@ -63,5 +63,5 @@ class Plan:
         return command_line({choice.option: as_text(choice.value) for choice in self.choices})
 
 
-class PlanError(ValueError):
+class EnginePlanError(ValueError):
     """No plan can be made; one sentence for the user."""

@@ -14,7 +14,7 @@ import aiohttp
 
 from gateway.engines.base import Engine
 from gateway.runtime.models import Models
-from gateway.telemetry.exposition_format import Family, gather, write
+from gateway.telemetry.exposition_format import MetricFamily, merge_exposition, write_family
 from gateway.telemetry.metrics import Metrics
 
 SECONDS = 2.0  # Prometheus waits 10
@@ -64,14 +64,14 @@ class Exposition:
     async def _engines(self) -> bytes:
         engines = self._models().engines
         texts = await asyncio.gather(*(self._fetch(engine) for engine in engines))
-        families: dict[str, Family] = {}
+        families: dict[str, MetricFamily] = {}
         self._metrics.engine_metrics_up.clear()
         for engine, text in zip(engines, texts, strict=True):
             self._metrics.engine_metrics_up.labels(engine.name).set(text is not None)
             if text is not None:
-                gather(families, text, engine.name)
+                merge_exposition(families, text, engine.name)
         ours = {name for name, _, _, _ in self._metrics.described}
-        written = (write(name, family) for name, family in families.items() if name not in ours)
+        written = (write_family(name, family) for name, family in families.items() if name not in ours)
         return "".join(line for lines in written for line in lines).encode()
 
     async def _fetch(self, engine: Engine) -> str | None:

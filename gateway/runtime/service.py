@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import sys
 from collections.abc import Callable
 
 from gateway.config.schema import Config, ConfigError
@@ -18,6 +18,8 @@ from gateway.scheduling.byte_budget import ByteBudget
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tracing import Tracing
 from gateway.tenants.keys import KeyFileError, KeyRing, key_ring
+
+LOG = logging.getLogger("lensmith.service")
 
 # Reads the configuration and makes its models, of those there were where it can. Raises ConfigError.
 Load = Callable[[Metrics, Models | None], tuple[Config, Models]]
@@ -115,7 +117,7 @@ class Service:
             try:
                 config, models = self._load(self.metrics, self.models)
             except (ConfigError, KeyFileError) as error:
-                _say(f"The configuration was not reloaded. {error}")
+                LOG.error("The configuration was not reloaded. %s", error)
                 return
             later = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
             running, old = self.models.engines, self.gateway
@@ -130,7 +132,7 @@ class Service:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
             kept = f" {' and '.join(later)} will change at the next start." if later else ""
-            _say(f"The configuration was reloaded: {', '.join(models.names)}.{kept}")
+            LOG.info("The configuration was reloaded: %s.%s", ", ".join(models.names), kept)
 
     async def _retire(self, old: Gateway) -> None:
         """When the last request of an earlier configuration has ended, end what only that one used."""
@@ -151,10 +153,6 @@ class Service:
         if self.ring is not None:
             await self.ring.close()
         self.tracing.close()
-
-
-def _say(line: str) -> None:
-    print(f"lensmith: {line}", file=sys.stderr, flush=True)
 
 
 SHUTDOWN_RETRY = 5.0  # seconds after which a client of a gateway that shuts down should come back, to another one

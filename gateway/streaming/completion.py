@@ -14,14 +14,14 @@ from gateway.streaming.stops import Stops
 def read_completion(
     answer: bytes, stops: Stops | None = None, log_probs: RawLogProbs | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """A whole answer, cut and settled as a stream's, and its usage. Raises ApiError 502 if it is no completion."""
+    """A whole answer, rewritten as a stream's chunks are, and its usage. Raises ApiError 502 if it is no completion."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
         raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
     if stops is not None:
         stops.cut_answer(payload)
     if log_probs is not None:
-        log_probs.settle(payload)
+        log_probs.apply(payload)
     if stops is not None or log_probs is not None:
         answer = orjson.dumps(payload)
     usage = payload.get("usage")

@@ -1,4 +1,4 @@
-"""What the vocabulary's spelling of a token stands for, and log-probabilities of an engine that gives that spelling."""
+"""Log-probabilities of engines that spell tokens as their vocabulary does, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class RawLogProbs:
         self._top = top
         self._byte_level = byte_level
 
-    def settle(self, payload: Object) -> None:
-        """In place, for a whole completion or a chunk."""
+    def apply(self, payload: Object) -> None:
+        """Rewrite the log-probabilities of a whole completion or of a chunk, in place."""
         for choice in payload.get("choices") or []:
             for entry in (choice.get("logprobs") or {}).get("content") or []:
-                drawn = self._named(entry)
-                others = [self._named(other) for other in entry.get("top_logprobs") or []]
+                drawn = self._readable(entry)
+                others = [self._readable(other) for other in entry.get("top_logprobs") or []]
                 best = sorted([drawn, *others], key=lambda found: -found["logprob"])[: self._top]
                 entry.update(drawn, top_logprobs=best)
 
-    def _named(self, entry: Object) -> Object:
+    def _readable(self, entry: Object) -> Object:
         data = token_bytes(entry["token"], self._byte_level)
         return {"token": data.decode("utf-8", "replace"), "logprob": entry["logprob"], "bytes": list(data)}

@@ -17,7 +17,7 @@ class Relay:
     it too; otherwise it is taken out again. `begun` is set by the first whole event, `done` by `data: [DONE]`, `error`
     by an error event of the engine; neither the error nor anything after either is passed on. With `stops`, every event
     is cut at the stop strings; once all answers have met one, the stream is done, unless the usage at its end is still
-    wanted. `log_probs` settles those of engines that have their own form of them.
+    wanted. `log_probs` rewrites the log-probabilities of engines that have a form of their own.
     """
 
     def __init__(self, include_usage: bool, stops: Stops | None = None, log_probs: RawLogProbs | None = None) -> None:
@@ -37,10 +37,10 @@ class Relay:
         self.begun = self.begun or bool(events)
         # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
         if self._every or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
-            return self._look(events)
+            return self._inspect(events)
         return events
 
-    def _look(self, events: bytes) -> bytes:
+    def _inspect(self, events: bytes) -> bytes:
         passed: list[bytes] = []
         for single in split_events(events):
             if single.startswith(b"data:") and single[5:].strip() == b"[DONE]":
@@ -53,7 +53,7 @@ class Relay:
                 if self.error is not None:
                     break
                 if isinstance(payload, dict):
-                    single = self._settled(single, payload)
+                    single = self._rewrite(single, payload)
             passed.append(single)
             if self._stops is not None and self._stops.all_hit and not self._include_usage:
                 self.done = True
@@ -61,7 +61,7 @@ class Relay:
                 break
         return b"".join(passed)
 
-    def _settled(self, single: bytes, payload: dict[str, Any]) -> bytes:
+    def _rewrite(self, single: bytes, payload: dict[str, Any]) -> bytes:
         """The event as the client should see it; empty if there is nothing in it for the client."""
         if isinstance(payload.get("usage"), dict):
             self.usage = payload["usage"]
@@ -71,7 +71,7 @@ class Relay:
                 del payload["usage"]
                 single = event(payload)
         if self._log_probs is not None:
-            self._log_probs.settle(payload)
+            self._log_probs.apply(payload)
             single = event(payload)
         if self._stops is not None:
             return event(payload) if self._stops.cut_chunk(payload) else b""

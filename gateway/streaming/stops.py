@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
 class StopCutter:
     """Takes an answer's text as it comes and gives back what surely comes before any stop string.
 
-    What could still become one is held back, so that no part of a stop string is ever sent. `hit` is set once one is
-    complete; nothing is given back after that.
+    Text that could be the beginning of a stop string stays pending, so that no part of one is ever sent. `hit` is set
+    once one is complete; nothing is given back after that.
     """
 
-    def __init__(self, stops: list[str]) -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
-        self._held = ""
+        self._pending = ""
         self.hit = False
 
     def feed(self, text: str) -> str:
         if self.hit:
             return ""
-        text = self._held + text
+        text = self._pending + text
         # The one that is complete first counts, so that it makes no difference in which pieces the text came.
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.hit, self._held = True, ""
+            self.hit, self._pending = True, ""
             return text[: min(found)[1]]
-        keep = max(self._overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def end(self) -> str:
-        """What was held back, at the end of an answer that did not become a stop string."""
-        held, self._held = self._held, ""
-        return held
+        """The pending text, at the end of an answer that did not complete a stop string."""
+        pending, self._pending = self._pending, ""
+        return pending
+
+    @property
+    def pending(self) -> int:
+        """How many characters could be the beginning of a stop string and have not been given back."""
+        return len(self._pending)
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
@@ -47,8 +53,8 @@ class StopCutter:
 class Stops:
     """The stop strings of one request, for all its answers."""
 
-    def __init__(self, stops: list[str], answers: int) -> None:
-        self._cutters = [StopCutter(stops) for _ in range(answers)]
+    def __init__(self, stops: list[str], n: int) -> None:
+        self._cutters = [StopCutter(stops) for _ in range(n)]
 
     @property
     def all_hit(self) -> bool:
@@ -94,7 +100,7 @@ def _text_field(choice: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Where a choice has its text: a chat's in its delta or message, a text completion's in the choice itself."""
     if "text" in choice:
         return choice, "text"
-    held = choice.get("delta") or choice.get("message")
-    if held is None:
-        held = choice["delta"] = {}
-    return held, "content"
+    fields = choice.get("delta") or choice.get("message")
+    if fields is None:
+        fields = choice["delta"] = {}
+    return fields, "content"

@@ -27,7 +27,7 @@ SUFFIXES = ("_bucket", "_sum", "_count", "_total")
 
 
 @dataclass
-class Family:
+class MetricFamily:
     """A metric of engines: all its samples stand together, after its two comments."""
 
     kind: str = "untyped"
@@ -35,7 +35,7 @@ class Family:
     samples: list[str] = field(default_factory=list)
 
 
-def gather(families: dict[str, Family], text: str, engine: str) -> None:
+def merge_exposition(families: dict[str, MetricFamily], text: str, engine: str) -> None:
     """Add the metrics in an engine's exposition to `families`, under their new names."""
     label = f'engine="{escape(engine)}"'
     for line in text.split("\n")[:LINES_LIMIT]:
@@ -43,7 +43,7 @@ def gather(families: dict[str, Family], text: str, engine: str) -> None:
             what, name, rest = meta.groups()
             if name in LEFT_OUT:
                 continue
-            family = families.setdefault(renamed(name), Family())
+            family = families.setdefault(renamed(name), MetricFamily())
             if what == "TYPE":
                 family.kind = rest if rest in KINDS else "untyped"
             else:
@@ -60,7 +60,7 @@ def gather(families: dict[str, Family], text: str, engine: str) -> None:
             pairs = {"exported_engine" if key == "engine" else key: text for key, text in LABEL.findall(labels or "")}
             written = ",".join([label, *(f'{key}="{text}"' for key, text in pairs.items() if key[:2] != "__")])
             new = renamed(name)
-            family = families.setdefault(family_of(new, families), Family())
+            family = families.setdefault(family_of(new, families), MetricFamily())
             family.samples.append(f"{new}{{{written}}} {value}\n")
 
 
@@ -69,7 +69,7 @@ def renamed(name: str) -> str:
     return name if name.startswith(PREFIX) else PREFIX + name.replace(":", "_")
 
 
-def family_of(name: str, families: dict[str, Family]) -> str:
+def family_of(name: str, families: dict[str, MetricFamily]) -> str:
     """The name in the comments before a sample: a histogram's is its samples' without the end."""
     if name in families:
         return name
@@ -79,7 +79,7 @@ def family_of(name: str, families: dict[str, Family]) -> str:
     return name
 
 
-def write(name: str, family: Family) -> Iterator[str]:
+def write_family(name: str, family: MetricFamily) -> Iterator[str]:
     if family.samples:
         yield f"# HELP {name} {family.help}\n# TYPE {name} {family.kind}\n"
         yield from family.samples

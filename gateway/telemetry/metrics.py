@@ -35,7 +35,7 @@ LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0
 
 Labelled = TypeVar("Labelled", Counter, Histogram)
 
-LAG_PERIOD = 0.25  # seconds between two looks at the event loop
+LAG_PERIOD = 0.25  # seconds between two measurements of the event loop's lag
 
 
 class Metrics:

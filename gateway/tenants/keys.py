@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
+import logging
 import secrets
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from gateway.config.schema import ConfigError
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import Key, Tenant
+from modelfiles.folder.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from gateway.tenants.shared_limits import SharedLimits
@@ -42,9 +42,10 @@ def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing 
         raise ConfigError(message, ("redis",)) from None
 
 
+LOG = logging.getLogger("lensmith.keys")
 PREFIX = "sk-lensmith-"
-# How often the file is looked at again, in seconds: so long does a revoked key live.
-LOOK_AGAIN = 1.0
+# Seconds between two checks of the file for changes; a revoked key works at most this much longer.
+REFRESH_SECONDS = 1.0
 
 
 class KeyFileError(Exception):
@@ -73,13 +74,9 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def write_keys(path: Path, keys: list[Key]) -> None:
-    """Write the file at once or not at all, for the owner's eyes only."""
+    """Write the whole file or nothing, readable by its owner only. Raises OSError."""
     text = json.dumps({"keys": [asdict(key) for key in keys]}, indent=1) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    write_atomically(path, text.encode(), mode=0o600)
 
 
 class KeyRing:
@@ -94,19 +91,19 @@ class KeyRing:
         self._clock = clock
         self._tenants: dict[str, Tenant] = {}
         self._stamp = 0
-        self._look_at = 0.0
+        self._refresh_at = 0.0
         self._read()
 
     def _read(self) -> None:
-        self._look_at = self._clock() + LOOK_AGAIN
+        self._refresh_at = self._clock() + REFRESH_SECONDS
         stamp = self._path.stat().st_mtime_ns if self._path.exists() else 0
         if stamp == self._stamp != 0:
             return
         found = {key.sha256: Tenant(key, self._clock, self._shared) for key in read_keys(self._path)}
         old, self._tenants = self._tenants, found
-        for sha256, known in old.items():
-            if sha256 in self._tenants and self._tenants[sha256].key == known.key:
-                self._tenants[sha256] = known
+        for sha256, tenant in old.items():
+            if sha256 in self._tenants and self._tenants[sha256].key == tenant.key:
+                self._tenants[sha256] = tenant
         self._stamp = stamp
 
     async def close(self) -> None:
@@ -115,11 +112,11 @@ class KeyRing:
 
     def find(self, secret: str) -> Tenant | None:
         """The tenant whose key this is. A file that became unreadable keeps the keys it last had."""
-        if self._clock() >= self._look_at:
+        if self._clock() >= self._refresh_at:
             try:
                 self._read()
             except KeyFileError as error:
-                print(f"lensmith: {error}", file=sys.stderr, flush=True)
+                LOG.error("%s", error)
         hashed = digest(secret)
         tenant = self._tenants.get(hashed)
         # The lookup compares hashes of what the caller sent, which tells nothing about those stored.

@@ -35,19 +35,19 @@ class Bucket:
         self.per_minute = per_minute
         self._clock = clock
         self._level = float(per_minute)
-        self._at = clock()
+        self._updated = clock()
 
     @property
     def level(self) -> float:
         """May be below 0: what an answer costs is known only afterwards."""
         now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
-        self._at = now
+        self._level = min(self.per_minute, self._level + (now - self._updated) * self.per_minute / 60)
+        self._updated = now
         return self._level
 
     @level.setter
     def level(self, level: float) -> None:
-        self._level, self._at = level, self._clock()
+        self._level, self._updated = level, self._clock()
 
     def wait(self, amount: float) -> float:
         """Seconds until `amount` can be used; 0 for now."""
@@ -84,16 +84,16 @@ class Tenant:
 
         Returns what is to be called when the request is over, with the tokens it used.
         """
-        leave = None
+        release = None
         if self._shared is not None:
-            leave = await self._enter_shared(self._shared)
-        if leave is None:
-            self._enter_here()
-            leave = self._leave
+            release = await self._enter_shared(self._shared)
+        if release is None:
+            self._enter_local()
+            release = self._release
         self._running += 1
-        return leave
+        return release
 
-    def _enter_here(self) -> None:
+    def _enter_local(self) -> None:
         for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
             # For tokens a little is enough: what the answer will cost is not known yet.
             wait = bucket.wait(1)
@@ -112,15 +112,15 @@ class Tenant:
         self._requests.level, self._tokens.level = standing.requests, standing.tokens
         if standing.refused:
             raise self._refusal(standing.refused, standing.wait)
-        return partial(self._leave_shared, shared, standing.lease)
+        return partial(self._release_shared, shared, standing.lease)
 
-    def _leave(self, tokens: int) -> None:
+    def _release(self, tokens: int) -> None:
         self._running -= 1
         self._tokens.use(tokens)
 
-    def _leave_shared(self, shared: SharedLimits, lease: str, tokens: int) -> None:
-        self._leave(tokens)
-        shared.leave(self.key.sha256, lease, self.key.tokens_per_minute, tokens)
+    def _release_shared(self, shared: SharedLimits, lease: str, tokens: int) -> None:
+        self._release(tokens)
+        shared.release(self.key.sha256, lease, self.key.tokens_per_minute, tokens)
 
     def _refusal(self, what: str, wait: float) -> ApiError:
         """The error for the limit that is reached; `wait` is in seconds."""

@@ -1,15 +1,15 @@
 """Keys' limits in Redis, so that several gateways keep one account of a key.
 
 The account of a key is a hash with two token buckets (`requests`, `tokens`: what is left, and since when) and a sorted
-set of leases, one for each request that runs: its gateway renews it, and one that died lets it expire. Each look and
-change is one script, so no other gateway comes in between; the clock is Redis's own. What is missing is full.
+set of leases, one for each request that runs: its gateway renews it, and one that died lets it expire. Every read
+and change is one script, so no other gateway comes in between. The clock is Redis's own. A missing bucket is full.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.telemetry.metrics import Metrics
+
+LOG = logging.getLogger("lensmith.redis")
 
 # A gateway waits this long for Redis, and then answers by itself for a while: limits must not cost availability.
 TIMEOUT = 0.5
@@ -44,16 +46,16 @@ end
 """
 # ARGV: limits of requests and tokens a minute and of requests at a time, the lease's name and its seconds.
 ENTER = """
-local per_minute, tokens_per_minute, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local per_minute, tokens_per_minute, max_running = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local requests, tokens = left('requests', per_minute), left('tokens', tokens_per_minute)
 local refused, wait = '', 0
 if per_minute > 0 and requests < 1 then
   refused, wait = 'requests', (1 - requests) * 60 / per_minute
 elseif tokens_per_minute > 0 and tokens < 1 then
   refused, wait = 'tokens', (1 - tokens) * 60 / tokens_per_minute
-elseif most > 0 then
+elseif max_running > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-  if redis.call('ZCARD', KEYS[2]) >= most then
+  if redis.call('ZCARD', KEYS[2]) >= max_running then
     refused, wait = 'concurrency', 1
   else
     redis.call('ZADD', KEYS[2], string.format('%.6f', now + ARGV[5]), ARGV[4])
@@ -67,7 +69,7 @@ end
 return {refused, string.format('%.6f', wait), string.format('%.6f', requests), string.format('%.6f', tokens)}
 """
 # ARGV: the limit of tokens a minute, the tokens used, the lease's name.
-LEAVE = """
+RELEASE = """
 local limit = tonumber(ARGV[1])
 if limit > 0 then save('tokens', limit, left('tokens', limit) - ARGV[2]) end
 redis.call('ZREM', KEYS[2], ARGV[3])
@@ -91,7 +93,7 @@ class Standing:
 
 
 class SharedLimits:
-    """`enter` and `leave` in Redis. While it can't be reached, `enter` returns None."""
+    """`enter` and `release` in Redis. While it can't be reached, `enter` returns None."""
 
     def __init__(self, url: str, metrics: Metrics, lease_seconds: float = LEASE) -> None:
         """Raises ValueError for a URL that isn't one of Redis."""
@@ -105,9 +107,9 @@ class SharedLimits:
             decode_responses=True,
         )
         self._redis = redis.asyncio.Redis.from_pool(self._pool)
-        self._enter = self._redis.register_script(COMMON + ENTER)
-        self._leave = self._redis.register_script(COMMON + LEAVE)
-        self._renew = self._redis.register_script(COMMON + RENEW)
+        self._enter_script = self._redis.register_script(COMMON + ENTER)
+        self._release_script = self._redis.register_script(COMMON + RELEASE)
+        self._renew_script = self._redis.register_script(COMMON + RENEW)
         self._lease_seconds = lease_seconds
         self._leases: dict[str, str] = {}  # name -> the key's hash
         self._up = Gauge(
@@ -116,23 +118,23 @@ class SharedLimits:
             registry=metrics.registry,
         )
         self._up.set(1)
-        self._away = False
+        self._unreachable = False
         self._retry_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._keeper: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
 
     async def enter(self, sha256: str, limits: tuple[int, int, int]) -> Standing | None:
         """Count one request of a key; `limits` are requests and tokens a minute and requests at a time, 0 for none.
 
-        Every Standing without `refused` must be followed by one `leave`.
+        Every Standing without `refused` must be followed by one `release`.
         """
         loop = asyncio.get_running_loop()
-        if self._keeper is None:
-            self._keeper = loop.create_task(self._keep())
-        if self._away and loop.time() < self._retry_at:
+        if self._renewal is None:
+            self._renewal = loop.create_task(self._renew_leases())
+        if self._unreachable and loop.time() < self._retry_at:
             return None
         lease = secrets.token_hex(8)
-        reply = await self._run(self._enter, sha256, [*limits, lease, self._lease_seconds])
+        reply = await self._run(self._enter_script, sha256, [*limits, lease, self._lease_seconds])
         if reply is None:
             return None
         refused, wait, requests, tokens = reply
@@ -140,31 +142,31 @@ class SharedLimits:
             self._leases[lease] = sha256
         return Standing(refused, float(wait), float(requests), float(tokens), lease)
 
-    def leave(self, sha256: str, lease: str, tokens_per_minute: int, tokens: int) -> None:
+    def release(self, sha256: str, lease: str, tokens_per_minute: int, tokens: int) -> None:
         """Give the lease back and count the tokens, in the background: nobody waits for it."""
         if self._leases.pop(lease, None) is None and not tokens_per_minute:
             return
-        task = asyncio.create_task(self._give_back(sha256, [tokens_per_minute, tokens, lease]))
+        task = asyncio.create_task(self._release_lease(sha256, [tokens_per_minute, tokens, lease]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _give_back(self, sha256: str, arguments: list[Any]) -> None:
-        await self._run(self._leave, sha256, arguments)
+    async def _release_lease(self, sha256: str, arguments: list[Any]) -> None:
+        await self._run(self._release_script, sha256, arguments)
 
     async def close(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._redis.aclose()
 
-    async def _keep(self) -> None:
+    async def _renew_leases(self) -> None:
         """Renew the leases, and see whether Redis is back."""
         while True:
-            await asyncio.sleep(RETRY if self._away else self._lease_seconds / 3)
+            await asyncio.sleep(RETRY if self._unreachable else self._lease_seconds / 3)
             for lease, sha256 in list(self._leases.items()):
                 if lease in self._leases:
-                    await self._run(self._renew, sha256, [self._lease_seconds, lease])
-                if self._away:
+                    await self._run(self._renew_script, sha256, [self._lease_seconds, lease])
+                if self._unreachable:
                     break
 
     async def _run(self, script: Any, sha256: str, arguments: list[Any]) -> Any:
@@ -174,17 +176,14 @@ class SharedLimits:
             reply = await script(keys=[account, account + ":leases"], args=arguments)
         except (RedisError, OSError, asyncio.TimeoutError) as error:
             self._retry_at = asyncio.get_running_loop().time() + RETRY
-            if not self._away:
-                self._say(f"Redis cannot be used; each gateway keeps the limits by itself. ({error})")
+            if not self._unreachable:
+                LOG.warning("Redis cannot be used; each gateway keeps the limits by itself. (%s)", error)
                 await self._pool.disconnect(inuse_connections=False)  # the others would fail one by one
-            self._away = True
+            self._unreachable = True
             self._up.set(0)
             return None
-        if self._away:
-            self._say("Redis is back; limits are shared again.")
-        self._away = False
+        if self._unreachable:
+            LOG.info("Redis is back; limits are shared again.")
+        self._unreachable = False
         self._up.set(1)
         return reply
-
-    def _say(self, line: str) -> None:
-        print(f"lensmith: {line}", file=sys.stderr, flush=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from modelfiles.folder.atomic_write import write_atomically
 from modelfiles.folder.files import read_json, regular_file
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.provenance import PROVENANCE, VERIFIED, to_bytes
 
 
-def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
+def record_results(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
     """Put results into lensmith.json, in place of earlier ones of the same engines.
 
     False if the folder has no such file: only an export has, and is known as one by it. Raises ModelFolderError and
@@ -22,7 +22,5 @@ def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
     earlier, engines = fields.get(VERIFIED), [result["engine"] for result in results]
     entries = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
     kept = [one for one in entries if one.get("engine") not in engines]
-    part = path.with_suffix(".part")
-    part.write_bytes(to_bytes({**fields, VERIFIED: [*kept, *results]}))
-    os.replace(part, path)
+    write_atomically(path, to_bytes({**fields, VERIFIED: [*kept, *results]}))
     return True

@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 from gateway import cli
 from gateway.engines import launch
-from tests.support.gateway.processes import Process, free_port
+from gateway.engines.process import free_port
+from tests.support.gateway.processes import Process
 from tests.support.paths import SHAPES_VL
 
 

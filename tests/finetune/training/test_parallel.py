@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from finetune.recipe.load import make_recipe, save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from finetune.training.loop import train
+from gateway.engines.process import free_port
 from tests.support.finetune.shapes_data import COLOURS, ask, write_dataset
 from tests.support.paths import ROOT, SHAPES_VL, SUPPORT
 
@@ -41,12 +41,6 @@ SAME = {
 LONG = {"max_steps": 40, "val_size": 0.0, "eval_strategy": "no"}
 BROKEN = {"ddp": LONG | {"lora_dropout": 0.2}, "fsdp": LONG | {"fsdp": "full_shard"}}
 STOP = 5
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def two_processes(*command: str) -> list[tuple[int, str, str]]:

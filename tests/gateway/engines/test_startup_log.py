@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.smoke_test import Unsound, check, same
-from gateway.engines.startup_log import Startup, explain, is_noise
+from gateway.engines.smoke_test import SmokeTestFailed, check_smoke_test, is_same_answer
+from gateway.engines.startup_log import Startup, explain_exit, is_noise
 
 EXIT = [
     "Traceback (most recent call last):",
@@ -53,14 +53,14 @@ ERROR = "2026-11-21 10:00:01,000 - lmdeploy - ERROR - base.py:53 -"
     ],
 )
 def test_the_cause_is_told_in_words(line: str, told: str) -> None:
-    cause = explain(["lmdeploy is starting", f"\x1b[31m{line}\x1b[0m", *EXIT])
+    cause = explain_exit(["lmdeploy is starting", f"\x1b[31m{line}\x1b[0m", *EXIT])
     assert cause is not None
     assert told in str(cause)
     assert str(cause).endswith((".", "?"))
 
 
 def test_a_log_without_a_cause_has_none() -> None:
-    assert explain(["lmdeploy is starting", *EXIT]) is None
+    assert explain_exit(["lmdeploy is starting", *EXIT]) is None
 
 
 def test_real_lines_of_a_start() -> None:
@@ -109,14 +109,14 @@ def answered(text: str | None, *logprobs: Any) -> dict[str, Any]:
     ],
 )
 def test_an_unsound_answer_to_the_test_picture(answer: Any, told: str) -> None:
-    with pytest.raises(Unsound, match=told):
-        check(answer)
+    with pytest.raises(SmokeTestFailed, match=told):
+        check_smoke_test(answer)
 
 
 def test_an_adapter_must_answer_unlike_its_base() -> None:
-    base = check(answered("red", -0.5, -0.25))
-    assert same(base, check(answered("red", -0.5001, -0.25)))
-    assert not same(base, check(answered("blue", -0.5, -0.25)))
-    assert not same(base, check(answered("red", -0.6, -0.25)))
-    assert not same(base, check(answered("red", -0.5)))
-    assert check(answered("Wow!", -0.5))[0] == "Wow!"
+    base = check_smoke_test(answered("red", -0.5, -0.25))
+    assert is_same_answer(base, check_smoke_test(answered("red", -0.5001, -0.25)))
+    assert not is_same_answer(base, check_smoke_test(answered("blue", -0.5, -0.25)))
+    assert not is_same_answer(base, check_smoke_test(answered("red", -0.6, -0.25)))
+    assert not is_same_answer(base, check_smoke_test(answered("red", -0.5)))
+    assert check_smoke_test(answered("Wow!", -0.5))[0] == "Wow!"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from gateway.engines.process import free_port
 from tests.support.gateway.images import image_file
-from tests.support.gateway.processes import Process, free_port, until
+from tests.support.gateway.processes import Process, until
 from tests.support.gateway.requests import CHAT, envelope
 from tests.support.paths import SUPPORT
 

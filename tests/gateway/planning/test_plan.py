@@ -11,12 +11,13 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.planning.gpu import CARDS, GIB, Gpu, parse_gpu
+from gateway.planning.gpu import CARDS, Gpu, parse_gpu
 from gateway.planning.lmdeploy_memory import ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
-from gateway.planning.plan import make_plan
+from gateway.planning.plan import make_engine_plan
 from gateway.planning.types import Workload
 from lensmith import main
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.gpus import GIB
 from tests.support.gateway.model_shapes import make_qwen3_vl
 from tests.support.paths import ROOT
 
@@ -84,7 +85,7 @@ def test_planned_tokens_are_those_lmdeploy_allocated(models: dict[str, Path], me
     model = models.get(measured["model"], ROOT / "examples" / measured["model"])
     gpu = Gpu(measured["card"], measured["memory"], measured["free"], tuple(measured["capability"]))
     flags = {name: str(value).lower() for name, value in measured["flags"].items()}
-    made = make_plan(ModelFolder.open(model), gpu, Workload(), 1, flags)
+    made = make_engine_plan(ModelFolder.open(model), gpu, Workload(), 1, flags)
     assert made.cache is not None
     assert made.cache.tokens == pytest.approx(measured["engine_tokens"], rel=0.02)
     if "free_when_ready" in measured:
@@ -208,7 +209,7 @@ def test_a_plan_without_problems_fits(
     tp: int,
 ) -> None:
     card = Gpu("card", int(gib * GIB), int(gib * GIB), (7, 5) if turing else (9, 0))
-    made = make_plan(ModelFolder.open(models[size]), card, Workload(images, (side, side), concurrency), tp)
+    made = make_engine_plan(ModelFolder.open(models[size]), card, Workload(images, (side, side), concurrency), tp)
     if made.cache is None:
         assert made.problems
         return

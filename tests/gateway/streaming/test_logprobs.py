@@ -35,6 +35,6 @@ def test_a_token_is_its_text(token: str, byte_level: bool, expected: bytes) -> N
 def test_a_drawn_token_that_is_not_among_the_likeliest_stays_out_of_them() -> None:
     others = [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.0}]
     entry = {"token": "c", "logprob": -7.0, "top_logprobs": others}
-    RawLogProbs(2, byte_level=True).settle({"choices": [{"logprobs": {"content": [entry]}}, {"logprobs": None}, {}]})
+    RawLogProbs(2, byte_level=True).apply({"choices": [{"logprobs": {"content": [entry]}}, {"logprobs": None}, {}]})
     assert [other["token"] for other in entry["top_logprobs"]] == ["a", "b"]
     assert (entry["token"], entry["bytes"]) == ("c", [99])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.telemetry.exposition_format import Family, gather, write
+from gateway.telemetry.exposition_format import MetricFamily, merge_exposition, write_family
 from tests.support.gateway.processes import Process, fake_engine, lensmith_serve
 from tests.support.gateway.requests import CHAT, ask, picture
 
@@ -128,10 +128,10 @@ PIECES = [
 
 @given(lines=st.lists(st.lists(st.sampled_from([*PIECES, "\\", '"', "é", "\r", "_bucket", "histogram"]), max_size=9)))
 def test_whatever_an_engine_says_what_we_write_can_be_read(lines: list[list[str]]) -> None:
-    families: dict[str, Family] = {}
+    families: dict[str, MetricFamily] = {}
     for engine in ("one", 'two"\\'):
-        gather(families, "\n".join("".join(line) for line in lines), engine)
-    written = "".join(line for name, family in families.items() for line in write(name, family))
+        merge_exposition(families, "\n".join("".join(line) for line in lines), engine)
+    written = "".join(line for name, family in families.items() for line in write_family(name, family))
     for family in text_string_to_metric_families(written):
         assert family.name.startswith("lensmith_engine_")
         assert all(sample.labels["engine"] in ("one", 'two"\\') for sample in family.samples)

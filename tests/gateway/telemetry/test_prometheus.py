@@ -13,7 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.support.gateway.processes import Process, free_port, until
+from gateway.engines.process import free_port
+from tests.support.gateway.processes import Process, until
 from tests.support.gateway.requests import CHAT, ask
 from tests.support.paths import ROOT
 

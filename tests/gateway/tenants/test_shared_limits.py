@@ -14,10 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.engines.process import free_port
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import Key, Tenant
 from gateway.tenants.shared_limits import SharedLimits, Standing
-from tests.support.gateway.processes import Process, free_port, lensmith_serve, until
+from tests.support.gateway.processes import Process, lensmith_serve, until
 from tests.support.gateway.requests import CHAT, ask
 
 REDIS = shutil.which("redis-server")
@@ -178,7 +179,7 @@ def test_what_a_dead_gateway_held_is_given_back_and_what_a_live_one_holds_is_not
         await asyncio.sleep(1.2)
         assert not (await enter(other)).refused
         assert (await enter(other)).refused == "concurrency"
-        live.leave("d" * 64, held.lease, 0, 0)
+        live.release("d" * 64, held.lease, 0, 0)
         await live.close()
         assert not (await enter(other)).refused
         await other.close()
@@ -195,7 +196,7 @@ def test_buckets_fill_again_and_accounts_are_forgotten(server: Redis) -> None:
         first = await limits.enter(key, rates)
         assert first is not None
         assert (first.requests, first.tokens) == (599, 60_000)
-        limits.leave(key, first.lease, rates[1], 90_000)
+        limits.release(key, first.lease, rates[1], 90_000)
         await limits.close()
         limits = SharedLimits(server.url, Metrics())
         second = await limits.enter(key, rates)

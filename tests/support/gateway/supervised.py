@@ -7,7 +7,8 @@ import sys
 
 import psutil
 
-from tests.support.gateway.processes import Process, free_port, until
+from gateway.engines.process import free_port
+from tests.support.gateway.processes import Process, until
 from tests.support.paths import ROOT, SUPPORT
 
 QUICK = {"starting": 0.05, "probe": 0.1, "probe_timeout": 0.5, "failures": 4, "first_delay": 0.4}

@@ -1,0 +1,1 @@
+"""The GPUs that models are trained and served on, by name."""
