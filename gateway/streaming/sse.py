@@ -61,7 +61,7 @@ def split_events(events: bytes) -> list[bytes]:
 
 def event_data(event: bytes) -> Any:
     """The JSON of an event's `data:` lines; None for comments, `[DONE]` and anything that isn't JSON."""
-    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
     try:
         return orjson.loads(b"\n".join(lines)) if lines else None
     except orjson.JSONDecodeError:
