@@ -11,9 +11,8 @@
 # plain Llama, Qwen3.
 #
 # Why it matters: training with version 5 and serving with a stack that pins version 4 is ordinary. The fine-tuned
-# model loads, answers short prompts in passable language, and gets worse with each token of distance: image tokens
-# come in hundreds, so pictures suffer first. Nothing points to the config. Writing rope_theta and rope_scaling into
-# the config beside rope_parameters serves both versions.
+# model loads and answers, with rotary angles that it was not trained with. Nothing points to the config. Writing
+# rope_theta and rope_scaling into the config beside rope_parameters serves both versions.
 #
 # Source: transformers 5.24.0, modeling_rope_utils.py (RopeParameters); transformers 4.57.6, modeling_rope_utils.py
 # and the configurations of the models (config.rope_theta and config.rope_scaling only).
