@@ -6,14 +6,14 @@
 # transformers' own default. With transformers 4.57 that is 1.0 for the temperature, so the line vanishes and
 # LMDeploy's own default of 0.8 takes its place. 0.99 is kept. top_k 50 is lost in the same way and comes back only
 # because LMDeploy's default happens to be 50, too. "do_sample": false is dropped in any case: such a model samples
-# at 0.8. Transformers 5, which has no such defaults, keeps the 1.0.
+# at 0.8. Transformers 5, which has no such defaults, keeps the 1.0 (seen with 5.17, not part of this script).
 #
 # Versions: LMDeploy 0.18.0, transformers 4.57.6, torch 2.13.0.
 #
-# Why it matters: many model families publish temperature 1.0 (Gemma among them), and a fine-tune's author who
-# writes 1.0 or do_sample false into the folder means it. Evaluation through the server and through transformers
-# then differ, and the same LMDeploy gives other answers after a pip upgrade of transformers. Only a request that
-# names its temperature is safe.
+# Why it matters: temperature 1.0 is the natural setting for a model's own distribution, and whoever writes 1.0 or
+# do_sample false into the folder means it. Evaluation through the server and through transformers then differ, and
+# the same LMDeploy gives other answers after a pip upgrade of transformers. Only a request that names its
+# temperature is safe.
 #
 # Source: LMDeploy 0.18.0, serve/core/generation_config.py (_load_hf_generation_config, build_generation_config).
 #

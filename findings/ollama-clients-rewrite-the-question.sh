@@ -16,9 +16,8 @@
 # of Ollama.
 #
 # Why it matters: a fine-tuned model was trained on one exact prompt. Through "ollama/" it sees a template that it
-# has never seen, inside its own, and no system turn; through ChatOllama every question begins with a newline. Both
-# lower the score of a fine-tune without any error, and an evaluation through one client says nothing about the
-# other.
+# has never seen, inside its own, and no system turn; through ChatOllama every question begins with a newline.
+# Neither raises an error, and an evaluation through one client says nothing about the other.
 #
 # Source: LiteLLM's documentation of the Ollama provider recommends "ollama_chat" without naming the reason (litellm
 # 1.110.2, prompt_templates/factory.py: ollama_pt); langchain-ollama 1.1.0, chat_models.py (content parts are added
