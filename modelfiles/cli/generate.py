@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from modelfiles.checks.image_rules import folder_image_findings, fused_findings
 from modelfiles.cli.options import IMAGES, SIZE, VERSION
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.grammar import UnrepresentableError
@@ -75,6 +76,12 @@ def _summary(plan: ModelfilePlan, out: Path) -> None:
     click.echo(f"num_ctx {plan.num_ctx}: about {plan.kv_cache_bytes / 2**20:,.0f} MiB of key and value cache")
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
+    options = plan.options
+    for finding in (
+        *folder_image_findings(plan.folder, plan.architecture, options.ollama),
+        *fused_findings(plan.architecture.resized_by_ollama, options.images_per_request, options.ollama),
+    ):
+        click.echo(str(finding), err=True)
     if (out / SCRIPT).exists():
         click.echo(f"next: LLAMA_CPP=/path/to/llama.cpp sh {out / SCRIPT}")
     quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""

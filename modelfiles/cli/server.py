@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from modelfiles.checks.lint import local_path
+from modelfiles.checks.lint_sources import local_path
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.create_request import RequestError
