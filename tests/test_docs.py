@@ -35,5 +35,6 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 def test_the_map_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    rooms = {path.parent for package in ("gateway", "finetune", "modelfiles") for path in (ROOT / package).glob("*/*.py")}
+    packages = (ROOT / "gateway", ROOT / "finetune", ROOT / "modelfiles")
+    rooms = {path.parent for package in packages for path in package.glob("*/*.py")}
     assert [name(room) for room in sorted(rooms) if not re.search(rf"\b{room.name}\b", text)] == []
