@@ -11,52 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.data.row_media import (
-    IMAGE,
-    MARKS,
-    VIDEO,
-    Inline,
-    Video,
-    flatten,
-    one_image,
-    place,
-    read_images,
-    read_videos,
-)
+from finetune.data.layouts import Layout
+from finetune.data.row_fields import fill_placeholders, refuse_fields
+from finetune.data.row_media import IMAGE, VIDEO, InlineMedia, Video, one_image, read_images, read_videos, resolve
+from finetune.data.turns import UNLABELLED, alpaca_turns, chat_turns, check_order, images_first, system_turn
 from finetune.errors import FinetuneError
 
 CAPTION_PROMPT = "Describe this image."
-FORMATS = ("alpaca", "sharegpt", "openai", "caption")
-
-COLUMNS = {
-    "prompt": "instruction",
-    "query": "input",
-    "response": "output",
-    "history": "history",
-    "messages": "conversations",
-    "system": "system",
-    "tools": "tools",
-    "images": "images",
-    "videos": "videos",
-}
-TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
-OPENAI_TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "observation_tag": "tool",
-    "function_tag": "function",
-    "system_tag": "system",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +25,7 @@ class Row:
     """One chat. `messages` are a chat template's: {"role", "content": [{"type": "text" | "image" | "video", ...}]}.
 
     images: a path, data URI or URL for each image part, in order; videos: one for each video part, in order; source:
-    "file, row 3" for messages to the user.
+    "file, row 3" for messages to the user; unlabelled: indices of the answers that are no labels.
     """
 
     messages: list[dict[str, Any]]
@@ -72,56 +33,50 @@ class Row:
     tools: list[Any] | None
     source: str
     videos: list[Video] = field(default_factory=list)
+    unlabelled: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Format:
-    """How a data file's records are to be read. media: the folder that paths of images and videos are relative to."""
-
-    kind: str
-    media: Path
-    columns: dict[str, str] = field(default_factory=lambda: dict(COLUMNS))
-    tags: dict[str, str] = field(default_factory=lambda: dict(TAGS))
-
-
-def detect(record: Any, media: Path, where: str) -> Format:
-    """The format of a file that dataset_info.json says nothing of, from its first record. Raises FinetuneError."""
-    keys = record.keys() if isinstance(record, dict) else set()
-    if "conversations" in keys:
-        return Format("sharegpt", media)
-    if "messages" in keys:
-        return Format("openai", media, COLUMNS | {"messages": "messages"}, dict(OPENAI_TAGS))
-    if "instruction" in keys:
-        return Format("alpaca", media)
-    if keys & {"image", "file_name"}:
-        return Format("caption", media)
-    raise FinetuneError(
-        f"{where}: cannot tell its format; a record needs `conversations`, `messages`, `instruction`, or `image`."
-    )
-
-
-def make_row(record: Any, form: Format, source: str) -> Row:
+def make_row(record: Any, layout: Layout, source: str) -> Row:
     """The chat of a record. Raises FinetuneError naming the row and turn."""
     if not isinstance(record, dict):
         raise FinetuneError(f"{source}: a row must be an object, not {type(record).__name__}.")
-    if form.kind == "caption":
+    refuse_fields(record, layout, source)
+    if layout.kind == "caption":
         record = _caption(record, source)
-    columns = form.columns
-    images = read_images(record.get(columns["images"]), columns["images"], source)
-    videos = read_videos(record.get(columns["videos"]), columns["videos"], source)
-    inline = Inline()
-    if form.kind in ("alpaca", "caption"):
-        messages = _alpaca(record, columns, source)
+    images = read_images(layout.read(record, "images"), layout.columns["images"], source)
+    videos = read_videos(layout.read(record, "videos"), layout.columns["videos"], source)
+    inline = InlineMedia()
+    if layout.kind in ("alpaca", "caption"):
+        messages = alpaca_turns(record, layout, source)
     else:
-        messages = _chat(record, form, source, inline)
+        messages = chat_turns(record, layout, source, inline)
     if (inline.images and images) or (inline.videos and videos):
         column = "images" if inline.images and images else "videos"
-        raise FinetuneError(f"{source}: {column} are given both in {columns[column]!r} and in the messages' parts.")
+        name = layout.columns[column]
+        raise FinetuneError(f"{source}: {column} are given both in {name!r} and in the messages' parts.")
     images, videos = images or inline.images, videos or inline.videos
-    system = record.get(columns["system"])
-    if system:
-        messages.insert(0, {"role": "system", "content": _parts(system, source, 0)})
-    _check_order(messages, source)
+    if system := record.get(layout.columns["system"]):
+        messages.insert(0, system_turn(system, source))
+    check_order(messages, layout, source)
+    images_first(messages, len(images))
+    fill_placeholders(messages, record, layout, source)
+    _check_counts(messages, images, videos, source)
+    unlabelled = tuple(n for n, message in enumerate(messages) if message.pop(UNLABELLED, False))
+    messages, images, videos = _until_last_label(messages, images, videos, unlabelled, source)
+    return Row(
+        messages,
+        [resolve(image, layout.media) for image in images],
+        _tools(record.get(layout.columns["tools"]), source),
+        source,
+        [
+            Video(resolve(v, layout.media) if isinstance(v, str) else tuple(resolve(f, layout.media) for f in v))
+            for v in videos
+        ],
+        tuple(n for n in unlabelled if n < len(messages) and messages[n]["role"] == "assistant"),
+    )
+
+
+def _check_counts(messages: list[dict[str, Any]], images: list[str], videos: list[Any], source: str) -> None:
     kinds = [part["type"] for message in messages for part in message["content"]]
     if kinds.count("image") != len(images):
         raise FinetuneError(
@@ -132,16 +87,18 @@ def make_row(record: Any, form: Format, source: str) -> Row:
         raise FinetuneError(
             f"{source}: the text has {VIDEO} {kinds.count('video')} times, the row has {len(videos)} videos{hint}."
         )
-    return Row(
-        messages,
-        [place(image, form.media) for image in images],
-        _tools(record.get(columns["tools"]), source),
-        source,
-        [
-            Video(place(video, form.media) if isinstance(video, str) else tuple(place(f, form.media) for f in video))
-            for video in videos
-        ],
-    )
+
+
+def _until_last_label(
+    messages: list[dict[str, Any]], images: list[str], videos: list[Any], unlabelled: tuple[int, ...], source: str
+) -> tuple[list[dict[str, Any]], list[str], list[Any]]:
+    """The chat up to the last answer that is a label: what follows it changes nothing that is learnt."""
+    labels = [n for n, m in enumerate(messages) if m["role"] == "assistant" and n not in unlabelled]
+    if not labels:
+        raise FinetuneError(f"{source}: weight, loss or train turns off every answer, so nothing would be learnt.")
+    messages = messages[: labels[-1] + 1]
+    kinds = [part["type"] for message in messages for part in message["content"]]
+    return messages, images[: kinds.count("image")], videos[: kinds.count("video")]
 
 
 def _caption(record: dict[str, Any], source: str) -> dict[str, Any]:
@@ -150,109 +107,6 @@ def _caption(record: dict[str, Any], source: str) -> dict[str, Any]:
     if one_image(image) is None or not isinstance(text, str):
         raise FinetuneError(f"{source}: a caption needs `image` (or `file_name`) and `text`.")
     return {"instruction": IMAGE + CAPTION_PROMPT, "output": text, "images": [image]}
-
-
-def _alpaca(record: dict[str, Any], columns: dict[str, str], source: str) -> list[dict[str, Any]]:
-    """History, then instruction and input on lines of their own, then the output."""
-    turns: list[Any] = []
-    history = record.get(columns["history"]) or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise FinetuneError(f"{source}: {columns['history']!r} must be a list of [question, answer].")
-    for pair in history:
-        turns += pair
-    asked = [record.get(columns["prompt"]), record.get(columns["query"])]
-    if not all(text is None or isinstance(text, str) for text in asked) or not any(asked):
-        raise FinetuneError(f"{source}: {columns['prompt']!r} must be a text.")
-    turns += ["\n".join(text for text in asked if text), record.get(columns["response"])]
-    roles = ("user", "assistant")
-    return [_message(roles[n % 2], text, source, n + 1) for n, text in enumerate(turns)]
-
-
-def _chat(record: dict[str, Any], form: Format, source: str, inline: Inline) -> list[dict[str, Any]]:
-    """ShareGPT's or OpenAI's turns; what content parts hold goes into `inline`."""
-    tags, column = form.tags, form.columns["messages"]
-    turns = record.get(column)
-    if not isinstance(turns, list) or not turns:
-        raise FinetuneError(f"{source}: {column!r} must be a list of turns.")
-    roles = {
-        tags["user_tag"]: "user",
-        tags["assistant_tag"]: "assistant",
-        tags["observation_tag"]: "tool",
-        tags["function_tag"]: "call",
-        tags["system_tag"]: "system",
-    }
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise FinetuneError(f"{source}, turn {number}: a turn must be an object.")
-        role, content = turn.get(tags["role_tag"]), turn.get(tags["content_tag"])
-        if role not in roles:
-            raise FinetuneError(f"{source}, turn {number}: {tags['role_tag']!r} is {role!r}; use {', '.join(roles)}.")
-        if isinstance(content, list) and form.kind == "openai":
-            content = flatten(content, inline, f"{source}, turn {number}")
-        if turn.get("tool_calls") and roles[role] == "assistant":
-            messages.append(_call(turn["tool_calls"], content or "", source, number))
-        else:
-            messages.append(_message(roles[role], content, source, number))
-    return messages
-
-
-def _message(role: str, content: Any, source: str, number: int) -> dict[str, Any]:
-    if role == "call":
-        try:
-            calls = json.loads(content) if isinstance(content, str) else content
-        except ValueError:
-            calls = None
-        return _call(calls if isinstance(calls, list) else [calls], "", source, number)
-    parts = _parts(content, source, number)
-    if role == "assistant":
-        for part in parts:
-            if part["type"] != "text":
-                raise FinetuneError(f"{source}, turn {number}: an answer cannot hold <{part['type']}>.")
-    return {"role": role, "content": parts}
-
-
-def _call(calls: Any, text: str, source: str, number: int) -> dict[str, Any]:
-    """An answer that calls functions: ShareGPT's {"name", "arguments"} or OpenAI's {"function": {...}}."""
-    functions = []
-    try:
-        for call in calls:
-            function = call.get("function", call)
-            arguments = function["arguments"]
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            functions.append({"name": function["name"], "arguments": arguments})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FinetuneError(f'{source}, turn {number}: a call must be {{"name": ..., "arguments": ...}}.') from None
-    message = _message("assistant", text, source, number)
-    return message | {"tool_calls": [{"type": "function", "function": function} for function in functions]}
-
-
-def _parts(content: Any, source: str, number: int) -> list[dict[str, Any]]:
-    """The text split at its <image> and <video> marks."""
-    if not isinstance(content, str):
-        raise FinetuneError(f"{source}, turn {number}: the content must be a text, not {type(content).__name__}.")
-    if "<" not in content:
-        return [{"type": "text", "text": content}] if content else []
-    pieces = MARKS.split(content)  # texts at even places, marks between them
-    return [
-        {"type": piece[1:-1]} if index % 2 else {"type": "text", "text": piece}
-        for index, piece in enumerate(pieces)
-        if piece
-    ]
-
-
-def _check_order(messages: list[dict[str, Any]], source: str) -> None:
-    roles = [message["role"] for message in messages]
-    if "system" in roles[1:]:
-        raise FinetuneError(f"{source}: the system turn must come first.")
-    chat = roles[1:] if roles[0] == "system" else roles
-    for number, role in enumerate(chat, 1):
-        asks = number % 2 == 1
-        if (role in ("user", "tool")) != asks or (role == "tool" and number == 1):
-            wanted = "the user" if asks else "the assistant"
-            raise FinetuneError(f"{source}: turns must alternate; turn {number} is {role}'s but should be {wanted}'s.")
-    if not chat or chat[-1] != "assistant":
-        raise FinetuneError(f"{source}: the last turn must be the assistant's.")
 
 
 def _tools(tools: Any, source: str) -> list[Any] | None:

@@ -1,4 +1,4 @@
-"""Records of data files: json, jsonl, csv and parquet, as dicts."""
+"""Records of data files (JSON, JSON lines, CSV, parquet, WebDataset's tar) as dicts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.data.webdataset import read_shard
 from finetune.errors import FinetuneError
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 PARQUET_ROWS = 256  # read at once
+DELIMITERS = ",;\t|"
+TEXT = "utf-8-sig"  # with or without the byte order mark that Windows programs write
+csv.field_size_limit(2**30)  # an image in base64 is longer than the default, 131,072 characters
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -19,16 +23,14 @@ def read_records(path: Path) -> Iterator[Any]:
     try:
         if path.suffix == ".jsonl":
             yield from _jsonl(path)
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                yield from csv.DictReader(file, strict=True)
+        elif path.suffix in (".csv", ".tsv"):
+            yield from _csv(path)
         elif path.suffix == ".parquet":
             yield from _parquet(path)
         elif path.suffix == ".json":
-            records = read_json(path)
-            if not isinstance(records, list):
-                raise FinetuneError(f"{path} must hold a JSON list of rows.")
-            yield from records
+            yield from _json(path)
+        elif path.suffix == ".tar":
+            yield from read_shard(path)
         else:
             raise FinetuneError(f"The data file {path} must be {', '.join(SUFFIXES)}.")
     except FileNotFoundError:
@@ -40,21 +42,61 @@ def read_records(path: Path) -> Iterator[Any]:
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises FinetuneError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding=TEXT))
     except FileNotFoundError:
         raise FinetuneError(f"{path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise FinetuneError(f"{path} cannot be read as JSON: {error}.") from None
 
 
+def _json(path: Path) -> Iterator[Any]:
+    """A list of records; or one record a line, which some tools name .json too."""
+    if _is_lines(path):
+        yield from _jsonl(path)
+        return
+    records = read_json(path)
+    if not isinstance(records, list):
+        keys = f" with the keys {', '.join(map(str, records))}"[:200] if isinstance(records, dict) else ""
+        raise FinetuneError(f"{path} must hold a JSON list of rows; it holds one {type(records).__name__}{keys}.")
+    yield from records
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether the first line is an object of its own, and not the only thing in the file."""
+    with path.open(encoding=TEXT) as file:
+        lines = (line for line in file if line.strip())
+        first, second = next(lines, ""), next(lines, "")
+    if not first.lstrip().startswith("{") or not second:
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _jsonl(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=TEXT) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
                     yield json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise FinetuneError(f"{path}, line {number}: not JSON: {error}.") from None
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    """Rows by the names in the first line, whose fields are separated by what there is most of in it."""
+    with path.open(encoding=TEXT, newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        rows = csv.DictReader(file, strict=True, delimiter=max(DELIMITERS, key=header.count))
+        for row in rows:
+            if None in row:
+                raise FinetuneError(
+                    f"{path}, line {rows.line_num}: {len(row[None])} fields more than the first line names; "
+                    "put fields with a comma in quotes."
+                )
+            yield row
 
 
 def _parquet(path: Path) -> Iterator[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,10 @@ from pathlib import Path
 import httpx
 
 from finetune.data.formats import Row
+from finetune.data.image_cache import cache_image, cached_path
 from finetune.data.row_media import Video
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
-from modelfiles.folder.atomic_write import write_atomically
 
 MAX_BYTES = 50 * 2**20
 TIMEOUT = 30.0  # seconds for a whole image
@@ -84,14 +83,9 @@ def _fetch_row(row: Row | FinetuneError, recipe: Recipe, client: httpx.Client) -
 
 def _fetch(url: str, client: httpx.Client) -> Path:
     """The file of an image, downloaded the first time. Raises ValueError."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lensmith" / "images"
-    path = root / hashlib.sha256(url.encode()).hexdigest()
-    if path.exists():
-        return path
-    data = _download(url, client)
-    root.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data, durable=False)  # a lost one is downloaded again
-    return path
+    name = hashlib.sha256(url.encode()).hexdigest()
+    path = cached_path(name)
+    return path if path.exists() else cache_image(name, _download(url, client))
 
 
 def _download(url: str, client: httpx.Client) -> bytes:

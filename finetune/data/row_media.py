@@ -11,18 +11,11 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 
-
-def media_of(record: dict[str, Any]) -> list[Path | str | Video]:
-    """The images and videos that a line names."""
-    videos = [
-        Video(tuple(map(Path, video)) if isinstance(video, list) else Path(video)) for video in record.get("videos", [])
-    ]
-    return [*map(Path, record.get("images", [])), *videos]
-
-
 IMAGE, VIDEO = "<image>", "<video>"
 MARKS = re.compile(f"({IMAGE}|{VIDEO})")
 INLINE = ("data:", "http://", "https://")
+# How JPEG, PNG, WebP and GIF files begin in base64.
+BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 
 
 @dataclass(frozen=True)
@@ -37,36 +30,46 @@ class Video:
         return self.source if isinstance(self.source, tuple) else (self.source,)
 
 
+def media_of(record: dict[str, Any]) -> list[Path | str | Video]:
+    """The images and videos that a line names."""
+    videos = [
+        Video(tuple(map(Path, video)) if isinstance(video, list) else Path(video)) for video in record.get("videos", [])
+    ]
+    return [*map(Path, record.get("images", [])), *videos]
+
+
 @dataclass
-class Inline:
+class InlineMedia:
     """What the content parts of OpenAI's messages hold."""
 
     images: list[str] = field(default_factory=list)
     videos: list[str | list[str]] = field(default_factory=list)
 
 
-def flatten(parts: list[Any], inline: Inline, where: str) -> str:
+def flatten(parts: list[Any], inline: InlineMedia, location: str) -> str:
     """OpenAI's content parts as one text with <image> and <video> marks."""
     text = ""
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             if found := MARKS.search(part["text"]):
-                raise FinetuneError(f"{where}: a text part cannot hold {found[0]}; add a part for it.")
+                raise FinetuneError(f"{location}: a text part cannot hold {found[0]}; add a part for it.")
             text += part["text"]
             continue
         given = part.get(kind) if kind in ("image_url", "image", "video_url", "video") else None
-        given = given.get("url") if isinstance(given, dict) else given
+        given = given["url"] if isinstance(given, dict) and "url" in given else given
         if kind in ("video_url", "video") and (video := _video(given)):
             inline.videos.append(video)
             text += VIDEO
-        elif kind in ("image_url", "image") and isinstance(given, str):
+        elif kind == "image" and given is None:  # TRL's part, whose image is in the row's `images`
+            text += IMAGE
+        elif kind in ("image_url", "image") and (given := one_image(given)) is not None:
             inline.images.append(given.removeprefix("file://"))
             text += IMAGE
         else:
             raise FinetuneError(
-                f"{where}: a part must be a text, an image_url or an image, a video_url or a video (a path or a list "
-                f"of frames), not {str(part)[:80]}."
+                f"{location}: a part must be a text, an image_url or an image, a video_url or a video (a path or a "
+                f"list of frames), not {str(part)[:80]}."
             )
     return text
 
@@ -113,7 +116,11 @@ def one_image(image: Any) -> str | None:
     if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
         return "data:image/unknown;base64," + base64.b64encode(image["bytes"]).decode()
     image = image.get("path") if isinstance(image, dict) else image
-    return image if isinstance(image, str) else None
+    if not isinstance(image, str):
+        return None
+    if image.startswith(BASE64) and len(image) > 255 and "." not in image:  # longer than a file's name can be
+        return "data:image/unknown;base64," + image
+    return image
 
 
 def shown(medium: Path | str | Video) -> str:
@@ -124,5 +131,6 @@ def shown(medium: Path | str | Video) -> str:
     return str(medium) if isinstance(medium, Path) else f"{medium[:40]}..."
 
 
-def place(name: str, media: Path) -> Path | str:
+def resolve(name: str, media: Path) -> Path | str:
+    """A path relative to the folder `media`; a URL or data URI as it is."""
     return name if name.startswith(INLINE) else media / name

@@ -97,7 +97,7 @@ class ChatEncoder:
                 (n, i)
                 for n, row in enumerate(rows)
                 for i, message in enumerate(row.messages)
-                if message["role"] == "assistant"
+                if message["role"] == "assistant" and i not in row.unlabelled
             ]
             prefixes = self._render([rows[n].messages[:i] for n, i in asked], rows[0].tools, prompt=True)
             prefixes = self._with_times(prefixes, [rows[n] for n, _ in asked])
@@ -178,7 +178,7 @@ class ChatEncoder:
 
     def _key(self, row: Row) -> str:
         """What decides the text and the times in it."""
-        chat: list[Any] = [row.messages, row.tools]
+        chat: list[Any] = [row.messages, row.tools, row.unlabelled]
         if row.videos:
             chat.append([(clip.times, clip.seconds_a_pair) for clip in self._clips(row)])
         return json.dumps(chat, ensure_ascii=False)

@@ -86,7 +86,7 @@ class ProcessorEncoder:
             self._refuse(row, "videos are for the Qwen-VL families")
         images = tuple(self.bank.add(path, row.source) for path in row.images)
         sizes = tuple(self.bank.sizes[index] for index in images)
-        key = json.dumps([row.messages, row.tools], ensure_ascii=False), sizes
+        key = json.dumps([row.messages, row.tools, row.unlabelled], ensure_ascii=False), sizes
         if key not in self._done:
             self._done[key] = self._prove(row, sizes)
         return replace(self._done[key], images=images, source=row.source)
@@ -118,7 +118,8 @@ class ProcessorEncoder:
             if message["role"] == "assistant":
                 prompt = self._render(row, number, prompt=True)
                 before = self._ids(row, prompt, placeholder, sizes)
-                labelled[self._answer(row, number, ids, before)] = True
+                answer = self._answer(row, number, ids, before)
+                labelled[answer] = number not in row.unlabelled
         question = "".join(part.get("text", "") for part in row.messages[-2]["content"]).strip()
         return ProcessedChat(ids, labelled, np.empty((3, 0)), (), "", text, prompt, question)
 

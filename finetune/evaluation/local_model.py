@@ -14,9 +14,11 @@ from finetune.data.datasets import Dataset
 from finetune.errors import FinetuneError
 from finetune.families.registry import family_of
 from finetune.model.base import load_base
+from finetune.model.changes import plan_changes, read_trained
 from finetune.model.device import pick_device, pick_dtype
 from finetune.model.folder import open_base
-from finetune.model.trained import ADAPTER, TRAINED_WEIGHTS, load_trained
+from finetune.model.trained import load_trained
+from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS, with_training_limits
 from finetune.recipe.schema import Recipe
 
 
@@ -24,7 +26,10 @@ class LocalModel:
     """The recipe's base and adapter. Reads and checks the prompts at once; the weights when answers are wanted."""
 
     def __init__(self, recipe: Recipe, data: Dataset, console: Console) -> None:
-        self.recipe, self.folder = recipe, open_base(recipe)
+        self.folder = open_base(recipe)
+        if recipe.adapter_name_or_path:  # as strictly as `export`: nothing that was trained may be passed over
+            plan_changes(self.folder, read_trained(Path(recipe.adapter_name_or_path), self.folder))
+        self.recipe = recipe = with_training_limits(recipe)
         self.device = pick_device()
         self.dtype, reason = pick_dtype(recipe, self.device)
         console.print(f"Compute dtype {reason}.", highlight=False)

@@ -24,7 +24,7 @@ from finetune.export.shards import INDEX, TensorLocation, copy_weights
 from finetune.model.changes import Change, dequantised, plan_changes, read_trained, row_blocks
 from finetune.model.folder import open_base
 from finetune.model.tensors import DTYPES, read_tensor
-from finetune.recipe.load import load_recipe
+from finetune.model.trained_by import training_recipe, with_training_limits
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.provenance import PROVENANCE, to_bytes
@@ -43,8 +43,8 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
     recipe.require("adapter_name_or_path", "export_dir")
     folder = open_base(recipe)
     adapter, target = Path(str(recipe.adapter_name_or_path)), Path(str(recipe.export_dir))
-    changes = plan_changes(folder, *read_trained(adapter))
-    trained_by = load_recipe(adapter / "recipe.yaml") if (adapter / "recipe.yaml").is_file() else None
+    changes = plan_changes(folder, read_trained(adapter, folder))
+    trained_by = training_recipe(adapter)
     if merge_base == DEQUANTIZED:
         if trained_by is None or trained_by.quantization_bit != 4:
             raise FinetuneError(f"--merge-base dequantized: {adapter} was not trained on a 4-bit base.")
@@ -55,7 +55,7 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
         partial.mkdir(parents=True)
         for file in _files(folder):
             shutil.copyfile(file, partial / file.name)
-        limits = narrow_limits(folder, partial, trained_by)
+        limits = narrow_limits(folder, partial, with_training_limits(recipe))
         locations = copy_weights(folder, partial, recipe.export_size * 1e9 if recipe.export_size else None)
         delta_norm, weight_norm = _patch(folder, locations, changes)
         if delta_norm == 0:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune.model.trained import ADAPTER, TRAINED_WEIGHTS
+from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS
 from modelfiles.folder.model_folder import ModelFolder
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.safetensors_header import TensorInfo
+from modelfiles.folder.safetensors_writer import TensorSource, write_safetensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -43,7 +43,9 @@ def copy_weights(folder: ModelFolder, target: Path, max_shard_bytes: float | Non
         file = target / f"model-{number:05}-of-{len(shards):05}.safetensors"
         if len(shards) == 1:
             file = target / "model.safetensors"
-        locations |= _write_shard(file, {name: folder.tensors[name] for name in names})
+        infos = {name: folder.tensors[name] for name in names}
+        begins = write_safetensors(file, {n: TensorSource(info.dtype, info.shape, info) for n, info in infos.items()})
+        locations |= {name: TensorLocation(file, begin) for name, begin in begins.items()}
         weight_map |= dict.fromkeys(names, file.name)
     if len(shards) > 1:
         total = sum(info.size for info in folder.tensors.values())
@@ -63,27 +65,3 @@ def _lay_out(tensors: dict[str, TensorInfo], max_shard_bytes: float) -> list[lis
         shards[-1].append(name)
         filled += info.size
     return shards
-
-
-def _write_shard(file: Path, tensors: dict[str, TensorInfo]) -> dict[str, TensorLocation]:
-    """Writes one safetensors file; the header is padded to 8 bytes, as the reference implementation does."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, info in tensors.items():
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [position, position + info.size]}
-        position += info.size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    locations = {}
-    with file.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        for name, info in tensors.items():
-            locations[name] = TensorLocation(file, out.tell())
-            with info.shard.open("rb") as source:
-                source.seek(info.offsets[0])
-                left = info.size
-                while left:
-                    block = source.read(min(left, 1 << 24))
-                    out.write(block)
-                    left -= len(block)
-    return locations

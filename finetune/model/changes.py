@@ -6,28 +6,25 @@ All compute in float32, a block of rows at a time where that is possible, so tha
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from finetune.model.names import names_of_all_versions
 from finetune.model.supported import QWEN_VL
 from finetune.model.tensors import DTYPES, read_tensor
-from finetune.model.trained import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
+from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS, training_recipe
+from modelfiles.adapter.reader import PREFIX, Adapter, AdapterError, read_adapter, refuse_other_texts
+from modelfiles.folder.files import ModelFolderError, regular_file
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, read_header
 
-PREFIX = "base_model.model."
-KINDS = ("lora_A", "lora_B", "lora_magnitude_vector")
-RENAMED = (
-    ("model.language_model.", "model."),
-    ("model.language_model.", "language_model.model."),
-    ("model.visual.", "visual."),
-)
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.|$)")
 BLOCK_BYTES = 1 << 26  # of float32 weights at once
 # What load_base puts into 4 bits.
 QUANTISED = re.compile(r"(model\.((language|text)_model\.)?|language_model\.model\.)layers\.\d+\..+\.weight")
@@ -90,71 +87,61 @@ class Dequantised:
 Change = Replaced | Delta | Dequantised
 
 
-def read_trained(folder: Path) -> tuple[dict[str, Any] | None, dict[str, TensorInfo]]:
-    """What a training left: an adapter's configuration (None for whole weights) and its tensors' headers.
+def read_trained(path: Path, folder: ModelFolder) -> Adapter | dict[str, TensorInfo]:
+    """What a training of the base in `folder` left in `path`: an adapter, or the headers of whole weights.
 
-    Raises FinetuneError.
+    Raises FinetuneError if it cannot be read, or if anything in it would not be applied.
     """
+    if not path.is_dir():
+        raise FinetuneError(f"adapter_name_or_path: {path} does not exist.")
+    weights = [name for name in (ADAPTER, TRAINED_WEIGHTS) if (path / name).is_file()]
+    if len(weights) == 2:
+        raise FinetuneError(f"adapter_name_or_path: {path} holds {' and '.join(weights)}; keep what is to be used.")
+    if not weights and (names := sorted(path.glob("checkpoint-*"), key=lambda found: (len(found.name), found.name))):
+        raise FinetuneError(
+            f"adapter_name_or_path: the run in {path} was interrupted and has no adapter yet; the command that trained "
+            f"goes on with it, or use its last checkpoint: adapter_name_or_path: {names[-1]}."
+        )
     try:
-        if (folder / TRAINED_WEIGHTS).is_file():
-            return None, read_header(folder / TRAINED_WEIGHTS)
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        tensors = read_header(folder / ADAPTER)
-    except FileNotFoundError as error:
-        raise FinetuneError(f"adapter_name_or_path: {error.filename} does not exist.") from None
-    except (OSError, ValueError, HeaderError) as error:
-        raise FinetuneError(f"adapter_name_or_path: {folder} cannot be read: {error}.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise FinetuneError(f"adapter_name_or_path: {folder} is no LoRA adapter.")
-    for key in ("rank_pattern", "alpha_pattern", "fan_in_fan_out"):
-        if config.get(key):
-            raise FinetuneError(f"The adapter {folder} uses {key}, which cannot be merged yet.")
-    if config.get("bias", "none") != "none":
-        raise FinetuneError(f"The adapter {folder} trained biases, which cannot be merged yet.")
-    return config, tensors
+        if weights == [TRAINED_WEIGHTS]:
+            return read_header(regular_file(path.resolve(), TRAINED_WEIGHTS))
+        adapter = read_adapter(path)
+        refuse_other_texts(path, folder)
+    except (AdapterError, ModelFolderError, HeaderError) as error:
+        raise FinetuneError(f"adapter_name_or_path: {str(error).removesuffix('.')}.") from None
+    tied = folder.config.get("tie_word_embeddings", folder.text_config.get("tie_word_embeddings"))
+    split = [name for name in adapter.saved if tied and EMBEDDINGS.search(name)]
+    if split and not (adapter.config.get("ensure_weight_tying") or training_recipe(path)):
+        raise FinetuneError(
+            f"adapter_name_or_path: {path} trained {split[0]} apart, but the base ties its embeddings to its output: "
+            "merged into the one weight it would change both; train with PEFT's ensure_weight_tying, or without it."
+        )
+    return adapter
 
 
-def plan_changes(folder: ModelFolder, config: dict[str, Any] | None, tensors: dict[str, TensorInfo]) -> list[Change]:
+def plan_changes(folder: ModelFolder, trained: Adapter | dict[str, TensorInfo]) -> list[Change]:
     """Which base weight each trained tensor changes. Raises FinetuneError unless every tensor is used."""
-    if not tensors:
-        raise FinetuneError("The adapter has no tensors.")
-    if config is None:
-        return [_replaced(folder, name, info) for name, info in tensors.items()]
-    scale = lora_scale(config)
-    pairs: dict[str, dict[str, TensorInfo]] = {}
-    changes: list[Change] = []
-    for name, info in tensors.items():
-        module, _, kind = name.removesuffix(".weight").rpartition(".")
-        if name.startswith(PREFIX) and kind in KINDS and info.dtype in DTYPES:
-            pairs.setdefault(module.removeprefix(PREFIX), {})[kind] = info
-        elif name.startswith(PREFIX) and config.get("modules_to_save"):
-            changes.append(_replaced(folder, name.removeprefix(PREFIX), info))
-        else:
-            raise FinetuneError(f"The adapter's tensor {name} ({info.dtype}) is not a LoRA matrix that can be merged.")
-    for module, pair in pairs.items():
-        if pair.keys() != (set(KINDS) if config.get("use_dora") else set(KINDS[:2])):
-            raise FinetuneError(f"The adapter has {', '.join(pair)} for {module} but not its counterpart.")
+    if not isinstance(trained, Adapter):
+        if not trained:
+            raise FinetuneError(f"{TRAINED_WEIGHTS} has no tensors.")
+        return [_replaced(folder, name, info) for name, info in trained.items()]
+    changes: list[Change] = [_replaced(folder, name, info) for name, info in trained.saved.items()]
+    for module, pair in trained.lora.items():
         weight, base = base_tensor(folder, f"{module}.weight")
-        a, b, magnitude = pair["lora_A"], pair["lora_B"], pair.get("lora_magnitude_vector")
-        fits = len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] and (b.shape[0], a.shape[1]) == base.shape
-        if not fits:
+        if (pair.b.shape[0], pair.a.shape[1]) != base.shape:
             raise FinetuneError(
-                f"The adapter's {module}, {list(b.shape)} x {list(a.shape)}, does not fit the base's "
+                f"The adapter's {module}, {list(pair.b.shape)} x {list(pair.a.shape)}, does not fit the base's "
                 f"{list(base.shape)}."
             )
-        if magnitude is not None and magnitude.shape != base.shape[:1]:
-            raise FinetuneError(f"The adapter's magnitudes of {module} {list(magnitude.shape)} do not fit the base's.")
-        changes.append(Delta(weight, a, b, scale, magnitude))
+        if pair.magnitude is not None and pair.magnitude.shape != base.shape[:1]:
+            raise FinetuneError(
+                f"The adapter's magnitudes of {module} {list(pair.magnitude.shape)} do not fit the base's."
+            )
+        changes.append(Delta(weight, pair.a, pair.b, pair.scale, pair.magnitude))
+    twice = [name for name, count in Counter(change.weight for change in changes).items() if count > 1]
+    if twice:
+        raise FinetuneError(f"The adapter changes {twice[0]} twice, under names of two versions of transformers.")
     return changes
-
-
-def lora_scale(config: dict[str, Any]) -> float:
-    """What b @ a is multiplied by. Raises FinetuneError."""
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise FinetuneError("adapter_config.json has no usable r and lora_alpha.") from None
 
 
 def dequantised(folder: ModelFolder, changes: list[Change], double: bool) -> list[Change]:
@@ -183,17 +170,9 @@ def _replaced(folder: ModelFolder, name: str, info: TensorInfo) -> Replaced:
 def base_tensor(folder: ModelFolder, name: str) -> tuple[str, TensorInfo]:
     """A tensor of the base's files, and its name in them, by the name that transformers gives it in memory.
 
-    Checkpoints keep the names of their time: Qwen2-VL's and Qwen2.5-VL's have `model.layers` and `visual`, LLaVA's,
-    Gemma 3's and InternVL's `language_model.model.layers`, where transformers 4.52 and later say
-    `model.language_model.layers` and `model.visual`. Raises FinetuneError.
+    Raises FinetuneError.
     """
-    candidates = [name]
-    for new, old in RENAMED:
-        if name.startswith(new):
-            candidates.append(old + name.removeprefix(new))
-        elif name.startswith(old):
-            candidates.append(new + name.removeprefix(old))
-    found = [candidate for candidate in dict.fromkeys(candidates) if candidate in folder.tensors]
+    found = [candidate for candidate in names_of_all_versions(name) if candidate in folder.tensors]
     if len(found) != 1:
         module = name.removesuffix(".weight")
         raise FinetuneError(f"The adapter changes {module}, which {folder.path} does not have; is that its base?")

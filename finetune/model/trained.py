@@ -7,19 +7,17 @@ names that transformers gives them in memory, as trained_weights.safetensors; me
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.model.base import dropout, old_names_allowed
+from finetune.model.names import names_of_all_versions
 from finetune.model.sharding import gather_full
 from finetune.model.targets import is_tied, tie
-
-ADAPTER_CONFIG, ADAPTER, TRAINED_WEIGHTS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "trained_weights.safetensors",
-)
+from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
+from modelfiles.adapter.reader import PREFIX, AdapterError, read_adapter
 
 
 def trained_state(model: Any) -> dict[str, Any]:
@@ -62,28 +60,93 @@ def restore_trained(model: Any, path: Path) -> None:
 
 
 def load_trained(model: Any, path: str | Path) -> Any:
-    """The base with what a run trained: wrapped in its adapter, or with its whole weights. Raises FinetuneError."""
-    from peft import PeftModel
+    """The base with what a run trained, for answering: wrapped in its adapter, or with its whole weights.
 
+    Raises FinetuneError unless everything in the folder finds its place in the model.
+    """
     path = Path(path)
     if (path / TRAINED_WEIGHTS).is_file():
         _copy_trained_weights(model, path)
         return model
-    for name in (ADAPTER_CONFIG, ADAPTER):
-        if not (path / name).is_file():
-            raise FinetuneError(f"adapter_name_or_path: {path} has no {name}; give the folder of a trained adapter.")
-    tied = is_tied(model)
-    try:
-        with old_names_allowed():
-            wrapped = PeftModel.from_pretrained(model, path, is_trainable=False)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        message = str(error).splitlines()[0][:200]
-        raise FinetuneError(f"The adapter {path} does not fit the base model: {message}") from None
-    if tied:
-        tie(model)
+    wrapped = attach_adapter(model, path)
+    wrapped.requires_grad_(False)
     wrapped.train()
     dropout(wrapped, False)
     return wrapped
+
+
+def attach_adapter(model: Any, path: Path, lora_dropout: float = 0.0) -> Any:
+    """The model wrapped in PEFT with the adapter in `path`, ready to be trained on.
+
+    Modules are found under the names of any version of transformers. PEFT itself only warns when an adapter's names are
+    those of another version, and goes on with matrices that change nothing. Raises FinetuneError.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        adapter = read_adapter(path)
+    except AdapterError as error:
+        raise FinetuneError(f"adapter_name_or_path: {error}") from None
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    renamed = {name: _name_in(modules, name, path) for name in adapter.lora}
+    renamed |= {name: _name_in(parameters, name, path) for name in adapter.saved}
+    saved = [renamed[name] for name in adapter.saved]
+    rank, alpha = adapter.rank, adapter.config["lora_alpha"]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=lora_dropout,
+        rank_pattern={renamed[n]: pair.rank for n, pair in adapter.lora.items() if pair.rank != rank},
+        alpha_pattern={renamed[n]: pair.alpha for n, pair in adapter.lora.items() if pair.alpha != alpha},
+        use_rslora=bool(adapter.config.get("use_rslora")),
+        use_dora=bool(adapter.config.get("use_dora")),
+        target_modules=[renamed[name] for name in adapter.lora],
+        modules_to_save=_modules_of(saved, adapter.config.get("modules_to_save") or []) or None,
+        task_type="CAUSAL_LM",
+    )
+    tied = is_tied(model)
+    try:
+        with old_names_allowed():
+            wrapped = get_peft_model(model, config)
+            result = set_peft_model_state_dict(wrapped, _renamed_tensors(load_file(path / ADAPTER), renamed))
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        message = str(error).splitlines()[0][:200]
+        raise FinetuneError(f"The adapter {path} does not fit the base model: {message}") from None
+    unused = [*result.unexpected_keys, *(name for name in result.missing_keys if "lora_" in name)]
+    if unused:
+        raise FinetuneError(f"The adapter {path} does not fit the base model: {unused[0]} is in one of them only.")
+    if tied:
+        tie(model)
+    return wrapped
+
+
+def _name_in(named: Mapping[str, Any], name: str, path: Path) -> str:
+    """What the model calls a module or parameter of the adapter. Raises FinetuneError."""
+    found = [candidate for candidate in names_of_all_versions(name) if candidate in named]
+    if len(found) != 1:
+        raise FinetuneError(f"The adapter {path} changes {name}, which the base model does not have; is that its base?")
+    return found[0]
+
+
+def _modules_of(parameters: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The full names of the modules that `modules_to_save` names, from those of their parameters."""
+    modules = []
+    for name in parameters:
+        for want in wanted:
+            start = f".{name}.".find(f".{want}.")
+            if start >= 0:
+                modules.append(name[: start + len(want)])
+    return list(dict.fromkeys(modules))
+
+
+def _renamed_tensors(tensors: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """The adapter's tensors under the names that PEFT gives the model's modules."""
+    found = {}
+    for name, tensor in tensors.items():
+        module, lora, kind = name.removeprefix(PREFIX).partition(".lora_")
+        found[f"{PREFIX}{renamed[module]}{lora}{kind}"] = tensor
+    return found
 
 
 def _copy_trained_weights(model: Any, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from modelfiles.folder.model_folder import ModelFolder
 
 SHOWN_PROBLEMS = 20
 SHOWN_ROWS = 3
+ROW = re.compile(r", row \d+(, turn \d+)?")  # what differs between the messages of rows that are broken alike
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ def check_data(recipe: Recipe, console: Console) -> Checked:
     folder = open_base(recipe)
     reader = family_of(folder).read(folder, recipe)
     bank, encoder = reader.bank, reader.encoder
-    rows, problems = _sound_rows(str(recipe.dataset), recipe, encoder)
+    notes: list[str] = []
+    rows, problems = _sound_rows(str(recipe.dataset), recipe, encoder, notes)
     if recipe.eval_dataset and recipe.eval_strategy != "no":
-        problems += _sound_rows(recipe.eval_dataset, recipe, encoder)[1]
-    for problem in problems[:SHOWN_PROBLEMS]:
-        console.print(f"[red]Error:[/] {escape(problem.message)}", highlight=False)
-    if len(problems) > SHOWN_PROBLEMS:
-        console.print(f"[red]Error:[/] ... and {len(problems) - SHOWN_PROBLEMS} more broken rows.", highlight=False)
+        problems += _sound_rows(recipe.eval_dataset, recipe, encoder, notes)[1]
+    _print_problems(problems, console)
+    for note in notes:
+        console.print(escape(note), highlight=False)
     if not rows:
         return Checked(folder, bank, [], True)
 
@@ -105,27 +107,44 @@ def check_data(recipe: Recipe, console: Console) -> Checked:
     return Checked(folder, bank, kept, bool(problems))
 
 
+def _print_problems(problems: list[FinetuneError], console: Console) -> None:
+    for problem in problems[:SHOWN_PROBLEMS]:
+        console.print(f"[red]Error:[/] {escape(problem.message)}", highlight=False)
+    if len(problems) > SHOWN_PROBLEMS:
+        console.print(f"[red]Error:[/] ... and {len(problems) - SHOWN_PROBLEMS} more broken rows.", highlight=False)
+
+
 def _says(message: dict[str, Any]) -> bool:
     return "tool_calls" in message or any(part.get("text", "").strip() for part in message["content"])
 
 
-def _sound_rows(names: str, recipe: Recipe, encoder: Encoder) -> tuple[list[Row], list[FinetuneError]]:
-    """The rows that can be used, and what is wrong with the others."""
+def _sound_rows(
+    names: str, recipe: Recipe, encoder: Encoder, notes: list[str]
+) -> tuple[list[Row], list[FinetuneError]]:
+    """The rows that can be used, and what is wrong with the others.
+
+    Rows that are written wrongly in the same way are one problem: the first of them, and how many more. notes: gets the
+    fields that are not used.
+    """
     datasets: list[list[Row]] = []
-    problems: list[FinetuneError] = []
+    problems: dict[str, list[str]] = {}
     for name in dataset_names(names):
         rows = []
-        for row in read_rows(name, recipe, hashlib.sha256()):
+        for row in read_rows(name, recipe, hashlib.sha256(), notes):
             if isinstance(row, FinetuneError):
-                problems.append(row)
+                problems.setdefault(ROW.sub("", row.message), []).append(row.message)
                 continue
             try:
                 encoder.refuse_specials(row)
                 encoder.add_media(row)
             except FinetuneError as error:
-                problems.append(error)
+                problems.setdefault(error.message, []).append(error.message)
             else:
                 rows.append(row)
         if rows:
             datasets.append(rows)
-    return mix(datasets, recipe) if datasets else [], problems
+    found = [
+        FinetuneError(messages[0] + (f" ({len(messages) - 1:,} more rows like it.)" if len(messages) > 1 else ""))
+        for messages in problems.values()
+    ]
+    return mix(datasets, recipe) if datasets else [], found

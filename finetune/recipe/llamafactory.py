@@ -162,9 +162,13 @@ def _asks_for_nothing(key: str, value: Any) -> bool:
 
 def _none(field: FieldInfo, value: Any) -> Any:
     """None for what means unset: the text none where that is no choice, and false where the key is no boolean."""
-    if isinstance(value, str) and value.strip().lower() in ("none", "null", ""):
+    if isinstance(value, str) and value.strip().lower() in ("none", "null"):
         return value if value in get_args(field.annotation) else None
-    if value == [] or (value is False and _takes(field, type(None)) and not _takes(field, bool)):
+    if (
+        value == []
+        or (value == "" and not _takes(field, str))
+        or (value is False and _takes(field, type(None)) and not _takes(field, bool))
+    ):
         return None
     return value
 

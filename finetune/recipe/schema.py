@@ -94,6 +94,11 @@ class Recipe(BaseModel):
         "drop", description="Longer rows: left out and counted, an error, or their images and frames shrunk to fit."
     )
     image_max_pixels: int | None = Field(None, ge=1, description="Shrink images to so many pixels. Unset: the model's.")
+    box_format: Literal["original", "resized", "relative"] | None = Field(
+        None,
+        description="What the boxes in the data are: pixels of the `original` image, pixels of the image as the model "
+        "gets it (`resized`), or 0 to 1000 (`relative`). They are moved to what the model was made for. Unset: text.",
+    )
     allow_image_urls: bool = Field(False, description="Images may be http(s) URLs: they are fetched once and kept.")
     image_min_pixels: int | None = Field(None, ge=1, description="Enlarge images to so many pixels. Unset: model's.")
     # LLaMA-Factory's default, with which 128 frames are at most 4,096 tokens of Qwen3-VL; with Qwen2-VL's own limit,

@@ -42,7 +42,7 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
     encoded = encoder.encode(data.rows)
     prove_encoding(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
     fitting = apply_cutoff(data.rows, encoded, recipe, encoder)
-    kept, dropped, warnings = fitting.kept, fitting.dropped, [fitting.warning(recipe)]
+    kept, dropped, warnings = fitting.kept, fitting.dropped, [*data.notes, fitting.warning(recipe)]
     digest, kept_validation = data.digest, []
     if recipe.eval_dataset and recipe.eval_strategy != "no":
         held_out = load_rows(recipe.eval_dataset, recipe)

@@ -1,4 +1,4 @@
-from gateway.embedded.server import main
+from gateway.embedded.cli import main
 
 if __name__ == "__main__":
     main()

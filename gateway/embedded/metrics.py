@@ -1,11 +1,11 @@
-"""What the engine reports on /metrics. A choice is one answer being generated: a request with n=2 is two."""
+"""What the embedded engine reports on /metrics. A request with n=2 is two choices."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
-class Metrics:
+class EmbeddedMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         name = "lensmith_engine_"

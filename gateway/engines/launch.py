@@ -20,7 +20,8 @@ from gateway.engines.spec import LAUNCHED, EngineSpec
 from gateway.planning.gpu import Gpu, NoGpu, query_gpus
 from gateway.planning.plan import make_engine_plan
 from gateway.planning.types import EnginePlan, Workload
-from modelfiles.adapter.lmdeploy import AdapterError, write_lmdeploy_adapter
+from modelfiles.adapter.lmdeploy import write_lmdeploy_adapter
+from modelfiles.adapter.reader import AdapterError
 from modelfiles.folder.located_yaml import KeyPath
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 

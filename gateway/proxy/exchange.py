@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.chat import ChatRequest, check_chat, parse_json
+from gateway.api.chat import EngineRequest, check_chat
 from gateway.api.translation import Object, Translation, rename
+from gateway.contract.validation import parse_json
 from gateway.engines.spec import EngineSpec
 from gateway.errors import ApiError, crashed
 from gateway.http.body import Deadline, read_body
@@ -27,7 +28,7 @@ from gateway.runtime.service import SHUTDOWN_RETRY, Gateway, Service
 from gateway.streaming.sse import error_event
 
 Translate = Callable[[Object], Translation]
-Check = Callable[[Object, EngineSpec], ChatRequest]
+Check = Callable[[Object, EngineSpec], EngineRequest]
 CLIENT_GONE = 499  # nginx's status for it; never sent, only counted
 MAX_TIMEOUT = 86_400.0
 
@@ -129,7 +130,7 @@ class Exchange:
             late.stop()
 
     async def _call(
-        self, call: Call, model: Model, request: ChatRequest, patience: float, receive: Receive, send: Send
+        self, call: Call, model: Model, request: EngineRequest, patience: float, receive: Receive, send: Send
     ) -> None:
         """Prepare the images, wait for a place at an engine, hand the request over and its answer back."""
         gateway = self._gateway
@@ -139,7 +140,7 @@ class Exchange:
             payload = Payload(request, model)
             waits = call.since()
             try:
-                slot = await model.slots.take(call.tenant.name if call.tenant else "", request.answers, patience)
+                slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, patience)
             finally:
                 call.took("queue", waits)
             try:
@@ -147,7 +148,7 @@ class Exchange:
             finally:
                 slot.release()
 
-    async def _settle_images(self, call: Call, model: Model, request: ChatRequest) -> None:
+    async def _settle_images(self, call: Call, model: Model, request: EngineRequest) -> None:
         gateway, started = self._gateway, call.since()
         model.slots.check()  # fetch and decode nothing for a request that would be refused
         if gateway.fetcher is not None and (remote := gateway.fetcher.remote(request.images)):
@@ -176,7 +177,7 @@ class Exchange:
         for image in call.images:
             self._gateway.metrics.image_pixels.observe(image.pixels)
 
-    def _check(self, call: Call, raw: bytes) -> tuple[Model, ChatRequest]:
+    def _check(self, call: Call, raw: bytes) -> tuple[Model, EngineRequest]:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
         body = parse_json(raw)
         if self._translate is not None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import aiohttp
 from starlette.types import Send
 
-from gateway.api.chat import ChatRequest
+from gateway.api.chat import EngineRequest
 from gateway.api.translation import write_answer, write_events
 from gateway.engines.client import post, read_all
 from gateway.errors import ApiError, engine_lost
@@ -38,7 +38,7 @@ class Handover:
         gateway: Gateway,
         call: Call,
         model: Model,
-        request: ChatRequest,
+        request: EngineRequest,
         payload: Payload,
         slot: Slot,
         watch: UntilDisconnect,
@@ -59,7 +59,7 @@ class Handover:
         model, tried = self._model, list[Target]()
         lost: ApiError | None = None
         while True:
-            assignment = model.router.enter(self._request.answers, self._payload.affinity, tried)
+            assignment = model.router.enter(self._request.n, self._payload.affinity, tried)
             if assignment is None:
                 if lost is None:  # they may have died while the request waited
                     raise model.unavailable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from gateway.api.chat import ChatRequest
+from gateway.api.chat import EngineRequest
 from gateway.runtime.models import Model
 
 
@@ -14,7 +14,7 @@ class Payload:
     Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
     """
 
-    def __init__(self, request: ChatRequest, model: Model) -> None:
+    def __init__(self, request: EngineRequest, model: Model) -> None:
         body = request.body
         if request.stream:
             # To count tokens; the relay takes the usage out again if the client didn't ask for it.

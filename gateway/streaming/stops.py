@@ -6,6 +6,7 @@ The list of the tokens' log-probabilities is cut with the text.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 Object = dict[str, Any]
@@ -18,7 +19,7 @@ class StopCutter:
     once one is complete; nothing is given back after that.
     """
 
-    def __init__(self, stops: list[str]) -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._pending = ""
         self.hit = False
@@ -32,7 +33,7 @@ class StopCutter:
         if found:
             self.hit, self._pending = True, ""
             return text[: min(found)[1]]
-        keep = max(self._overlap(text, stop) for stop in self._stops)
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -40,6 +41,11 @@ class StopCutter:
         """The pending text, at the end of an answer that did not complete a stop string."""
         pending, self._pending = self._pending, ""
         return pending
+
+    @property
+    def pending(self) -> int:
+        """How many characters could be the beginning of a stop string and have not been given back."""
+        return len(self._pending)
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:

@@ -169,3 +169,15 @@ def test_an_unknown_card_gets_a_suggestion(recipe: MakeRecipe, tmp_path: Path) -
     assert result.exit_code == 1
     assert "'h1000' is no card known here; did you mean h100?" in result.output
     assert CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), "--gpu", "24"]).exit_code == 0
+
+
+def test_rows_that_are_written_alike_wrongly_are_one_problem_with_a_count(recipe: MakeRecipe, dataset: Path) -> None:
+    write_dataset(
+        dataset, [ask("fine?", "yes", 0), *[{"conversations": [{"from": "robot"}], "id": n} for n in range(9)]]
+    )
+    sound, text = output(recipe())
+    assert not sound
+    assert text.count("Error:") == 1
+    assert "shapes.json, row 2, turn 1: 'from' is 'robot'; use human" in text
+    assert "(8 more rows like it.)" in text
+    assert "shapes.json: not used: id" in text

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import torch
 
-from gateway.embedded.text import TokenBytes
+from gateway.embedded.generation.text import TokenBytes
 from tests.support.gateway.embedded_process import (
     MODEL,
     Reference,

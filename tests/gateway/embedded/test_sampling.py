@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from gateway.embedded.generation.sampling import Sampler, log_probs
 from gateway.embedded.protocol import SamplingParams
-from gateway.embedded.sampling import Sampler, log_probs
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gateway.embedded.text import AnswerText, TokenBytes
+from gateway.embedded.generation.text import Detokenizer, TokenBytes
 from gateway.streaming.token_bytes import byte_alphabet
 from tests.support.paths import SHAPES_VL
 
@@ -28,7 +28,7 @@ def cut(text: str, stops: list[str]) -> str:
 
 
 def grow(pieces: list[bytes], stops: tuple[str, ...]) -> list[str]:
-    answer = AnswerText(stops)
+    answer = Detokenizer(stops)
     shown = []
     for piece in pieces:
         shown.append(answer.push(piece))
@@ -53,7 +53,7 @@ def test_the_answer_ends_before_the_first_complete_stop_string_wherever_its_byte
 
 @given(few_letters, stop_lists)
 def test_nothing_shown_is_ever_taken_back(text, stops):
-    answer, shown, expected = AnswerText(tuple(stops)), "", cut(text, stops)
+    answer, shown, expected = Detokenizer(tuple(stops)), "", cut(text, stops)
     for character in text:
         shown += answer.push(character.encode())
         assert expected.startswith(shown)
@@ -64,7 +64,7 @@ def test_nothing_shown_is_ever_taken_back(text, stops):
 
 @given(few_letters)
 def test_without_stop_strings_every_whole_character_is_shown_at_once(text):
-    answer = AnswerText()
+    answer = Detokenizer()
     assert [answer.push(character.encode()) for character in text] == list(text)
 
 

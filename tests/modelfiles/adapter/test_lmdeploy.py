@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.model.changes import plan_changes, read_trained
 from finetune.recipe.schema import Recipe
-from modelfiles.adapter.lmdeploy import AdapterError, write_lmdeploy_adapter
+from modelfiles.adapter.lmdeploy import write_lmdeploy_adapter
+from modelfiles.adapter.reader import AdapterError
 from modelfiles.folder.model_folder import ModelFolder
 from tests.support.finetune.adapters import random_adapter
 from tests.support.paths import SHAPES_VL
@@ -63,7 +64,7 @@ def test_every_parameter_is_filled_once_with_the_same_change(
     assert loaded.keys() == parameters(set(config["target_modules"]))
     scale = config["lora_alpha"] / config["r"]
     assert config["r"] == rank
-    deltas = plan_changes(folder, *read_trained(adapter))
+    deltas = plan_changes(folder, read_trained(adapter, folder))
     assert len(deltas) * 2 == len(loaded)
     for delta in deltas:
         layer, block, name = delta.weight.removesuffix(".weight").split(".")[-3:]
@@ -124,7 +125,7 @@ def test_what_lmdeploy_cannot_express_is_refused(
     [
         ("language_model.layers.0", "visual.blocks.0", "which is no linear of the language model"),
         ("layers.3", "layers.7", "which shapes-vl does not have"),
-        ("lora_B", "lora_C", "is no LoRA matrix"),
+        ("lora_B", "lora_C", "is not a LoRA matrix"),
     ],
 )
 def test_tensors_that_have_no_place_are_refused(

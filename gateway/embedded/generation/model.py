@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from gateway.embedded.generation.text import TokenBytes
 from gateway.embedded.protocol import SamplingParams
-from gateway.embedded.text import TokenBytes
 from gateway.errors import ApiError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 

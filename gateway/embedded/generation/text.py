@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
+from gateway.streaming.stops import StopCutter
 from gateway.streaming.token_bytes import token_bytes
 
 
@@ -39,8 +40,8 @@ class TokenBytes:
         return token_bytes(str(self._tokenizer.convert_ids_to_tokens(token) or ""), self._byte_level)
 
 
-class AnswerText:
-    """An answer that grows by bytes; what may be shown comes out of `push` and `finish`.
+class Detokenizer:
+    """Turns the growing bytes of an answer into text that can be shown.
 
     Held back are bytes of an incomplete character and text that a stop string may begin with. The answer ends before
     the stop string that is complete first (of two that end together, the longer), however the bytes are cut.
@@ -48,43 +49,27 @@ class AnswerText:
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stops = stops
-        self._held = ""
+        self._cutter = StopCutter(stops)
         self.shown = 0  # characters given out
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete; no text comes after it."""
+        return self._cutter.hit
 
     @property
     def decoded(self) -> int:
         """Characters decoded, given out or held back."""
-        return self.shown + len(self._held)
+        return self.shown + self._cutter.pending
 
     def push(self, data: bytes) -> str:
-        return self._release(self._decoder.decode(data))
+        """The text that can be shown now that `data` has come."""
+        return self._show(self._cutter.feed(self._decoder.decode(data)))
 
     def finish(self) -> str:
         """The rest, when no more bytes come: an incomplete character becomes U+FFFD."""
-        text = self._release(self._decoder.decode(b"", final=True))
-        if self.stopped:
-            return text
-        rest, self._held = self._held, ""
-        self.shown += len(rest)
-        return text + rest
+        return self._show(self._cutter.feed(self._decoder.decode(b"", final=True)) + self._cutter.end())
 
-    def _release(self, new: str) -> str:
-        text = self._held + new
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            text = text[: min(found)[1]]
-        else:
-            text, self._held = self._split(text)
+    def _show(self, text: str) -> str:
         self.shown += len(text)
         return text
-
-    def _split(self, text: str) -> tuple[str, str]:
-        """(what may be shown, the longest end that may be the beginning of a stop string)."""
-        longest = max(map(len, self._stops), default=1) - 1
-        for start in range(max(len(text) - longest, 0), len(text)):
-            if any(stop.startswith(text[start:]) for stop in self._stops):
-                return text[:start], text[start:]
-        return text, ""

@@ -10,62 +10,64 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gateway.embedded.engine import SMALL_BATCH, Engine, Row, WaitingList, choose_batch
-from gateway.embedded.metrics import Metrics
-from gateway.embedded.model import load_model
-from gateway.embedded.prompt import Prompt
-from gateway.embedded.protocol import ChatRequest, SamplingParams, TokenLogProb
-from gateway.embedded.sampling import Sampler
-from gateway.embedded.text import AnswerText
+from gateway.embedded.generation.batcher import Batcher
+from gateway.embedded.generation.model import load_model
+from gateway.embedded.generation.prompt import Prompt
+from gateway.embedded.generation.sampling import Sampler
+from gateway.embedded.generation.sequences import RunningSequence
+from gateway.embedded.generation.text import Detokenizer
+from gateway.embedded.generation.waiting_list import SMALL_BATCH, WaitingList, choose_batch
+from gateway.embedded.metrics import EmbeddedMetrics
+from gateway.embedded.protocol import GenerationRequest, SamplingParams, TokenLogProb
 from modelfiles.folder.model_folder import ModelFolder
 
 
-def row(length: int) -> Row:
+def sequence(length: int) -> RunningSequence:
     ids = torch.zeros((1, length), dtype=torch.long)
     prompt = Prompt({"input_ids": ids}, images=0)
-    return Row(
-        prompt, 0, Sampler(SamplingParams(), ids[0], 8, 0), AnswerText(), 8, None, asyncio.Queue(), streamed=False
+    return RunningSequence(
+        prompt, 0, Sampler(SamplingParams(), ids[0], 8, 0), Detokenizer(), 8, None, asyncio.Queue(), streamed=False
     )
 
 
-def lengths(rows: list[Row]) -> list[int]:
-    return [row.prompt.length for row in rows]
+def lengths(sequences: list[RunningSequence]) -> list[int]:
+    return [sequence.prompt.length for sequence in sequences]
 
 
 def test_a_batch_is_the_oldest_row_and_those_nearest_in_length():
-    assert lengths(choose_batch([row(n) for n in (50, 900, 10, 49, 300, 60)], 4)) == [50, 49, 60, 10]
+    assert lengths(choose_batch([sequence(n) for n in (50, 900, 10, 49, 300, 60)], 4)) == [50, 49, 60, 10]
 
 
 def test_a_batch_is_not_mostly_padding_unless_it_is_small():
-    assert lengths(choose_batch([row(n) for n in (20, 30, SMALL_BATCH)], 8)) == [20, 30]
-    assert lengths(choose_batch([row(n) for n in (SMALL_BATCH, 30, 40)], 8)) == [SMALL_BATCH]
-    assert lengths(choose_batch([row(n) for n in (20, SMALL_BATCH // 4)], 8)) == [20, SMALL_BATCH // 4]
+    assert lengths(choose_batch([sequence(n) for n in (20, 30, SMALL_BATCH)], 8)) == [20, 30]
+    assert lengths(choose_batch([sequence(n) for n in (SMALL_BATCH, 30, 40)], 8)) == [SMALL_BATCH]
+    assert lengths(choose_batch([sequence(n) for n in (20, SMALL_BATCH // 4)], 8)) == [20, SMALL_BATCH // 4]
 
 
 def test_taking_from_the_waiting_list():
-    waiting = WaitingList(2, Metrics())
-    rows = [row(5), row(6), row(7), row(8)]
-    waiting.add(rows)
-    assert waiting.remove([rows[1]]) == 1
-    assert waiting.remove([rows[1]]) == 0
-    assert waiting.take() == [rows[0], rows[2]]
-    assert waiting.take() == [rows[3]]
+    waiting = WaitingList(2, EmbeddedMetrics())
+    sequences = [sequence(5), sequence(6), sequence(7), sequence(8)]
+    waiting.add(sequences)
+    assert waiting.remove([sequences[1]]) == 1
+    assert waiting.remove([sequences[1]]) == 0
+    assert waiting.take() == [sequences[0], sequences[2]]
+    assert waiting.take() == [sequences[3]]
     waiting.close()
     assert waiting.take() == []
 
 
 def test_a_batch_waits_for_rows_that_are_being_prepared():
-    waiting = WaitingList(2, Metrics())
-    rows = [row(5), row(6)]
+    waiting = WaitingList(2, EmbeddedMetrics())
+    sequences = [sequence(5), sequence(6)]
     waiting.preparing(1)
-    waiting.add(rows[:1])
-    taken: list[list[Row]] = []
+    waiting.add(sequences[:1])
+    taken: list[list[RunningSequence]] = []
     thread = threading.Thread(target=lambda: taken.append(waiting.take()))
     thread.start()
-    waiting.add(rows[1:])
+    waiting.add(sequences[1:])
     waiting.preparing(-1)
     thread.join(10)
-    assert taken == [rows]
+    assert taken == [sequences]
 
 
 @pytest.fixture(scope="module")
@@ -73,34 +75,34 @@ def loaded(model_dir):
     return load_model(ModelFolder.open(model_dir), "float32")
 
 
-def answers(loaded, requests: list[ChatRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
+def answers(loaded, requests: list[GenerationRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
     """(text, finish reason or "error", log-probabilities) of each request, one after another."""
 
     async def ask_all() -> list[tuple[str, str, list[TokenLogProb]]]:
-        engine = Engine(loaded, 4, Metrics(), asyncio.get_running_loop())
-        thread = threading.Thread(target=engine.run)
+        batcher = Batcher(loaded, 4, EmbeddedMetrics(), asyncio.get_running_loop())
+        thread = threading.Thread(target=batcher.run)
         thread.start()
         found = []
         try:
             for request in requests:
-                rows = await asyncio.to_thread(engine.make_rows, request)
-                engine.submit(rows)
+                sequences = await asyncio.to_thread(batcher.make_sequences, request)
+                batcher.submit(sequences)
                 text, ended, entries = "", None, []
                 while ended is None:
-                    piece = await asyncio.wait_for(rows[0].pieces.get(), 60)
+                    piece = await asyncio.wait_for(sequences[0].pieces.get(), 60)
                     text += piece.text
                     entries += piece.log_probs
                     ended = "error" if piece.error else piece.finish_reason
                 found.append((text, ended, entries))
         finally:
-            engine.stop()
+            batcher.stop()
             await asyncio.to_thread(thread.join)
         return found
 
     return asyncio.run(ask_all())
 
 
-HELLO = ChatRequest(
+HELLO = GenerationRequest(
     [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], SamplingParams(temperature=0), max_tokens=6
 )
 
