@@ -140,23 +140,28 @@ class Normaliser:
 
     def whole(self, payload: Object) -> None:
         """Normalise a whole answer in place. Raises ApiError for a broken one."""
+        self.repaired = False
         self._take_head(payload)
-        payload.update(self._head)
+        for name, value in self._head.items():
+            self._set(payload, name, value)
         for position, choice in enumerate(payload["choices"]):
             if not isinstance(choice, dict):
                 raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
-            choice["index"] = _index(choice, position)
+            self._set(choice, "index", _index(choice, position))
             fields = choice
             if self._chat:
-                fields = choice["message"] = choice["message"] if isinstance(choice.get("message"), dict) else {}
-                fields["role"] = "assistant"
-                fields.setdefault("content", None)
+                if not isinstance(choice.get("message"), dict):
+                    self._set(choice, "message", {})
+                fields = choice["message"]
+                self._set(fields, "role", "assistant")
+                if "content" not in fields:
+                    self._set(fields, "content", None)
             text = fields.get("content" if self._chat else "text")
             self._size += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
             reason = self._finish_reason(choice.get("finish_reason"))
-            choice["finish_reason"] = reason or ("tool_calls" if fields.get("tool_calls") else "stop")
+            self._set(choice, "finish_reason", reason or ("tool_calls" if fields.get("tool_calls") else "stop"))
         if not isinstance(payload.get("usage"), dict):
-            payload["usage"] = self.estimated_usage()
+            self._set(payload, "usage", self.estimated_usage())
 
     def _take_head(self, payload: Object) -> None:
         """Keep the id and the time that the engine gave, if they are sound; all chunks get the first one's."""
