@@ -1,66 +1,70 @@
-"""The gateway as an ASGI application."""
+"""The gateway as a FastAPI application."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Response, Security
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.api.chat import check_chat
-from gateway.api.completions import check_completion
-from gateway.api.ollama.requests import translate_chat, translate_generate
+from gateway.api.model_routes import model_routes
 from gateway.api.ollama.routes import ollama_routes
-from gateway.api.openapi import document
-from gateway.api.responses.requests import translate_response
-from gateway.api.tokenize import check_tokenize
 from gateway.errors import ApiError, crashed
-from gateway.http.middleware import ByPort, Direct, RequestIds
+from gateway.http.middleware import ByPort, Direct, HeadAsGet, RequestIds
 from gateway.http.respond import error_body
-from gateway.proxy.exchange import ChatCompletions, Check, Translate
+from gateway.proxy.data_routes import data_routes
 from gateway.runtime.exposition import Exposition
 from gateway.runtime.management import management_routes
 from gateway.runtime.service import Service
 from gateway.tenants.auth import Authenticate
 from gateway.tenants.limits import Tenant
 
-# Routes of the request path: how their requests become chat completions, if they aren't yet, and what is checked.
-ROUTES: dict[str, tuple[Translate | None, Check]] = {
-    "/v1/chat/completions": (None, check_chat),
-    "/v1/completions": (None, check_completion),
-    "/v1/responses": (translate_response, check_chat),
-    "/tokenize": (None, check_tokenize),
-    "/api/chat": (translate_chat, check_chat),
-    "/api/generate": (translate_generate, check_chat),
-}
+KEY = HTTPBearer(scheme_name="key", auto_error=False, description="Asked for by `Authenticate`, a middleware.")
 
 
-def create_app(service: Service, management_port: int | None = None) -> ASGIApp:
+class GatewayApp(FastAPI):
+    """FastAPI, but for the status of wrong requests, 400 as OpenAI's and not 422, and for the order of middleware."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Ours goes around FastAPI's own, so that the answer to a defect has an id too and the fast path skips it."""
+        ours, self.user_middleware = self.user_middleware, []
+        try:
+            app = super().build_middleware_stack()
+        finally:
+            self.user_middleware = ours
+        for added in reversed(ours):
+            app = added.cls(app, *added.args, **added.kwargs)
+        return app
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+
+def create_app(service: Service, management_port: int | None = None) -> FastAPI:
     """The application in front of a service, which it starts and stops with itself.
 
     `management_port`: where /metrics and the details of /ready are then, and nowhere else.
     """
-    metrics = service.metrics
-    exposition = Exposition(lambda: service.models, metrics)
-    created = int(time.time())
-    endpoints: dict[str, ASGIApp] = {}
+    exposition = Exposition(lambda: service.models, service.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # ASGI endpoints: they watch for a client's disconnect themselves.
-        for path, (translate, check) in ROUTES.items():
-            endpoints[path] = ChatCompletions(service, translate, check)
-            app.router.routes.append(Route(path, endpoints[path], methods=["POST"]))  # 405 for other methods
         await service.start()
-        lag = asyncio.create_task(metrics.watch_loop())
+        lag = asyncio.create_task(service.metrics.watch_loop())
         try:
             yield
         finally:
@@ -68,45 +72,44 @@ def create_app(service: Service, management_port: int | None = None) -> ASGIApp:
             await exposition.close()
             await service.stop()
 
-    app = FastAPI(title="Lensmith", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
-    app.openapi = lambda: document(version("lensmith"), keys=service.ring is not None, metrics=management_port is None)  # type: ignore[method-assign]
-    _answer_errors(app)
-
-    def described(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created, "owned_by": "lensmith"}
-
     def allowed(request: Request) -> list[str]:
         tenant: Tenant | None = request.scope.get("tenant")
         return [name for name in service.models.listed if service.models.allowed(tenant, name)]
 
-    app.include_router(ollama_routes(allowed))
-
-    @app.get("/v1/models")
-    async def list_models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": [described(name) for name in allowed(request)]}
-
-    @app.get("/v1/models/{name:path}")
-    async def one_model(request: Request, name: str) -> dict[str, Any]:
-        if name not in allowed(request):
-            raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
-        return described(name)
-
+    keys = [] if service.ring is None else [Security(KEY)]
+    routes = data_routes(service, keys)
+    middleware = [
+        Middleware(RequestIds),
+        Middleware(Direct, endpoints={route.path: route.app for route in routes}),
+        Middleware(HeadAsGet),
+    ]
+    if service.ring is not None:
+        middleware.insert(1, Middleware(Authenticate, ring=service.ring, metrics=service.metrics))
+    if management_port is not None:
+        inside = FastAPI(openapi_url=None, redirect_slashes=False)
+        _handle_errors(inside)
+        inside.include_router(management_routes(service, exposition, details=True))
+        middleware.insert(1, Middleware(ByPort, management=inside, port=management_port))
+    app = GatewayApp(
+        title="Lensmith",
+        version=version("lensmith"),
+        lifespan=lifespan,
+        middleware=middleware,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    _handle_errors(app)
+    app.router.routes += routes
+    app.include_router(model_routes(allowed), dependencies=keys)
+    app.include_router(ollama_routes(allowed), dependencies=keys)
     alone = management_port is None
     app.include_router(
         management_routes(service, exposition if alone else None, details=alone and service.ring is None)
     )
-    served: ASGIApp = Direct(app, endpoints)
-    if service.ring is not None:
-        served = Authenticate(served, service.ring, metrics)
-    if management_port is not None:
-        inside = FastAPI(openapi_url=None, redirect_slashes=False)
-        _answer_errors(inside)
-        inside.include_router(management_routes(service, exposition, details=True))
-        served = ByPort(inside, management_port, served)
-    return RequestIds(served)
+    return app
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Exception, _crash)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune.model.supported import QWEN_VL
 from modelfiles.checks.doctor import check_folder
+from modelfiles.checks.rules import prevents_import
 from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES, TURBOMIND_MODEL_TYPES
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.ollama.architectures import find_architecture
@@ -37,7 +38,7 @@ def _ollama(folder: ModelFolder) -> tuple[str, bool, str]:
     if family is None:
         return "Ollama", False, f"Lensmith knows no way of {folder.architecture} into it"
     route = family.routes[0]
-    errors = [finding for finding in check_folder(folder.path, route) if finding.severity == "error"]
+    errors = [finding for finding in check_folder(folder.path, route) if prevents_import(finding.rule)]
     since = version_text(family.since or family.gguf_since)
     how = f"{since} or later, from {'the folder' if route == 'safetensors' else 'a GGUF that llama.cpp makes of it'}"
     return "Ollama", not errors, f"{errors[0].rule}: {errors[0].message}" if errors else how

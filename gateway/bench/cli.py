@@ -1,4 +1,4 @@
-"""`lensmith bench`: load on an OpenAI-compatible endpoint, and what came of it."""
+"""`lensmith bench`: puts load on an OpenAI-compatible endpoint and reports rates and latencies."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rich.table import Table
 from yarl import URL
 
 from gateway.bench.figures import LATENCIES, figures
-from gateway.bench.load import GeneratorDied, Level, Target, processes_for, run_level
-from gateway.bench.workload import MEDIA_TYPES, Workload
+from gateway.bench.load import Endpoint, GeneratorDied, LoadLevel, processes_for, run_level
+from gateway.bench.request_set import MEDIA_TYPES, RequestSet
 from gateway.engines.base import EngineUnreachable, base_url, fetch_models
 
 # The endpoint's key; in the environment, because a command line is public.
@@ -30,7 +30,7 @@ BUSY = 0.8
 OPEN_LOOP_SECONDS = 30
 
 
-def numbers(kind: type[int] | type[float]) -> Callable[[Any, Any, str | None], list[Any]]:
+def parse_numbers(kind: type[int] | type[float]) -> Callable[[Any, Any, str | None], list[Any]]:
     """A click callback for a list such as 1,4,16."""
 
     def parse(context: Any, parameter: Any, value: str | None) -> list[Any]:
@@ -79,10 +79,12 @@ def parse_extra(context: Any, parameter: Any, value: str) -> dict[str, Any]:
 @click.argument("url")
 @click.option("--model", help="Model to ask for.  [default: the first one the endpoint lists]")
 @click.option(
-    "--concurrency", callback=numbers(int), help="Requests at once; several levels as 1,4,16.  [default: 1,4,16]"
+    "--concurrency", callback=parse_numbers(int), help="Requests at once; several levels as 1,4,16.  [default: 1,4,16]"
 )
 @click.option(
-    "--rate", callback=numbers(float), help="Instead: requests begun a second, however many are unanswered, as 2,4,8."
+    "--rate",
+    callback=parse_numbers(float),
+    help="Instead: requests begun a second, however many are unanswered, as 2,4,8.",
 )
 @click.option(
     "--requests",
@@ -155,7 +157,7 @@ def bench(
         base, key = base_url(url), os.environ.get(KEY)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    workload = Workload(
+    request_set = RequestSet(
         model=choose_model(base, key, model),
         prompt=prompt,
         max_tokens=max_tokens,
@@ -167,12 +169,12 @@ def bench(
         extra=extra,
     )
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-    target = Target(str(base / "v1/chat/completions"), headers, timeout)
-    report: dict[str, Any] = {"url": str(base), "model": workload.model, "max_tokens": max_tokens, "stream": stream}
+    endpoint = Endpoint(str(base / "v1/chat/completions"), headers, timeout)
+    report: dict[str, Any] = {"url": str(base), "model": request_set.model, "max_tokens": max_tokens, "stream": stream}
     report |= {"images": images, "image_size": None if image_dir else list(image_size), "prompt_words": prompt_words}
     report |= {"extra": extra, "goodput_ms": goodput, "levels": []}
-    for level in levels(concurrency or [1, 4, 16], rate, requests, warmup, seed):
-        row = run_with_progress(target, workload, level, processes or processes_for(level), goodput)
+    for level in make_levels(concurrency or [1, 4, 16], rate, requests, warmup, seed):
+        row = run_with_progress(endpoint, request_set, level, processes or processes_for(level), goodput)
         report["levels"].append(row)
         if json_file is not None:
             json_file.write_text(json.dumps(report, indent=1) + "\n")
@@ -190,34 +192,34 @@ def bench(
 def choose_model(base: URL, key: str | None, model: str | None) -> str:
     """The model to ask for. Raises ClickException if the endpoint does not answer."""
 
-    async def listed() -> list[str]:
+    async def list_models() -> list[str]:
         async with aiohttp.ClientSession() as session:
             return await fetch_models(session, base, key)
 
     if model is not None:
         return model
     try:
-        return asyncio.run(listed())[0]
+        return asyncio.run(list_models())[0]
     except EngineUnreachable as error:
         raise click.ClickException(f"There is nothing to measure: {error}.") from None
 
 
 def image_files(folder: Path) -> tuple[Path, ...]:
-    found = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in MEDIA_TYPES and path.is_file()))
-    if not found:
+    files = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in MEDIA_TYPES and path.is_file()))
+    if not files:
         raise click.ClickException(f"{folder} has no {', '.join(sorted(MEDIA_TYPES))} file.")
-    return found
+    return files
 
 
-def levels(
+def make_levels(
     concurrency: list[int], rate: list[float], requests: int | None, warmup: int | None, seed: int
-) -> list[Level]:
-    made = []
+) -> list[LoadLevel]:
+    levels: list[LoadLevel] = []
     for index, load in enumerate(rate or concurrency):
         at_once = max(1, round(load))
         count = requests or (max(16, 8 * at_once) if not rate else max(1, round(load * OPEN_LOOP_SECONDS)))
-        made.append(
-            Level(
+        levels.append(
+            LoadLevel(
                 requests=count,
                 warmup=at_once if warmup is None else warmup,
                 concurrency=0 if rate else min(int(load), count),
@@ -225,25 +227,25 @@ def levels(
                 seed=(seed * 1000 + index) * 1_000_000_007,
             )
         )
-    return made
+    return levels
 
 
 def run_with_progress(
-    target: Target, workload: Workload, level: Level, processes: int, goodput: dict[str, float]
+    endpoint: Endpoint, request_set: RequestSet, level: LoadLevel, processes: int, goodput: dict[str, float]
 ) -> dict[str, Any]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(level.name, total=level.requests)
 
-        def say(phase: str, done: int) -> None:
+        def report_progress(phase: str, done: int) -> None:
             bar.update(task, description=f"{level.name}: {phase}", completed=done)
 
         try:
-            outcome = run_level(target, workload, level, processes, say)
+            result = run_level(endpoint, request_set, level, processes, report_progress)
         except GeneratorDied as error:
             raise click.ClickException(str(error)) from None
-    row = figures(level, outcome, goodput)
+    row = figures(level, result, goodput)
     if not console.is_terminal:
         click.echo(f"{level.name}: {row['ok']} of {row['requests']} in {row['seconds']:.1f} s", err=True)
     return row
@@ -269,18 +271,18 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def remarks(report: dict[str, Any]) -> list[str]:
-    """What the reader must know about the figures."""
+    """Warnings that belong to the figures, a sentence each."""
     lines = []
     for row in report["levels"]:
-        where = f"At {row['concurrency']} at once" if row["concurrency"] else f"At {row['rate']:g} req/s"
+        load = f"At {row['concurrency']} at once" if row["concurrency"] else f"At {row['rate']:g} req/s"
         if row["errors"]:
             counted = ", ".join(f"{count} x {outcome}" for outcome, count in sorted(row["errors"].items()))
-            lines.append(f"{where}, requests failed: {counted}.")
+            lines.append(f"{load}, requests failed: {counted}.")
         if row["generator_core_share"] > BUSY:
             lines.append(
-                f"{where}, the load generator used {row['generator_core_share']:.0%} of a core and may be what limits "
+                f"{load}, the load generator used {row['generator_core_share']:.0%} of a core and may be what limits "
                 "the figures; give it more --processes."
             )
         if row["distinct_bodies"] < row["requests"]:
-            lines.append(f"{where}, only {row['distinct_bodies']} bodies were held in memory; they were sent again.")
+            lines.append(f"{load}, only {row['distinct_bodies']} bodies were held in memory; they were sent again.")
     return lines

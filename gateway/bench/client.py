@@ -1,4 +1,4 @@
-"""One request and what was seen of its answer."""
+"""Sends one request and records when each part of its answer came."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 OK = "ok"
 
 
-class Record(NamedTuple):
+class RequestRecord(NamedTuple):
     """Times in seconds by the machine's monotonic clock.
 
     outcome: OK, an HTTP status, or what went wrong; start: when the request was due; first: when the first text came,
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     prompt_tokens: int = 0
 
 
-async def ask(session: aiohttp.ClientSession, url: str, body: bytes, due: float) -> Record:
+async def ask(session: aiohttp.ClientSession, url: str, body: bytes, due: float) -> RequestRecord:
     """Send `body` and read the whole answer. Never raises for what a server does wrong."""
     times: list[float] = []  # when each piece of text came
     usage: dict[str, Any] = {}
@@ -56,7 +56,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes, due: float)
     gaps = tuple(after - before for before, after in pairwise(times))
     tokens, prompt_tokens = (int(usage.get(name) or 0) for name in ("completion_tokens", "prompt_tokens"))
     first = times[0] if times else None
-    return Record(outcome, due, time.monotonic(), first, gaps, tokens or len(times), prompt_tokens)
+    return RequestRecord(outcome, due, time.monotonic(), first, gaps, tokens or len(times), prompt_tokens)
 
 
 async def read_stream(answer: aiohttp.ClientResponse, times: list[float]) -> tuple[str, dict[str, Any]]:

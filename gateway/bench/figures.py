@@ -1,4 +1,4 @@
-"""What a level's records say: rates, percentiles, goodput."""
+"""The figures of a level, from its records: rates, percentiles, goodput."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.bench.client import OK, Record
-from gateway.bench.load import Level, Outcome
+from gateway.bench.client import OK, RequestRecord
+from gateway.bench.load import LevelResult, LoadLevel
 
 PERCENTILES = (50, 90, 95, 99)
-# What a latency target can be set for, in milliseconds.
+# The latencies that are reported, and for which a target can be set, in milliseconds.
 LATENCIES = ("ttft", "itl", "e2e")
 
 
@@ -29,27 +29,27 @@ def summary(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": round(sum(ordered) / len(ordered) * 1000, 2), **row, "max": round(ordered[-1] * 1000, 2)}
 
 
-def meets(record: Record, targets: Mapping[str, float]) -> bool:
+def meets(record: RequestRecord, targets: Mapping[str, float]) -> bool:
     """Whether an answer kept to every target in milliseconds; `itl` is its mean time between pieces of text."""
     first = record.end if record.first is None else record.first
-    seen = {
+    latencies = {
         "ttft": first - record.start,
         "itl": sum(record.gaps) / len(record.gaps) if record.gaps else 0.0,
         "e2e": record.end - record.start,
     }
-    return all(seen[name] * 1000 <= most for name, most in targets.items())
+    return all(latencies[name] * 1000 <= limit for name, limit in targets.items())
 
 
-def figures(level: Level, outcome: Outcome, targets: Mapping[str, float]) -> dict[str, Any]:
+def figures(level: LoadLevel, result: LevelResult, targets: Mapping[str, float]) -> dict[str, Any]:
     """The level's row of the report. Rates are over the time from the first request's start to the last one's end."""
-    records = outcome.records
+    records = result.records
     good = [record for record in records if record.outcome == OK]
     seconds = max(record.end for record in records) - min(record.start for record in records)
     row: dict[str, Any] = {
         "concurrency": level.concurrency or None,
         "rate": level.rate or None,
         "requests": len(records),
-        "distinct_bodies": outcome.distinct,
+        "distinct_bodies": result.distinct,
         "ok": len(good),
         "errors": dict(Counter(record.outcome for record in records if record.outcome != OK)),
         "failed_before_text": sum(record.outcome != OK and record.first is None for record in records),
@@ -61,7 +61,7 @@ def figures(level: Level, outcome: Outcome, targets: Mapping[str, float]) -> dic
         "ttft_ms": summary([record.first - record.start for record in good if record.first is not None]),
         "itl_ms": summary([gap for record in good for gap in record.gaps]),
         "e2e_ms": summary([record.end - record.start for record in good]),
-        "generator_core_share": round(outcome.busy, 2),
+        "generator_core_share": round(result.busy, 2),
     }
     if targets:
         row["goodput_per_second"] = round(sum(meets(record, targets) for record in good) / seconds, 3)

@@ -17,18 +17,18 @@ from multiprocessing.connection import Connection, wait
 
 import aiohttp
 
-from gateway.bench.client import Record, ask
-from gateway.bench.workload import Workload
+from gateway.bench.client import RequestRecord, ask
+from gateway.bench.request_set import RequestSet
 
 PROGRESS_SECONDS = 0.25
-# What one process can keep up with without adding to the times it measures.
+# More streams in one process would add to the times that it measures.
 STREAMS_A_PROCESS = 16
-# Bytes of bodies held by all processes together; beyond them bodies are sent again.
+# Bytes of bodies in the memory of all processes together; beyond them, bodies are sent again.
 BODIES_LIMIT = 2 * 1024**3
 
 
 @dataclass(frozen=True)
-class Level:
+class LoadLevel:
     """`requests` in all; closed loop with `concurrency` at once, or open loop with `rate` begun a second (Poisson).
 
     `warmup` requests are sent before, at once, and not counted. `seed` keeps the bodies of levels apart.
@@ -44,13 +44,13 @@ class Level:
     def name(self) -> str:
         return f"{self.rate:g} req/s" if self.rate else str(self.concurrency)
 
-    def share(self, index: int, processes: int) -> Level:
-        """What process `index` does of it."""
+    def share(self, index: int, processes: int) -> LoadLevel:
+        """The part of it that process `index` of `processes` does."""
 
-        def part(whole: int) -> int:
-            return whole // processes + (index < whole % processes)
+        def part(total: int) -> int:
+            return total // processes + (index < total % processes)
 
-        return Level(
+        return LoadLevel(
             part(self.requests),
             part(self.warmup),
             part(self.concurrency),
@@ -60,7 +60,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Target:
+class Endpoint:
     """Where the requests go: chat completions' URL, the headers of each request, seconds after which one has failed."""
 
     url: str
@@ -69,10 +69,10 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a level gave. busy: the largest share of a core that a process of ours used; distinct: different bodies."""
+class LevelResult:
+    """The result of a level. busy: the largest share of a core that a load process used; distinct: different bodies."""
 
-    records: list[Record]
+    records: list[RequestRecord]
     busy: float
     distinct: int
 
@@ -81,16 +81,20 @@ class GeneratorDied(Exception):
     """A load process ended before its time; the message is for the user."""
 
 
-def processes_for(level: Level) -> int:
+def processes_for(level: LoadLevel) -> int:
     """How many processes a level needs, leaving most cores to what is measured."""
     streams = level.concurrency or math.ceil(level.rate)
     return max(1, min(math.ceil(streams / STREAMS_A_PROCESS), (os.cpu_count() or 1) // 4, level.requests))
 
 
 def run_level(
-    target: Target, workload: Workload, level: Level, processes: int, say: Callable[[str, int], None]
-) -> Outcome:
-    """Run one level. `say(phase, requests done)` is told of progress. Raises GeneratorDied."""
+    endpoint: Endpoint,
+    request_set: RequestSet,
+    level: LoadLevel,
+    processes: int,
+    report_progress: Callable[[str, int], None],
+) -> LevelResult:
+    """Run one level. Calls `report_progress(phase, requests done)` now and then. Raises GeneratorDied."""
     processes = max(1, min(processes, level.requests, level.concurrency or level.requests))
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
@@ -98,21 +102,21 @@ def run_level(
     try:
         for index in range(processes):
             ours, theirs = context.Pipe()
-            job = (target, workload, level.share(index, processes), BODIES_LIMIT // processes)
+            job = (endpoint, request_set, level.share(index, processes), BODIES_LIMIT // processes)
             child = context.Process(target=work, args=(theirs, *job), daemon=True)
             child.start()
             theirs.close()
             pipes.append(ours)
             children.append(child)
         distinct = 0
-        say("making bodies", 0)
+        report_progress("making bodies", 0)
         for step in ("warming up", "running"):
             for pipe in pipes:
                 distinct += receive(pipe)
-            say(step, 0)
+            report_progress(step, 0)
             for pipe in pipes:
                 pipe.send(time.monotonic() + 0.05)
-        return Outcome(*collect(pipes, say), distinct)
+        return LevelResult(*collect(pipes, report_progress), distinct)
     finally:
         for child in children:
             child.terminate()
@@ -127,9 +131,9 @@ def receive(pipe: Connection) -> int:
     return number
 
 
-def collect(pipes: list[Connection], say: Callable[[str, int], None]) -> tuple[list[Record], float]:
+def collect(pipes: list[Connection], report_progress: Callable[[str, int], None]) -> tuple[list[RequestRecord], float]:
     """All records of a running level, and the largest share of a core that a process used."""
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     busy, done, open_pipes = 0.0, dict.fromkeys(range(len(pipes)), 0), list(pipes)
     while open_pipes:
         for ready in wait(open_pipes):
@@ -140,7 +144,7 @@ def collect(pipes: list[Connection], say: Callable[[str, int], None]) -> tuple[l
                 raise GeneratorDied("A process that makes the load ended; its message is above.") from None
             if isinstance(message, int):
                 done[pipes.index(ready)] = message
-                say("running", sum(done.values()))
+                report_progress("running", sum(done.values()))
             else:
                 records += message[0]
                 busy = max(busy, message[1])
@@ -148,8 +152,8 @@ def collect(pipes: list[Connection], say: Callable[[str, int], None]) -> tuple[l
     return sorted(records, key=lambda record: record.start), busy
 
 
-def work(pipe: Connection, target: Target, workload: Workload, level: Level, limit: int) -> None:
-    """A load process: makes its bodies, warms up when told to, runs when told to, and sends its records."""
+def work(pipe: Connection, endpoint: Endpoint, request_set: RequestSet, level: LoadLevel, limit: int) -> None:
+    """A load process: makes bodies, warms up and runs when the parent says so, then sends its records."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     bodies: list[bytes] = []
     size = 0
@@ -157,36 +161,36 @@ def work(pipe: Connection, target: Target, workload: Workload, level: Level, lim
         for number in range(level.requests):
             if size > limit:
                 break
-            bodies.append(workload.body(level.seed + number))
+            bodies.append(request_set.body(level.seed + number))
             size += len(bodies[-1])
-        warmup = [workload.body(level.seed + level.requests + n) for n in range(min(level.warmup, len(bodies)))]
+        warmup = [request_set.body(level.seed + level.requests + n) for n in range(min(level.warmup, len(bodies)))]
     except OSError as error:
         sys.exit(f"lensmith bench: {error}")
-    with contextlib.suppress(BrokenPipeError, EOFError):  # the parent went
-        asyncio.run(Load(target, level, bodies, pipe).run(warmup))
+    with contextlib.suppress(BrokenPipeError, EOFError):  # the parent has ended
+        asyncio.run(LoadGenerator(endpoint, level, bodies, pipe).run(warmup))
 
 
-class Load:
+class LoadGenerator:
     """The event loop's part of a load process."""
 
-    def __init__(self, target: Target, level: Level, bodies: list[bytes], pipe: Connection) -> None:
-        self.target = target
+    def __init__(self, endpoint: Endpoint, level: LoadLevel, bodies: list[bytes], pipe: Connection) -> None:
+        self.endpoint = endpoint
         self.level = level
         self.bodies = bodies
         self.pipe = pipe
-        self.records: list[Record] = []
+        self.records: list[RequestRecord] = []
         self._numbers = iter(range(level.requests))
 
     async def run(self, warmup: list[bytes]) -> None:
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=self.target.timeout),
-            headers=self.target.headers,
+            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout),
+            headers=self.endpoint.headers,
             read_bufsize=2**20,
         ) as session:
             self.pipe.send(len(self.bodies))
             self.pipe.recv()
-            await asyncio.gather(*(ask(session, self.target.url, body, time.monotonic()) for body in warmup))
+            await asyncio.gather(*(ask(session, self.endpoint.url, body, time.monotonic()) for body in warmup))
             self.pipe.send(0)
             begin = self.pipe.recv()
             await asyncio.sleep(begin - time.monotonic())
@@ -199,7 +203,7 @@ class Load:
             if load.done():
                 load.result()
                 self.pipe.send((self.records, busy))
-            else:  # nobody reads the progress: the parent went
+            else:  # nobody reads the progress: the parent has ended
                 load.cancel()
 
     async def _closed(self, session: aiohttp.ClientSession) -> None:
@@ -219,7 +223,7 @@ class Load:
 
     async def _one(self, session: aiohttp.ClientSession, number: int, due: float) -> None:
         body = self.bodies[number % len(self.bodies)]
-        self.records.append(await ask(session, self.target.url, body, due))
+        self.records.append(await ask(session, self.endpoint.url, body, due))
 
     async def _progress(self) -> None:
         while True:
@@ -227,7 +231,7 @@ class Load:
             self.pipe.send(len(self.records))
 
 
-def arrivals(level: Level, begin: float) -> Iterator[float]:
+def arrivals(level: LoadLevel, begin: float) -> Iterator[float]:
     """When each request is due: a Poisson process of `level.rate` a second."""
     rng = random.Random(level.seed)
     due = begin

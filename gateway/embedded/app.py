@@ -102,7 +102,7 @@ class EmbeddedServer:
         """Answers a first prompt, because first calls are slow, and because it proves that the model works."""
         try:
             message = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
-            request = protocol.ChatRequest([message], protocol.SamplingParams(temperature=0), max_tokens=2)
+            request = protocol.GenerationRequest([message], protocol.SamplingParams(temperature=0), max_tokens=2)
             sequences = await asyncio.get_running_loop().run_in_executor(self.workers, batcher.make_sequences, request)
             batcher.submit(sequences)
             while True:
@@ -158,15 +158,15 @@ class EmbeddedServer:
         )
         return json_response({"count": len(ids), "max_model_len": batcher.loaded.context, "tokens": ids})
 
-    async def _parse(self, request: Request, form: protocol.Form) -> protocol.ChatRequest:
+    async def _parse(self, request: Request, form: protocol.Form) -> protocol.GenerationRequest:
         self._ready()
         return self._check(decode_json(await read_body(request)), form)
 
-    def _check(self, body: object, form: protocol.Form) -> protocol.ChatRequest:
+    def _check(self, body: object, form: protocol.Form) -> protocol.GenerationRequest:
         defaults = self._ready().loaded.defaults
         return protocol.parse(body, form, model=self.name, defaults=defaults, max_n=self.max_batch_size)
 
-    async def _answer(self, request: Request, chat: protocol.ChatRequest, completion: ChatCompletion) -> Response:
+    async def _answer(self, request: Request, chat: protocol.GenerationRequest, completion: ChatCompletion) -> Response:
         batcher = self._ready()
         sequences: list[RunningSequence] = []
         try:

@@ -38,7 +38,7 @@ class ChatCompletion:
     plain_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, model: str, request: protocol.ChatRequest) -> None:
+    def __init__(self, model: str, request: protocol.GenerationRequest) -> None:
         self.request = request
         self.prompt_tokens = 0
         self.choices = [GeneratedChoice() for _ in range(request.n)]

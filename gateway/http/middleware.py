@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids, the short way to the data routes, the management port's own application."""
+"""ASGI middleware: request ids, HEAD, the fast path to the data routes, the management port's own application."""
 
 from __future__ import annotations
 
@@ -12,16 +12,33 @@ from gateway.http.respond import header
 
 
 class ByPort:
-    """Sends what comes in at the management port to the one application, and everything else to the other."""
+    """Sends what comes in at the management port to the application `management`, and everything else on."""
 
-    def __init__(self, management: ASGIApp, port: int, others: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, management: ASGIApp, port: int) -> None:
+        self._app = app
         self._management = management
         self._port = port
-        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         inside = scope["type"] == "http" and scope["server"][1] == self._port  # the socket's own port, not a header's
-        await (self._management if inside else self._others)(scope, receive, send)
+        await (self._management if inside else self._app)(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD wherever GET is: the same head, without the body (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 # An id we take over from the caller: short, printable, nothing that could break a log line or a header.
@@ -51,9 +68,10 @@ class RequestIds:
 
 
 class Direct:
-    """Sends a POST to one of `endpoints` (path -> ASGI endpoint) straight there, everything else to `app`.
+    """The fast path: a POST to one of `endpoints` (path -> ASGI application) goes straight there, all else to `app`.
 
-    FastAPI's own layers take longer for a request than all checks of one without images.
+    They are the applications of routes that `app` has too. FastAPI's layers around them (exception handlers, an exit
+    stack, matching every route) take longer for a request than all checks of one without images.
     """
 
     def __init__(self, app: ASGIApp, endpoints: Mapping[str, ASGIApp]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import orjson
 
-from gateway.api.chat import ChatRequest
+from gateway.api.chat import EngineRequest
 from gateway.runtime.models import Model
+from gateway.streaming.normalise import estimated_tokens
 
 
 class Payload:
@@ -14,7 +15,7 @@ class Payload:
     Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
     """
 
-    def __init__(self, request: ChatRequest, model: Model) -> None:
+    def __init__(self, request: EngineRequest, model: Model) -> None:
         body = request.body
         if request.stream:
             # To count tokens; the relay takes the usage out again if the client didn't ask for it.
@@ -23,6 +24,8 @@ class Payload:
         self.affinity = model.affinity(body, request.images)
         self._model: str = body.pop("model")
         self._written = orjson.dumps({"model": self._model, **body})
+        # For engines that do not count: an image is taken for nothing, for its data says little of its tokens.
+        self.prompt_tokens = estimated_tokens(len(self._written) - sum(len(image.url) for image in request.images))
         body.clear()  # the images are held once, not twice, while the request waits
         request.images.clear()
 

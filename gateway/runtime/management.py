@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.contract.answers import Health, Ready
 from gateway.runtime.exposition import Exposition
 from gateway.runtime.service import SHUTDOWN_RETRY, Service
 
@@ -14,12 +15,17 @@ def management_routes(service: Service, exposition: Exposition | None, details: 
     """`exposition`: None leaves /metrics out. `details`: whether /ready tells of models, engines and their problems."""
     router = APIRouter()
 
-    @router.get("/health")
-    async def health() -> dict[str, str]:
+    @router.get("/health", summary="Whether the process lives")
+    async def health() -> Health:
         """Whether this process lives. Whether it can answer requests is /ready's business."""
-        return {"status": "ok"}
+        return Health(status="ok")
 
-    @router.get("/ready")
+    @router.get(
+        "/ready",
+        summary="Whether a model can be used",
+        response_model=Ready,
+        responses={503: {"model": Ready, "description": "None can"}},
+    )
     async def ready() -> Response:
         """200 while at least one model can be used; what is the matter with the others is in the answer."""
         models = service.models.all
@@ -38,7 +44,7 @@ def management_routes(service: Service, exposition: Exposition | None, details: 
 
     if exposition is not None:
 
-        @router.get("/metrics")
+        @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
         async def metrics() -> Response:
             return Response(await exposition.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 

@@ -1,4 +1,4 @@
-"""What the engines are asked: conversations with drawn pictures of many sizes, or with one's own pictures."""
+"""The conversations that are compared: with drawn pictures of many sizes, or with the user's own pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from gateway.bench.workload import data_uri, file_uri
+from gateway.bench.request_set import data_uri, file_uri
 from modelfiles.folder.model_folder import ModelFolder
 
 QUESTIONS = (
@@ -29,7 +29,7 @@ MAX_SIDE = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One conversation. `shrunk`: its picture is larger than the model looks at, so that who shrinks it how matters."""
+    """One conversation. `shrunk`: its picture is above the model's pixel limit; engines may shrink it differently."""
 
     name: str
     messages: list[dict[str, Any]]
@@ -50,35 +50,41 @@ def cases(folder: ModelFolder, count: int, questions: tuple[str, ...], files: tu
 
 
 def drawn_case(number: int, question: str, limits: tuple[int, int, int], rng: random.Random) -> Case:
-    least, most, largest = limits
-    name, picture = f"picture {number + 1}", draw(random_size(least, most, rng), rng)
+    min_pixels, max_pixels, shrink_pixels = limits
+    name, picture = f"picture {number + 1}", draw(random_size(min_pixels, max_pixels, rng), rng)
     kind = number % 10
     if kind == 1:
         return Case(f"{name}, system prompt", [{"role": "system", "content": "Be brief."}, user(question, picture)])
     if kind == 3:
-        return Case(f"{name} and another", [user(question, picture, draw(random_size(least, most, rng), rng))])
+        return Case(
+            f"{name} and another", [user(question, picture, draw(random_size(min_pixels, max_pixels, rng), rng))]
+        )
     if kind == 5:
         said = {"role": "assistant", "content": "A picture."}
         return Case(f"{name}, second turn", [user("What is this?", picture), said, user(question)])
-    if kind == 7 and largest:
-        side = math.isqrt(largest)
+    if kind == 7 and shrink_pixels:
+        side = math.isqrt(shrink_pixels)
         wide = draw((side + side // 2, side), rng)
         return Case(f"{name}, too large", [user(question, wide)], shrunk=True)
     return Case(name, [user(question, picture)])
 
 
 def sizes(folder: ModelFolder) -> tuple[int, int, int]:
-    """The least and most pixels to draw, of those the model looks at; and its most, 0 if that is too many to draw."""
-    least, most = folder.image_pixel_limits
-    within = min(most or MAX_SIDE**2, MAX_SIDE**2)
-    return max(least, 64 * 64), max(within, least, 64 * 64), most if 0 < most <= 4 * MAX_SIDE**2 else 0
+    """(min_pixels, max_pixels) of the pictures to draw, and the model's own max_pixels, 0 if too many to draw."""
+    min_pixels, max_pixels = folder.image_pixel_limits
+    within = min(max_pixels or MAX_SIDE**2, MAX_SIDE**2)
+    return (
+        max(min_pixels, 64 * 64),
+        max(within, min_pixels, 64 * 64),
+        max_pixels if 0 < max_pixels <= 4 * MAX_SIDE**2 else 0,
+    )
 
 
-def random_size(least: int, most: int, rng: random.Random) -> tuple[int, int]:
-    """Width and height of at least `least` and at most `most` pixels, sides within 1:2."""
-    pixels, ratio = rng.uniform(least, most), rng.uniform(0.5, 2.0)
+def random_size(min_pixels: int, max_pixels: int, rng: random.Random) -> tuple[int, int]:
+    """Width and height of `min_pixels` to `max_pixels` pixels, sides within 1:2."""
+    pixels, ratio = rng.uniform(min_pixels, max_pixels), rng.uniform(0.5, 2.0)
     width = max(32, round(math.sqrt(pixels * ratio)))
-    return width, max(32, min(math.ceil(pixels / width), most // width))
+    return width, max(32, min(math.ceil(pixels / width), max_pixels // width))
 
 
 def user(question: str, *pictures: str) -> dict[str, Any]:

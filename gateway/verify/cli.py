@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.bench.cli import image_files
-from gateway.verify.answers import Answer, ask_all
 from gateway.verify.cases import Case, cases
-from gateway.verify.compare import Comparison, compare
-from gateway.verify.record import record
+from gateway.verify.compare import EngineComparison, compare_engines
+from gateway.verify.greedy import GreedyAnswer, ask_all
+from gateway.verify.record import record_results
 from gateway.verify.servers import running
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.provenance import PROVENANCE
@@ -82,7 +82,7 @@ def verify(
     in the folder's lensmith.json, if it has one. Exits with 1 if an engine differs. A URL's key is read from
     LENSMITH_API_KEY.
     """
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         folder = ModelFolder.open(model_dir)
         files = image_files(image_dir) if image_dir is not None else ()
@@ -95,36 +95,36 @@ def verify(
         if engine == REFERENCE:
             expected = answers
         else:
-            compared.append(compare(engine, asked, expected, answers, tolerance))
+            compared.append(compare_engines(engine, asked, expected, answers, tolerance))
     if all(answer.error for answer in expected):
         raise click.ClickException(f"transformers answered nothing: {expected[0].error}")
-    show(compared, len(asked))
-    results = [result(one, len(asked), max_tokens, tolerance) for one in compared]
+    print_comparisons(compared, len(asked))
+    results = [comparison_json(one, len(asked), max_tokens, tolerance) for one in compared]
     if json_file is not None:
         json_file.write_text(json.dumps({"model": str(folder.path), "verified": results}, indent=2) + "\n")
     try:
-        kept = record(folder, results)
+        kept = record_results(folder, results)
     except (ModelFolderError, OSError) as error:
         raise click.ClickException(f"The result is not kept: {error}") from None
     click.echo(f"kept in {folder.path / PROVENANCE}" if kept else f"not kept: the folder has no {PROVENANCE}")
     sys.exit(0 if all(one.ok for one in compared) else 1)
 
 
-def answers_of(engine: str, folder: ModelFolder, asked: list[Case], max_tokens: int) -> list[Answer]:
+def answers_of(engine: str, folder: ModelFolder, asked: list[Case], max_tokens: int) -> list[GreedyAnswer]:
     console = Console(stderr=True)
     with console.status(f"{engine}: starting"), running(engine, folder) as server:
         console.print(f"{engine}: answering {len(asked)} prompts")
         return asyncio.run(ask_all(server.url, server.key, server.model, asked, max_tokens))
 
 
-def result(one: Comparison, count: int, max_tokens: int, tolerance: float) -> dict[str, Any]:
-    """What is kept of a comparison."""
+def comparison_json(one: EngineComparison, count: int, max_tokens: int, tolerance: float) -> dict[str, Any]:
+    """The entry of a comparison in lensmith.json."""
     from datetime import datetime, timezone
 
     return {
         "engine": one.engine,
         "reference": REFERENCE,
-        "versions": versions(),
+        "versions": package_versions(),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "prompts": count,
         "max_tokens": max_tokens,
@@ -134,19 +134,19 @@ def result(one: Comparison, count: int, max_tokens: int, tolerance: float) -> di
     }
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     from importlib import metadata
 
-    found = {}
+    installed = {}
     for package in ("transformers", "torch", "lmdeploy"):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def show(compared: list[Comparison], count: int) -> None:
+def print_comparisons(compared: list[EngineComparison], count: int) -> None:
     console = Console(soft_wrap=True)
     table = Table("engine", "answers", "prompts", "same", "tokens", "mean Δ", "most Δ")
     for one in compared:
@@ -171,5 +171,5 @@ def show(compared: list[Comparison], count: int) -> None:
             console.print(f"     and {len(one.problems) - SHOWN_PROBLEMS} more")
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)

@@ -1,22 +1,22 @@
-"""Two engines' answers to the same conversations: where they differ, and whether rounding explains it."""
+"""Compares two engines' answers to the same conversations: where they differ, and whether rounding explains it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
-from gateway.verify.answers import Answer
 from gateway.verify.cases import Case
+from gateway.verify.greedy import GreedyAnswer
 from modelfiles.server.verify import Check
 
 
 @dataclass
-class Comparison:
+class EngineComparison:
     """One engine against the reference.
 
-    deltas: the absolute differences of log-probabilities in nats, of every token up to the first other one; tied:
-    answers that part where the reference itself was undecided; problems: what rounding does not explain, a sentence
-    each.
+    deltas: the absolute differences of log-probabilities in nats, of every token up to the first different one; tied:
+    answers that differ first at a token for which the reference had an alternative within the tolerance; problems:
+    differences that rounding does not explain, a sentence each.
     """
 
     engine: str
@@ -39,71 +39,78 @@ class Comparison:
         return all(check.ok for check in self.checks)
 
 
-def compare(engine: str, cases: list[Case], expected: list[Answer], seen: list[Answer], tolerance: float) -> Comparison:
+def compare_engines(
+    engine: str, cases: list[Case], expected: list[GreedyAnswer], answers: list[GreedyAnswer], tolerance: float
+) -> EngineComparison:
     """Compare an engine's answers with the reference's. `tolerance` in nats: see `lensmith verify --help`."""
-    found = Comparison(engine)
-    for case, reference, answer in zip(cases, expected, seen, strict=True):
-        problem = _compare_case(found, case, reference, answer, tolerance)
+    comparison = EngineComparison(engine)
+    for case, reference, answer in zip(cases, expected, answers, strict=True):
+        problem = _compare_case(comparison, case, reference, answer, tolerance)
         if problem:
-            found.problems.append(f"{case.name}: {problem}.")
+            comparison.problems.append(f"{case.name}: {problem}.")
     judged = len([case for case in cases if not case.shrunk])
-    mean = found.mean_delta
-    found.checks = [
-        Check("answers", found.answers == len(cases), f"{found.answers} of {len(cases)}"),
-        Check("prompt tokens", found.same_prompts == len(cases), f"the same in {found.same_prompts} of {len(cases)}"),
+    mean = comparison.mean_delta
+    comparison.checks = [
+        Check("answers", comparison.answers == len(cases), f"{comparison.answers} of {len(cases)}"),
+        Check(
+            "prompt tokens",
+            comparison.same_prompts == len(cases),
+            f"the same in {comparison.same_prompts} of {len(cases)}",
+        ),
         Check(
             "greedy tokens",
-            found.same_answers + found.tied == judged,
-            f"{found.same_answers} of {judged} answers the same"
-            + (f", {found.tied} part at a tie" if found.tied else "")
-            + f"; {found.same_tokens} of {found.tokens} tokens",
+            comparison.same_answers + comparison.tied == judged,
+            f"{comparison.same_answers} of {judged} answers the same"
+            + (f", {comparison.tied} part at a tie" if comparison.tied else "")
+            + f"; {comparison.same_tokens} of {comparison.tokens} tokens",
         ),
     ]
     if mean is None:
-        found.checks.append(Check("log-probabilities", True, "the engine gives none"))
+        comparison.checks.append(Check("log-probabilities", True, "the engine gives none"))
     else:
-        detail = (
-            f"differ by {mean:.4f} nats on average, {max(found.deltas):.4f} at most (limit {tolerance:g} on average)"
-        )
-        found.checks.append(Check("log-probabilities", mean <= tolerance, detail))
-    return found
+        detail = f"differ by {mean:.4f} nats on average, {max(comparison.deltas):.4f} at most "
+        detail += f"(limit {tolerance:g} on average)"
+        comparison.checks.append(Check("log-probabilities", mean <= tolerance, detail))
+    return comparison
 
 
-def _compare_case(found: Comparison, case: Case, reference: Answer, answer: Answer, tolerance: float) -> str:
-    """Count the case; what is wrong with it, or ''."""
+def _compare_case(
+    comparison: EngineComparison, case: Case, reference: GreedyAnswer, answer: GreedyAnswer, tolerance: float
+) -> str:
+    """Adds the case to the counts; returns a sentence on what is wrong with it, or an empty string."""
     if reference.error or answer.error:
         return f"the reference failed, {reference.error}" if reference.error else answer.error
-    found.answers += 1
+    comparison.answers += 1
     if answer.prompt_tokens != reference.prompt_tokens:
         return (
             f"the prompt has {answer.prompt_tokens} tokens, but {reference.prompt_tokens} for the reference: another "
             "chat template, or pictures of another size"
         )
-    found.same_prompts += 1
-    if case.shrunk:  # whoever shrinks it rounds in another way
+    comparison.same_prompts += 1
+    if case.shrunk:  # the gateway and transformers shrink with different rounding
         return ""
     ours, theirs = reference.tokens, answer.tokens
     if ours is None or theirs is None:
-        found.same_answers += answer.text == reference.text
-        found.tokens += len(ours or ())
-        found.same_tokens += len(ours or ()) if answer.text == reference.text else 0
+        comparison.same_answers += answer.text == reference.text
+        comparison.tokens += len(ours or ())
+        comparison.same_tokens += len(ours or ()) if answer.text == reference.text else 0
         return "" if answer.text == reference.text else f"answers {answer.text!r}, but the reference {reference.text!r}"
-    same = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a.text != b.text), None)
+    same = next((index for index, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a.text != b.text), None)
     same = min(len(ours), len(theirs)) if same is None else same
-    found.deltas += [abs(a.log_prob - b.log_prob) for a, b in zip(ours[:same], theirs[:same], strict=True)]
-    found.tokens += len(ours)
-    found.same_tokens += same
+    comparison.deltas += [abs(a.log_prob - b.log_prob) for a, b in zip(ours[:same], theirs[:same], strict=True)]
+    comparison.tokens += len(ours)
+    comparison.same_tokens += same
     if same == len(ours) == len(theirs):
-        found.same_answers += 1
+        comparison.same_answers += 1
         return ""
     if same == len(ours) or same == len(theirs):
-        found.same_answers += answer.text == reference.text
+        comparison.same_answers += answer.text == reference.text
         longer = "ends later" if same == len(ours) else "ends earlier"
         return "" if answer.text == reference.text else f"{longer} ({answer.text!r} and {reference.text!r})"
     other = theirs[same].text
     gap = ours[same].log_prob - ours[same].top.get(other, float("-inf"))
     if gap <= tolerance:
-        found.tied += 1
+        comparison.tied += 1
         return ""
     names = [text.decode("utf-8", "replace") for text in (other, ours[same].text)]
     likelier = f"{gap:.2f} nats likelier" if math.isfinite(gap) else "far likelier"

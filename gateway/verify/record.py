@@ -10,7 +10,7 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.provenance import PROVENANCE, VERIFIED, to_bytes
 
 
-def record(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
+def record_results(folder: ModelFolder, results: list[dict[str, Any]]) -> bool:
     """Put results into lensmith.json, in place of earlier ones of the same engines.
 
     False if the folder has no such file: only an export has, and is known as one by it. Raises ModelFolderError and

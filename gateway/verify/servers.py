@@ -1,4 +1,4 @@
-"""The engines to compare, each running while it is asked: our own servers as child processes, others by their URL."""
+"""Runs the engines that are compared: ours as child processes, others at their URLs."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ START_SECONDS = 900
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningEngine:
     url: URL
     key: str | None
     model: str
 
 
 @contextmanager
-def running(engine: str, folder: ModelFolder) -> Iterator[Running]:
+def running(engine: str, folder: ModelFolder) -> Iterator[RunningEngine]:
     """The engine, ready to be asked. Raises ClickException if it does not start or does not answer.
 
     transformers is our embedded engine itself. lmdeploy is behind `lensmith serve`, so that what is verified is what
     clients get.
     """
     if engine.startswith(("http://", "https://")):
-        yield remote(engine, folder)
+        yield remote_engine(engine, folder)
         return
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port)]
@@ -53,7 +53,7 @@ def running(engine: str, folder: ModelFolder) -> Iterator[Running]:
         process = subprocess.Popen([sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             wait_until_ready(process, url / ("health" if engine == "transformers" else "ready"), engine, log.fileno())
-            yield Running(url, None, folder.name)
+            yield RunningEngine(url, None, folder.name)
         finally:
             process.terminate()
             try:
@@ -63,21 +63,21 @@ def running(engine: str, folder: ModelFolder) -> Iterator[Running]:
                 process.wait()
 
 
-def remote(address: str, folder: ModelFolder) -> Running:
+def remote_engine(address: str, folder: ModelFolder) -> RunningEngine:
     """The engine at an address; of its models the one with the folder's name, else the first."""
 
-    async def listed(url: URL, key: str | None) -> list[str]:
+    async def list_models(url: URL, key: str | None) -> list[str]:
         async with aiohttp.ClientSession() as session:
             return await fetch_models(session, url, key)
 
     try:
         url, key = base_url(address), os.environ.get(KEY)
-        models = asyncio.run(listed(url, key))
+        models = asyncio.run(list_models(url, key))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except EngineUnreachable as error:
         raise click.ClickException(f"There is nothing to verify: {error}.") from None
-    return Running(url, key, folder.name if folder.name in models else models[0])
+    return RunningEngine(url, key, folder.name if folder.name in models else models[0])
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: URL, engine: str, log: int) -> None:

@@ -1,6 +1,6 @@
 """Checks a model folder for everything that breaks in Ollama, most of which `ollama create` calls a success.
 
-Reads configs and tensor headers only. The rules are in modelfiles/checks/rules.py.
+Reads configs and tensor headers only. The rules are in modelfiles/checks/*_rules.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfiles.checks.finding import Finding
+from modelfiles.checks.image_rules import folder_image_findings
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.files import positive_int, read_json
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -18,6 +19,7 @@ from modelfiles.ollama.architectures import Architecture, expand_tensors, find_a
 from modelfiles.ollama.chat_facts import ChatFacts, read_chat_facts
 from modelfiles.ollama.plan import ModelfilePlanError, choose_architecture, stop_tokens
 from modelfiles.ollama.repair import RepairError, repaired_configs
+from modelfiles.ollama.versions import NEWEST, Version
 
 _LEFTOVER = re.compile(r"\.lora_|\.base_layer\.|\.modules_to_save\.")
 _QUANTIZED = re.compile(r"\.(absmax|quant_map|quant_state|qweight|qzeros|SCB|weight_format)\b")
@@ -25,16 +27,16 @@ _READABLE = {"BF16", "F16", "F32", "F8_E4M3"}
 _VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model)\.")
 
 
-def check_folder(path: str | Path, route: str = "safetensors") -> list[Finding]:
-    """Every finding about the folder for a route ("safetensors", or "gguf", which forgives more)."""
+def check_folder(path: str | Path, route: str = "safetensors", ollama: Version = NEWEST) -> list[Finding]:
+    """Every finding about the folder for a route ("safetensors", or "gguf", which forgives more) and an Ollama."""
     try:
         folder = ModelFolder.open(path)
-        return list(_findings(folder, route))
+        return list(_findings(folder, route, ollama))
     except ModelFolderError as error:
         return [Finding(error.rule, str(error))]
 
 
-def _findings(folder: ModelFolder, route: str) -> Iterator[Finding]:
+def _findings(folder: ModelFolder, route: str, ollama: Version) -> Iterator[Finding]:
     facts: ChatFacts | None = None
     try:
         facts = read_chat_facts(folder)
@@ -55,6 +57,8 @@ def _findings(folder: ModelFolder, route: str) -> Iterator[Finding]:
     if architecture and architecture.since and route == "safetensors":
         yield from _check_configs(folder, architecture)
         yield from _check_experts(folder)
+    if architecture:
+        yield from folder_image_findings(folder, architecture, ollama)
     yield from _check_weights(folder, architecture, route)
     yield from _check_tokens(folder, facts)
 

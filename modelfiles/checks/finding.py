@@ -7,6 +7,7 @@ from typing import Any
 
 from modelfiles.checks.rule import ERROR
 from modelfiles.checks.rules import RULES
+from modelfiles.language.grammar import Command
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,8 @@ def exit_code(findings: list[Finding]) -> int:
     """0 for none, 1 for warnings only, 2 if there is an error."""
     severities = {finding.severity for finding in findings}
     return 2 if ERROR in severities else 1 if severities else 0
+
+
+def finding_at(rule: str, message: str, command: Command | None = None) -> Finding:
+    """A finding where a Modelfile's command begins."""
+    return Finding(rule, message, "", command.line if command else 0, command.column if command else 0)

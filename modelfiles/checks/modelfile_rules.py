@@ -45,7 +45,7 @@ MODELFILE_RULES: dict[str, Rule] = {
     "MF308": Rule(WARNING, "A directive that a later one replaces", "The last one wins.", "Keep one."),
     "MF309": Rule(
         ERROR,
-        "FROM or ADAPTER names a path that does not exist",
+        "FROM, ADAPTER or DRAFT names a path that does not exist",
         "Takes it as the name of a model and says `invalid model name`.",
         "Correct the path; it is relative to the Modelfile.",
     ),
@@ -78,6 +78,12 @@ MODELFILE_RULES: dict[str, Rule] = {
         "TEMPLATE does not parse as a Go template",
         "Says `template: ...` at create.",
         "Correct the template; `lensmith modelfile generate` writes one that works.",
+    ),
+    "MF315": Rule(
+        ERROR,
+        "TEMPLATE calls a template that nothing defines",
+        "Create says `success`; every request fails with `template ... not defined`.",
+        "Add {{ define }} for it, or correct the name.",
     ),
     "MF401": Rule(
         ERROR,
@@ -139,5 +145,13 @@ MODELFILE_RULES: dict[str, Rule] = {
         "The prompt differs from the model's chat template",
         "Sends what TEMPLATE or RENDERER makes; it compares nothing.",
         "See `lensmith modelfile render` for the difference.",
+    ),
+    "MF411": Rule(
+        WARNING,
+        "Neighbouring images are taken for one",
+        "From 0.30.9 to 0.33.0 the llama.cpp inside takes two neighbouring images of equal size for frames of a video: "
+        "two cost as many tokens as one, the second is invisible, and eight become four.",
+        "Begin the message with an `[img]` for each image, a blank between them; or use another version. Say how many "
+        "images a request has with --images-per-request.",
     ),
 }

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from modelfiles.checks.folder_rules import FOLDER_RULES
 from modelfiles.checks.modelfile_rules import MODELFILE_RULES
-from modelfiles.checks.rule import GENERATE, Rule
+from modelfiles.checks.rule import ERROR, GENERATE, Rule
 
 RULES: dict[str, Rule] = dict(sorted((FOLDER_RULES | MODELFILE_RULES).items()))
+
+
+def prevents_import(rule: str) -> bool:
+    """Whether Ollama cannot load a folder with this fault. MF222 is an error, but one of what answers are worth."""
+    return RULES[rule].severity == ERROR and rule != "MF222"
 
 
 def is_repaired(rule: str) -> bool:

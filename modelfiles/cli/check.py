@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modelfiles.checks.context import Context
 from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.finding import Finding, exit_code
-from modelfiles.checks.lint import Context, lint, local_path
+from modelfiles.checks.lint import lint
+from modelfiles.checks.lint_sources import local_path
 from modelfiles.cli.options import IMAGES, SIZE, VERSION
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -92,7 +94,9 @@ def doctor(
     elif path.is_dir() and _has_only_gguf(path):
         findings = [found for found in lint(b"FROM .\n", path, Context(ollama))[1] if found.rule.startswith("MF5")]
     if folder is not None and not _has_only_gguf(folder):
-        findings = [*check_folder(folder, route), *findings]
+        of_folder = check_folder(folder, route, ollama)
+        known = {finding.rule for finding in of_folder}
+        findings = [*of_folder, *(finding for finding in findings if finding.rule not in known)]
     _report(commands, findings, as_json)
 
 

@@ -23,6 +23,7 @@ class Architecture:
     pair. text_fields: where Ollama looks for the language model's settings in config.json ("text_config" or "root").
     renderers: (RENDERER, PARSER) for instruct and for thinking models. template: the Go template that equals the chat
     template, a file of templates/. image_tokens: what an image costs, None for Qwen's rule (by its size).
+    resized_by_ollama: whether Ollama >= 0.30 sizes images to 1024 tokens and more, whatever the model's limits are.
     reads_rope_parameters: whether Ollama knows transformers 5's place for the rope settings.
     tensors: names every checkpoint has; {layer} and {block} run over the text layers and vision blocks.
     wrong_prefixes: prefixes Ollama does not map, and what is wrong with them.
@@ -37,6 +38,7 @@ class Architecture:
     gguf_since: Version = LLAMA_SERVER
     needed_files: tuple[str, ...] = ("tokenizer.json", "preprocessor_config.json")
     image_tokens: int | None = None
+    resized_by_ollama: bool = False
     mrope_section: tuple[int, ...] = ()
     reads_rope_parameters: bool = False
     tensors: tuple[str, ...] = ()
@@ -99,6 +101,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         architectures=("Qwen3VLForConditionalGeneration",),
         since=(0, 12, 7),
         template="chatml",
+        resized_by_ollama=True,
         renderers={
             "instruct": ("qwen3-vl-instruct", "qwen3-vl-instruct"),
             "thinking": ("qwen3-vl-thinking", "qwen3-vl-thinking"),
@@ -122,6 +125,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         architectures=("Qwen3VLMoeForConditionalGeneration",),
         since=(0, 12, 7),
         template="chatml",
+        resized_by_ollama=True,
         renderers={
             "instruct": ("qwen3-vl-instruct", "qwen3-vl-instruct"),
             "thinking": ("qwen3-vl-thinking", "qwen3-vl-thinking"),
@@ -141,6 +145,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         architectures=("Qwen2_5_VLForConditionalGeneration",),
         since=(0, 7, 0),
         template="chatml",
+        resized_by_ollama=True,
         text_fields="root",
         mrope_section=(16, 24, 24),
         tensors=(
@@ -159,6 +164,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         architectures=("Qwen2VLForConditionalGeneration",),
         since=None,
         template="chatml",
+        resized_by_ollama=True,
         text_fields="root",
         mrope_section=(16, 24, 24),
         tensors=(

@@ -8,10 +8,9 @@ from modelfiles.folder.files import positive_int
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.images.smart_resize import smart_resize
 from modelfiles.ollama.architectures import Architecture
-from modelfiles.ollama.versions import LLAMA_SERVER, Version
+from modelfiles.ollama.image_limits import LLAMA_CPP_QWEN_VL, image_unit, ollama_pixel_limits
+from modelfiles.ollama.versions import Version
 
-# What Ollama tells llama-server about every Qwen-VL image (--image-min-tokens) and llama.cpp's own upper limit.
-QWEN_IMAGE_TOKENS = (1024, 4096)
 IMAGE_MARKS = 2  # <|vision_start|> and <|vision_end|>
 TEXT_TOKENS = 2048  # for the system prompt, the question and the answer
 ROUND_TO = 1024
@@ -20,17 +19,14 @@ ROUND_TO = 1024
 def image_tokens(architecture: Architecture, folder: ModelFolder, size: tuple[int, int], ollama: Version) -> int:
     """Tokens that an image of `size` (width, height in pixels) takes, its marks included.
 
-    The limits of Qwen's rule are the model's own before Ollama 0.30 and QWEN_IMAGE_TOKENS since.
+    The limits of Qwen's rule are the model's own before Ollama 0.30, and Ollama's since.
     """
     if architecture.image_tokens is not None:
         return architecture.image_tokens + IMAGE_MARKS
-    unit = (folder.patch_size or 14) * folder.merge_size
-    if ollama >= LLAMA_SERVER:
-        min_pixels, max_pixels = (tokens * unit * unit for tokens in QWEN_IMAGE_TOKENS)
-    else:
-        low, high = folder.image_pixel_limits
-        min_pixels, max_pixels = low or unit * unit, high or QWEN_IMAGE_TOKENS[1] * unit * unit
-    width, height = smart_resize(size, unit, min_pixels, max_pixels)
+    unit = image_unit(folder)
+    low, high = folder.image_pixel_limits
+    own = low or unit**2, high or LLAMA_CPP_QWEN_VL.max * unit**2
+    width, height = smart_resize(size, unit, *(ollama_pixel_limits(folder, architecture, ollama) or own))
     return width * height // unit**2 + IMAGE_MARKS
 
 

@@ -217,8 +217,8 @@ def _prompt_lines(folder: ModelFolder, architecture: Architecture, strategy: str
     source = folder.chat_template_and_source[1]
     if strategy == "template":
         text = architecture.template_text()
-        nodes = gotemplate.parse_template(text)
-        prompts = [render_template(nodes, case) for case in CASES]
+        template = gotemplate.parse_template(text)
+        prompts = [render_template(template, case) for case in CASES]
         reason = "written for the model's chat template; offers tools, so that Ollama does not replace it"
         lines = [Line(Command("template", text), reason, source)]
     else:

@@ -14,12 +14,16 @@ from typing import Any
 from modelfiles.folder.chat_template import ChatTemplateError, render_chat_template, to_hugging_face
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language import gotemplate
-from modelfiles.language.gotemplate import GoTemplateError, Node
+from modelfiles.language.gotemplate import Action, Field, GoTemplateError, Pipe, Template
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 RENDERERS = ("qwen3-vl-instruct", "qwen3-vl-thinking")
 
-# How Qwen's models are told about tools.
+# What Ollama gives a template for what a request does not set.
+_UNSET: dict[str, Any] = {
+    "Response": "", "Think": False, "IsThinkSet": False, "Query": "", "Document": "", "Instruction": "",
+}  # fmt: skip
+# The text that describes tools to Qwen's models.
 _TOOLS_BEFORE = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -79,7 +83,7 @@ CASES = (
 )  # fmt: skip
 
 
-def render_template(nodes: list[Node], conversation: Conversation, image: str = IMAGE) -> str:
+def render_template(template: Template, conversation: Conversation, image: str = IMAGE) -> str:
     """What Ollama makes of a TEMPLATE. Raises GoTemplateError."""
     messages = _with_image_tags(conversation.messages, image)
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
@@ -89,10 +93,10 @@ def render_template(nodes: list[Node], conversation: Conversation, image: str = 
             merged[-1]["Content"] += "\n\n" + message["content"]
         else:
             merged.append(_go_message(message))
-    if gotemplate.fields(nodes) & {"Messages", "Document"}:
-        data = {"System": system, "Messages": merged, "Tools": conversation.tools, "Response": ""}
-        return gotemplate.execute(nodes, data)
-    return _render_legacy(nodes, merged)
+    if gotemplate.fields(template) & {"Messages", "Document"}:
+        data = {"System": system, "Messages": merged, "Tools": conversation.tools, **_UNSET}
+        return gotemplate.execute(template, data)
+    return _render_legacy(template, merged)
 
 
 def render_renderer(name: str, conversation: Conversation, image: str = IMAGE) -> str:
@@ -166,23 +170,24 @@ def render_folder(folder: ModelFolder, conversations: list[Conversation]) -> lis
     )
 
 
-def _render_legacy(nodes: list[Node], messages: list[dict[str, Any]]) -> str:
+def _render_legacy(template: Template, messages: list[dict[str, Any]]) -> str:
     """A template of .System, .Prompt and .Response runs once per exchange and stops at the last .Response."""
-    if not gotemplate.fields(nodes) & {"Response"}:
-        nodes = [*nodes, Node("action", pipe=[[("field", ["Response"])]])]
+    if not gotemplate.fields(template) & {"Response"}:
+        response = Action(Pipe([[Field(("Response",))]]))
+        template = Template([*template.nodes, response], template.defined)
     parts: list[str] = []
-    turn = {"System": "", "Prompt": "", "Response": ""}
+    turn = {**_UNSET, "System": "", "Prompt": ""}
     for message in messages:
         slot = {"system": "System", "user": "Prompt", "assistant": "Response"}.get(message["Role"])
         if slot is None:
             continue
         if turn["Response"] or (slot == "System" and turn["Prompt"]):
-            parts.append(gotemplate.execute(nodes, turn))
-            turn = {"System": "", "Prompt": "", "Response": ""}
+            parts.append(gotemplate.execute(template, turn))
+            turn = {**_UNSET, "System": "", "Prompt": ""}
         turn[slot] = message["Content"]
     marker = "\x00response\x00"
     ending = turn["Response"] if messages and messages[-1]["Role"] == "assistant" else ""
-    last = gotemplate.execute(nodes, turn | {"Response": marker}).partition(marker)[0]
+    last = gotemplate.execute(template, turn | {"Response": marker}).partition(marker)[0]
     return "".join(parts) + last + ending
 
 
@@ -203,4 +208,5 @@ def _go_message(message: dict[str, Any]) -> dict[str, Any]:
         {"Function": {"Name": call["function"]["name"], "Arguments": call["function"]["arguments"]}}
         for call in message.get("tool_calls", [])
     ]
-    return {"Role": message["role"], "Content": message["content"], "ToolCalls": calls}
+    message_fields = {"Role": message["role"], "Content": message["content"], "ToolCalls": calls, "Images": []}
+    return message_fields | {"Thinking": message.get("thinking", ""), "ToolName": message.get("tool_name", "")}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modelfiles.checks.lint import local_path
+from modelfiles.checks.lint_sources import local_path
 from modelfiles.folder.files import regular_file
 from modelfiles.language.create_request import create_request
 from modelfiles.language.grammar import Command

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfiles.checks.doctor import check_folder
-from modelfiles.checks.rules import is_repaired
+from modelfiles.checks.rules import is_repaired, prevents_import
 from modelfiles.folder.files import regular_file
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.grammar import emit
@@ -82,8 +82,8 @@ def write_stage(plan: ModelfilePlan, out: Path, llama_cpp: Path | None = None, s
 
 def _refuse_broken(plan: ModelfilePlan) -> None:
     """Raises ModelfilePlanError if the weights have a fault that no stage folder repairs."""
-    findings = check_folder(plan.folder.path, plan.route)
-    broken = [finding for finding in findings if finding.severity == "error" and not is_repaired(finding.rule)]
+    findings = check_folder(plan.folder.path, plan.route, plan.options.ollama)
+    broken = [found for found in findings if prevents_import(found.rule) and not is_repaired(found.rule)]
     if broken:
         more = f" (and {len(broken) - 1} more; see `lensmith modelfile doctor`)" if len(broken) > 1 else ""
         raise ModelfilePlanError(

@@ -10,7 +10,16 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from gateway.api.chat import parse_json
+from gateway.api.ollama.models import (
+    OllamaError,
+    OllamaModel,
+    OllamaModels,
+    OllamaShow,
+    OllamaShowRequest,
+    OllamaVersion,
+)
+from gateway.contract.answers import problems
+from gateway.contract.validation import parse_json, validate
 from gateway.errors import ApiError, bad_request
 from gateway.http.body import read_body
 from gateway.http.disconnect import ClientGone
@@ -19,6 +28,7 @@ BODY_LIMIT = 65536
 BODY_SECONDS = 30.0
 # The version of Ollama whose API this is; some clients ask for a minimum.
 VERSION = "0.33.0"
+SHOW_REQUEST = OllamaShowRequest.model_json_schema()
 # All that is known of a model that an engine serves.
 DETAILS = {
     "parent_model": "",
@@ -34,47 +44,47 @@ def ollama_routes(models: Callable[[Request], list[str]]) -> APIRouter:
     """`models`: the names that the caller of a request may use."""
     router = APIRouter(prefix="/api", tags=["Ollama"])
     since = _date(time.time())
+    refusals = problems(401, 500, error=OllamaError)
 
-    def described(name: str) -> dict[str, Any]:
-        return {"name": name, "model": name, "size": 0, "digest": "", "details": DETAILS}
+    def listed(request: Request, **about: Any) -> OllamaModels:
+        return OllamaModels(models=[OllamaModel(name=n, model=n, details=DETAILS, **about) for n in models(request)])
 
-    @router.get("/tags")
-    async def tags(request: Request) -> dict[str, Any]:
-        """The models there are."""
-        return {"models": [{**described(name), "modified_at": since} for name in models(request)]}
+    @router.get("/tags", summary="Ollama's list of models", responses=refusals)
+    async def tags(request: Request) -> OllamaModels:
+        return listed(request, modified_at=since)
 
-    @router.get("/ps")
-    async def ps(request: Request) -> dict[str, Any]:
-        """The models that are loaded: all of them, and they stay so."""
-        until = _date(time.time() + 86_400)
-        return {"models": [{**described(name), "expires_at": until, "size_vram": 0} for name in models(request)]}
+    @router.get("/ps", summary="Ollama's list of loaded models", responses=refusals)
+    async def ps(request: Request) -> OllamaModels:
+        """All of them, and they stay so."""
+        return listed(request, expires_at=_date(time.time() + 86_400), size_vram=0)
 
-    @router.post("/show")
-    async def show(request: Request) -> dict[str, Any]:
-        """What is known of one model."""
+    @router.post(
+        "/show",
+        summary="What Ollama says of a model",
+        responses=problems(400, 401, 404, 408, 413, 415, 500, error=OllamaError),
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": SHOW_REQUEST}}}},
+    )
+    async def show(request: Request) -> OllamaShow:
         try:
             body = parse_json(await read_body(request.scope, request.receive, BODY_LIMIT, BODY_SECONDS, lambda _: None))
         except ClientGone:
             raise bad_request("The request was not complete.", None) from None
-        name = body.get("model") or body.get("name")
-        if not isinstance(name, str) or not name:
+        asked = validate(OllamaShowRequest, body)
+        name = asked.model or asked.name
+        if not name:
             raise bad_request("'model' is required and must be a string.", "model", "missing_required_parameter")
         if name not in models(request):
             raise ApiError(404, f"model '{name}' not found", code="model_not_found", param="model")
-        return {
-            "modelfile": f"FROM {name}\n",
-            "parameters": "",
-            "template": "",
-            "details": DETAILS,
-            "model_info": {},
-            "capabilities": ["completion", "vision"],
-            "modified_at": since,
-        }
+        return OllamaShow(
+            modelfile=f"FROM {name}\n",
+            details=DETAILS,
+            capabilities=["completion", "vision"],
+            modified_at=since,
+        )
 
-    @router.get("/version")
-    async def version() -> dict[str, str]:
-        """The version of Ollama whose API this is."""
-        return {"version": VERSION}
+    @router.get("/version", summary="The version of Ollama's API", responses=refusals)
+    async def version() -> OllamaVersion:
+        return OllamaVersion(version=VERSION)
 
     return router
 

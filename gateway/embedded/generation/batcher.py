@@ -16,7 +16,7 @@ from gateway.embedded.generation.sequences import Piece, RunningSequence
 from gateway.embedded.generation.text import Detokenizer
 from gateway.embedded.generation.waiting_list import WaitingList
 from gateway.embedded.metrics import EmbeddedMetrics
-from gateway.embedded.protocol import ChatRequest, TokenLogProb
+from gateway.embedded.protocol import GenerationRequest, TokenLogProb
 
 
 class RunningBatch:
@@ -104,7 +104,7 @@ class Batcher:
         self.waiting = WaitingList(max_batch_size, metrics)
         self._loop = loop
 
-    def make_sequences(self, request: ChatRequest) -> list[RunningSequence]:
+    def make_sequences(self, request: GenerationRequest) -> list[RunningSequence]:
         """One sequence per choice, ready for `submit`. Slow: call it from a worker thread. Raises ApiError 400."""
         prompt = make_prompt(self.loaded.processor, request)
         max_tokens = answer_limit(prompt, request, self.loaded.context)
@@ -123,7 +123,7 @@ class Batcher:
             for choice in range(request.n)
         ]
 
-    def prompt_ids(self, request: ChatRequest) -> list[int]:
+    def prompt_ids(self, request: GenerationRequest) -> list[int]:
         """The prompt's tokens. Slow: call it from a worker thread. Raises ApiError 400."""
         ids: list[int] = make_prompt(self.loaded.processor, request).ids.tolist()
         return ids

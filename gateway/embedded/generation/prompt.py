@@ -16,7 +16,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from gateway.embedded.protocol import ChatRequest
+from gateway.embedded.protocol import GenerationRequest
 from gateway.errors import ApiError, bad_request
 from modelfiles.images.pixels import upright_rgb
 
@@ -38,7 +38,7 @@ class Prompt:
         return len(self.ids)
 
 
-def make_prompt(processor: Any, request: ChatRequest) -> Prompt:
+def make_prompt(processor: Any, request: GenerationRequest) -> Prompt:
     """Runs the chat template and the image processor, or neither for a text completion. Raises ApiError 400."""
     if request.prompt is not None:
         return text_prompt(processor, request.prompt)
@@ -99,7 +99,7 @@ def decode_image(uri: str, where: str) -> Image.Image:
         raise bad_request(message, where, "invalid_image") from None
 
 
-def answer_limit(prompt: Prompt, request: ChatRequest, context: int) -> int:
+def answer_limit(prompt: Prompt, request: GenerationRequest, context: int) -> int:
     """The most tokens the answer may have: as wanted, else what the context length leaves. Raises ApiError 400."""
     wanted = request.max_tokens
     field, verb = ("messages", "have") if request.prompt is None else ("prompt", "has")

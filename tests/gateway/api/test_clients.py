@@ -25,10 +25,9 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 
-from gateway.api.completions import TEXT_FIELDS
-from gateway.api.fields import FIELDS
 from gateway.api.responses import requests as responses
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
+from gateway.contract.requests import ChatRequest, CompletionRequest
 from tests.support.gateway.processes import Process
 from tests.support.gateway.requests import ask, picture
 from tests.support.paths import ROOT
@@ -80,8 +79,8 @@ PASSED_ON = {
 @pytest.mark.parametrize(
     ("documented", "known"),
     [
-        (ChatParams, {"model", "messages", *FIELDS, *NOWHERE, *PASSED_ON}),
-        (TextParams, {"model", "prompt", *TEXT_FIELDS, *NOWHERE_IN_TEXT}),
+        (ChatParams, {*ChatRequest.model_fields, *NOWHERE, *PASSED_ON}),
+        (TextParams, {*CompletionRequest.model_fields, *NOWHERE_IN_TEXT}),
         (ResponseParams, set(responses.FIELDS)),
     ],
 )

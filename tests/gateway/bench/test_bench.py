@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gateway.bench.cli import bench
-from gateway.bench.client import OK, Record, ask
+from gateway.bench.client import OK, RequestRecord, ask
 from gateway.bench.figures import figures, percentile
-from gateway.bench.load import Level, Outcome, arrivals
-from gateway.bench.workload import Workload
+from gateway.bench.load import LevelResult, LoadLevel, arrivals
+from gateway.bench.request_set import RequestSet
 from tests.support.gateway.processes import Process, fake_engine, until
 from tests.support.paths import ROOT
 
@@ -97,10 +97,10 @@ def test_an_open_loop_does_not_wait_for_answers(engine: Process) -> None:
     ],
 )
 def test_failures_are_told_apart(engine: Process, prompt: str, stream: bool, outcome: str, text_began: bool) -> None:
-    async def once() -> Record:
+    async def once() -> RequestRecord:
         timeout = aiohttp.ClientTimeout(total=0.5 if outcome == "timeout" else 30)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            body = Workload(model="fake", prompt=prompt, max_tokens=1, stream=stream).body(0)
+            body = RequestSet(model="fake", prompt=prompt, max_tokens=1, stream=stream).body(0)
             return await ask(session, engine.url + "/v1/chat/completions", body, time.monotonic())
 
     record = asyncio.run(once())
@@ -153,11 +153,11 @@ def picture_of(body: bytes) -> Image.Image:
 
 
 def test_drawn_images_have_the_size_and_are_all_different() -> None:
-    workload = Workload(model="m", prompt="?", max_tokens=1, images=1, image_size=(120, 90), prompt_words=4)
-    pictures = [picture_of(workload.body(seed)) for seed in range(20)]
+    request_set = RequestSet(model="m", prompt="?", max_tokens=1, images=1, image_size=(120, 90), prompt_words=4)
+    pictures = [picture_of(request_set.body(seed)) for seed in range(20)]
     assert {picture.size for picture in pictures} == {(120, 90)}
     assert len({picture.tobytes() for picture in pictures}) == 20
-    assert workload.body(7) == workload.body(7)
+    assert request_set.body(7) == request_set.body(7)
 
 
 def test_a_folders_images_are_sent_as_they_are(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_a_folders_images_are_sent_as_they_are(tmp_path: Path) -> None:
     for side, name in ((10, "a.png"), (11, "b.jpg")):
         Image.new("RGB", (side, side)).save(tmp_path / name)
         files.append(tmp_path / name)
-    workload = Workload(model="m", prompt="?", max_tokens=1, images=1, image_files=tuple(files))
-    assert [picture_of(workload.body(seed)).size[0] for seed in range(4)] == [10, 11, 10, 11]
+    request_set = RequestSet(model="m", prompt="?", max_tokens=1, images=1, image_files=tuple(files))
+    assert [picture_of(request_set.body(seed)).size[0] for seed in range(4)] == [10, 11, 10, 11]
 
 
 @given(values=st.lists(st.floats(0, 1e6), min_size=1), share=st.sampled_from([50, 90, 99]))
@@ -177,9 +177,9 @@ def test_a_percentile_is_the_least_value_that_covers_its_share(values: Sequence[
 
 
 def test_rates_and_goodput_of_known_records() -> None:
-    records = [Record(OK, at, at + 1.0, at + 0.1 * (at + 1), (0.02, 0.04), 3, 10) for at in (0.0, 1.0, 2.0)]
-    records.append(Record("503", 3.0, 4.0))
-    row = figures(Level(4, 0, 1), Outcome(records, 0.1, 4), {"ttft": 250, "itl": 30})
+    records = [RequestRecord(OK, at, at + 1.0, at + 0.1 * (at + 1), (0.02, 0.04), 3, 10) for at in (0.0, 1.0, 2.0)]
+    records.append(RequestRecord("503", 3.0, 4.0))
+    row = figures(LoadLevel(4, 0, 1), LevelResult(records, 0.1, 4), {"ttft": 250, "itl": 30})
     assert (row["seconds"], row["requests_per_second"], row["tokens_per_second"]) == (4, 0.75, 2.25)
     assert row["goodput_per_second"] == 0.5
     assert (row["ttft_ms"]["p50"], row["ttft_ms"]["p99"], row["itl_ms"]["mean"]) == (200, 300, 30)
@@ -187,13 +187,13 @@ def test_rates_and_goodput_of_known_records() -> None:
 
 
 def test_the_shares_of_a_level_are_the_whole_and_arrivals_keep_the_rate() -> None:
-    level = Level(requests=103, warmup=7, concurrency=10, rate=20.0, seed=random.Random(1).randrange(10**9))
+    level = LoadLevel(requests=103, warmup=7, concurrency=10, rate=20.0, seed=random.Random(1).randrange(10**9))
     shares = [level.share(index, 4) for index in range(4)]
     assert sum(share.requests for share in shares) == 103
     assert sum(share.warmup for share in shares) == 7
     assert sum(share.concurrency for share in shares) == 10
     assert len({share.seed for share in shares}) == 4
-    times = list(arrivals(Level(requests=4000, warmup=0, rate=20.0), 100.0))
+    times = list(arrivals(LoadLevel(requests=4000, warmup=0, rate=20.0), 100.0))
     assert times == sorted(times)
     assert times[0] > 100
     assert times[-1] - 100 == pytest.approx(200, rel=0.1)

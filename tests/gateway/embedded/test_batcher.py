@@ -18,7 +18,7 @@ from gateway.embedded.generation.sequences import RunningSequence
 from gateway.embedded.generation.text import Detokenizer
 from gateway.embedded.generation.waiting_list import SMALL_BATCH, WaitingList, choose_batch
 from gateway.embedded.metrics import EmbeddedMetrics
-from gateway.embedded.protocol import ChatRequest, SamplingParams, TokenLogProb
+from gateway.embedded.protocol import GenerationRequest, SamplingParams, TokenLogProb
 from modelfiles.folder.model_folder import ModelFolder
 
 
@@ -75,7 +75,7 @@ def loaded(model_dir):
     return load_model(ModelFolder.open(model_dir), "float32")
 
 
-def answers(loaded, requests: list[ChatRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
+def answers(loaded, requests: list[GenerationRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
     """(text, finish reason or "error", log-probabilities) of each request, one after another."""
 
     async def ask_all() -> list[tuple[str, str, list[TokenLogProb]]]:
@@ -102,7 +102,7 @@ def answers(loaded, requests: list[ChatRequest]) -> list[tuple[str, str, list[To
     return asyncio.run(ask_all())
 
 
-HELLO = ChatRequest(
+HELLO = GenerationRequest(
     [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], SamplingParams(temperature=0), max_tokens=6
 )
 

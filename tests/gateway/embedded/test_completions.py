@@ -76,7 +76,7 @@ def test_tokens_are_those_of_the_prompt(http: httpx.Client, reference: Reference
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": "a <|image_pad|> b"}, "prompt"),
         ({"prompt": "a", "echo": True}, "echo"),

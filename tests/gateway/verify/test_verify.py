@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.engines.process import free_port
-from gateway.verify.answers import Answer, Token, read
 from gateway.verify.cases import Case, cases
 from gateway.verify.cli import verify
-from gateway.verify.compare import Comparison, compare
-from gateway.verify.record import record
+from gateway.verify.compare import EngineComparison, compare_engines
+from gateway.verify.greedy import GreedyAnswer, Token, read_answer
+from gateway.verify.record import record_results
 from modelfiles.folder.model_folder import ModelFolder
 from tests.support.gateway.processes import Process, until
 from tests.support.paths import ROOT, SHAPES_VL, SUPPORT
@@ -109,17 +109,17 @@ def test_another_position_encoding_is_found_out(verified: dict[str, dict]) -> No
     assert failed(verified["rope"]) & {"greedy tokens", "log-probabilities"}
 
 
-def answer(*tokens: tuple[str, float, dict[str, float]], prompt: int = 10) -> Answer:
+def answer(*tokens: tuple[str, float, dict[str, float]], prompt: int = 10) -> GreedyAnswer:
     made = tuple(Token(t.encode(), p, {k.encode(): v for k, v in top.items()}) for t, p, top in tokens)
-    return Answer("".join(t for t, _, _ in tokens), prompt, made)
+    return GreedyAnswer("".join(t for t, _, _ in tokens), prompt, made)
 
 
 ONE = [Case("a", [])]
 RED = ("red", -0.7, {"red": -0.7, "blue": -0.75})
 
 
-def one(reference: Answer, seen: Answer, case: Case = ONE[0]) -> Comparison:
-    return compare("e", [case], [reference], [seen], 0.1)
+def one(reference: GreedyAnswer, seen: GreedyAnswer, case: Case = ONE[0]) -> EngineComparison:
+    return compare_engines("e", [case], [reference], [seen], 0.1)
 
 
 def test_a_tie_is_no_difference_and_a_clear_choice_is() -> None:
@@ -139,13 +139,13 @@ def test_log_probabilities_must_agree_on_average() -> None:
 def test_other_prompt_tokens_other_ends_and_errors_are_problems() -> None:
     assert "11 tokens, but 10" in one(answer(RED), answer(RED, prompt=11)).problems[0]
     assert "ends later" in one(answer(RED), answer(RED, (" shape", -0.1, {}))).problems[0]
-    assert one(answer(RED), Answer(error="HTTP 500: no")).problems == ["a: HTTP 500: no."]
-    assert not one(Answer(error="HTTP 500: no"), answer(RED)).ok
+    assert one(answer(RED), GreedyAnswer(error="HTTP 500: no")).problems == ["a: HTTP 500: no."]
+    assert not one(GreedyAnswer(error="HTTP 500: no"), answer(RED)).ok
 
 
 def test_an_engine_without_log_probabilities_is_judged_by_its_text() -> None:
-    assert one(answer(RED), Answer("red", 10)).ok
-    assert not one(answer(RED), Answer("blue", 10)).ok
+    assert one(answer(RED), GreedyAnswer("red", 10)).ok
+    assert not one(answer(RED), GreedyAnswer("blue", 10)).ok
 
 
 def test_a_picture_too_large_is_judged_by_its_tokens_only() -> None:
@@ -157,7 +157,7 @@ def test_a_picture_too_large_is_judged_by_its_tokens_only() -> None:
 def test_a_listed_end_token_is_not_of_the_text() -> None:
     entries = [{"token": "Rot", "bytes": [82, 111, 116], "logprob": -0.1, "top_logprobs": []}]
     entries.append({"token": "<|im_end|>", "bytes": list(b"<|im_end|>"), "logprob": -0.2, "top_logprobs": []})
-    got = read({"choices": [{"message": {"content": "Rot"}, "logprobs": {"content": entries}}], "usage": {}})
+    got = read_answer({"choices": [{"message": {"content": "Rot"}, "logprobs": {"content": entries}}], "usage": {}})
     assert [token.text for token in got.tokens or ()] == [b"Rot"]
 
 
@@ -173,12 +173,12 @@ def test_cases_are_the_same_every_time_and_of_many_kinds() -> None:
 def test_a_result_is_kept_once_for_each_engine_and_does_not_make_another_model(tmp_path: Path) -> None:
     shutil.copytree(SHAPES_VL, tmp_path / "model")
     folder = ModelFolder.open(tmp_path / "model")
-    assert not record(folder, [{"engine": "a"}])
+    assert not record_results(folder, [{"engine": "a"}])
     assert not (folder.path / "lensmith.json").exists()
     (folder.path / "lensmith.json").write_text(json.dumps({"made": "now"}, indent=2) + "\n")
     before = folder.fingerprint()
-    assert record(folder, [{"engine": "a", "ok": False}, {"engine": "b", "ok": True}])
-    assert record(folder, [{"engine": "a", "ok": True}])
+    assert record_results(folder, [{"engine": "a", "ok": False}, {"engine": "b", "ok": True}])
+    assert record_results(folder, [{"engine": "a", "ok": True}])
     kept = json.loads((folder.path / "lensmith.json").read_text())
     assert kept == {"made": "now", "verified": [{"engine": "b", "ok": True}, {"engine": "a", "ok": True}]}
     assert folder.fingerprint() == before

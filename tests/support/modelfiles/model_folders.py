@@ -45,8 +45,8 @@ def edit_json(path: Path, **changes: Any) -> None:
     write_json(path, {key: item for key, item in value.items() if item is not None})
 
 
-def make_folder(path: Path, family: str = "qwen3_vl", **config: Any) -> Path:
-    """A model folder as transformers 5 saves it; `config` sets keys of config.json."""
+def make_folder(path: Path, family: str = "qwen3_vl", min_pixels: int = 65536, **config: Any) -> Path:
+    """A model folder as transformers 5 saves it; `config` sets keys of config.json, `min_pixels` the processor's."""
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", FOLDERS[family]["config"] | config)
     write_safetensors(path / "model.safetensors", FOLDERS[family]["tensors"])
@@ -62,7 +62,7 @@ def make_folder(path: Path, family: str = "qwen3_vl", **config: Any) -> Path:
     write_json(path / "processor_config.json", {"image_processor": {
         "image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        "size": {"shortest_edge": min_pixels, "longest_edge": 16777216},
     }})  # fmt: skip
     (path / "chat_template.jinja").write_text((GOLDENS / "qwen3_vl.jinja").read_text())
     return path

@@ -26,7 +26,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """`tokens` is None where the engine gives no log-probabilities; `error` says why there is no answer."""
 
     text: str = ""
@@ -35,16 +35,16 @@ class Answer:
     error: str = ""
 
 
-async def ask_all(url: URL, key: str | None, model: str, cases: list[Case], max_tokens: int) -> list[Answer]:
+async def ask_all(url: URL, key: str | None, model: str, cases: list[Case], max_tokens: int) -> list[GreedyAnswer]:
     """The engine's answer to each case, in order. An engine that refuses `logprobs` is asked without."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=600)) as session:
 
-        async def one(case: Case, log_probs: bool) -> Answer:
+        async def one(case: Case, log_probs: bool) -> GreedyAnswer:
             body: dict[str, Any] = {"model": model, "messages": case.messages, "max_tokens": max_tokens}
             body |= {"temperature": 0} | ({"logprobs": True, "top_logprobs": TOP} if log_probs else {})
-            async with places:
+            async with slots:
                 return await ask(session, url / "v1/chat/completions", body)
 
         first = await one(cases[0], True)
@@ -52,21 +52,21 @@ async def ask_all(url: URL, key: str | None, model: str, cases: list[Case], max_
         return list(await asyncio.gather(*(one(case, log_probs) for case in cases)))
 
 
-async def ask(session: aiohttp.ClientSession, url: URL, body: dict[str, Any]) -> Answer:
+async def ask(session: aiohttp.ClientSession, url: URL, body: dict[str, Any]) -> GreedyAnswer:
     try:
         async with session.post(url, json=body) as response:
             raw = await response.read()
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-        return Answer(error=f"no answer ({type(error).__name__})")
+        return GreedyAnswer(error=f"no answer ({type(error).__name__})")
     if response.status != 200:
-        return Answer(error=f"HTTP {response.status}: {raw[:200].decode('utf-8', 'replace')}")
+        return GreedyAnswer(error=f"HTTP {response.status}: {raw[:200].decode('utf-8', 'replace')}")
     try:
-        return read(orjson.loads(raw))
+        return read_answer(orjson.loads(raw))
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError, IndexError):
-        return Answer(error="the answer is not OpenAI's")
+        return GreedyAnswer(error="the answer is not OpenAI's")
 
 
-def read(answer: dict[str, Any]) -> Answer:
+def read_answer(answer: dict[str, Any]) -> GreedyAnswer:
     """An OpenAI chat completion. Raises KeyError, TypeError, ValueError, … for anything else."""
     choice = answer["choices"][0]
     text = choice["message"]["content"] or ""
@@ -76,13 +76,14 @@ def read(answer: dict[str, Any]) -> Answer:
     for entry in entries or ():
         if left <= 0:  # the end token, which some engines list
             break
-        top = {spelled(other): float(other["logprob"]) for other in entry.get("top_logprobs") or ()}
-        tokens.append(Token(spelled(entry), float(entry["logprob"]), top))
+        top = {token_bytes(other): float(other["logprob"]) for other in entry.get("top_logprobs") or ()}
+        tokens.append(Token(token_bytes(entry), float(entry["logprob"]), top))
         left -= len(tokens[-1].text)
-    found = tuple(tokens) if entries is not None else None
-    return Answer(text, int((answer.get("usage") or {}).get("prompt_tokens") or 0), found)
+    return GreedyAnswer(
+        text, int((answer.get("usage") or {}).get("prompt_tokens") or 0), tuple(tokens) if entries is not None else None
+    )
 
 
-def spelled(entry: dict[str, Any]) -> bytes:
+def token_bytes(entry: dict[str, Any]) -> bytes:
     given = entry.get("bytes")
     return bytes(given) if given else str(entry["token"]).encode("utf-8", "replace")

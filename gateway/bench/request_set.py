@@ -1,4 +1,4 @@
-"""What a benchmark asks: the bodies of its requests, made before the clock starts."""
+"""The bodies of a benchmark's requests, which are made before the clock starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRAIN = 12
 
 
 @dataclass(frozen=True)
-class Workload:
+class RequestSet:
     """One kind of request. `images` of each are drawn anew at `image_size`, or taken in turn from `image_files`.
 
     `prompt_words` random words, if any, come before `prompt`; `extra` fields are added to every body.
