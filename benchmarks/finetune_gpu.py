@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.models import SHAPES, write_model
 
@@ -159,13 +160,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         cap_memory(args.cap_gib)
-        figures = (run_lensmith if args.child == "lensmith" else run_stock)(args.work, args.steps)
-        (args.work / f"{args.child}.json").write_text(json.dumps(figures))
+        run = run_lensmith if args.child == "lensmith" else run_stock
+        (args.work / f"{args.child}.json").write_text(json.dumps(run(args.work, args.steps)))
         return
     if not (args.work / "model" / "model.safetensors").exists():
         write_model(args.work / "model", args.shape)
         write_rows(args.work / "data", ROWS)
-    figures = {}
+    figures: dict[str, Any] = {}
     for side in [args.only] if args.only else ["stock", "lensmith"]:
         command = [sys.executable, "-m", "benchmarks.finetune_gpu", *sys.argv[1:], "--child", side]
         (args.work / f"{side}.json").unlink(missing_ok=True)
