@@ -20,7 +20,7 @@ from gateway.http.disconnect import ClientGone, UntilDisconnect
 from gateway.http.respond import JSON_TYPE, header, respond, respond_error
 from gateway.media.checks import ImagePart, check_count, check_images
 from gateway.media.pool import settle_images
-from gateway.proxy.call import Call, account
+from gateway.proxy.call import CHARACTERS_A_TOKEN, Call, account, image_tokens
 from gateway.proxy.handover import Handover
 from gateway.proxy.payload import Payload
 from gateway.runtime.models import Model
@@ -138,6 +138,7 @@ class Exchange:
             if request.images:
                 await self._settle_images(call, model, request)
             payload = Payload(request, model)
+            call.prompt_estimate = payload.characters // CHARACTERS_A_TOKEN + image_tokens(call.images)
             waits = call.since()
             try:
                 slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, patience)
@@ -192,12 +193,12 @@ class Exchange:
         model.fill_in(body)
         request = self._check_fields(body, model.spec)
         call.stream = request.stream
+        if not model.ready:  # before anything is spent on images
+            raise model.unavailable()
         check_count(request.images, self._gateway.settings)
         fetcher = self._gateway.fetcher
         if fetcher is None or not fetcher.remote(request.images):  # else they are looked at when they are there
             self._inspect(call, request.images)
-        if not model.ready:
-            raise model.unavailable()
         return model, request
 
 

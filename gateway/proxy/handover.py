@@ -14,7 +14,7 @@ from gateway.engines.client import post, read_all
 from gateway.errors import ApiError, engine_lost
 from gateway.http.disconnect import UntilDisconnect
 from gateway.http.respond import JSON_TYPE, respond
-from gateway.proxy.call import Call
+from gateway.proxy.call import CHARACTERS_A_TOKEN, Call
 from gateway.proxy.client_stream import KeepAlive, start_stream
 from gateway.proxy.payload import Payload
 from gateway.runtime.models import Model, Replica
@@ -95,6 +95,7 @@ class Handover:
                     await self._stream(response, log_probs, assignment)
                     return
                 answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
+                call.answer_estimate = len(answer) // CHARACTERS_A_TOKEN
                 if call.translation is not None:
                     answer = write_answer(call.translation.writer, answer)
                 self._watch.stop()

@@ -23,6 +23,7 @@ class Payload:
         self.affinity = model.affinity(body, request.images)
         self._model: str = body.pop("model")
         self._written = orjson.dumps({"model": self._model, **body})
+        self.characters = len(self._written) - sum(len(image.url) for image in request.images)  # without images
         body.clear()  # the images are held once, not twice, while the request waits
         request.images.clear()
 
