@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from finetune.data.datasets import Dataset
+from finetune.encoding.boxes import place_boxes
 from finetune.errors import FinetuneError
 from finetune.families.registry import family_of
 from finetune.model.base import load_base
@@ -35,7 +36,8 @@ class LocalModel:
         console.print(f"Compute dtype {reason}.", highlight=False)
         self.family = family_of(self.folder)
         self.reader = self.family.read(self.folder, recipe)
-        self.prompts = list(self.reader.encoder.encode_prompt(data.rows))
+        self.rows = place_boxes(data.rows, self.reader.encoder, self.folder.model_type, recipe)
+        self.prompts = list(self.reader.encoder.encode_prompt(self.rows))
         too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
         if too_long:
             key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
@@ -71,6 +73,8 @@ def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
     """A sha256 of all that decides the answers."""
     digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
     digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if recipe.box_format:
+        digest.update(recipe.box_format.encode())
     if videos:
         keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
         digest.update(str(keys).encode())

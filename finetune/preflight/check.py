@@ -11,16 +11,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune.errors import FinetuneError
+from finetune.families.registry import family_of
 from finetune.media.bank import ImageBank
 from finetune.memory.cards import Card
 from finetune.memory.estimate import GIB, estimate
 from finetune.memory.heaviest_load import heaviest_load
 from finetune.memory.remedies import changes_that_fit
 from finetune.model.device import dtype_on, pick_device, pick_dtype
+from finetune.model.folder import open_base
 from finetune.preflight.data import Checked, check_data
+from finetune.preflight.report import Report
 from finetune.preflight.servers import servers
+from finetune.preflight.without_model import check_without_model, say_how_many_images_fit
 from finetune.recipe.schema import Recipe
 from finetune.training.optim import total_steps
+from modelfiles.folder.model_folder import ModelFolder
 
 ANY_CARD = Card("a GPU", math.inf, (8, 0))  # when none is named and there is none
 
@@ -29,61 +34,70 @@ def check_recipe(
     recipe: Recipe, console: Console | None = None, card: Card | None = None, measured: bool = False,
     price: float | None = None,
 ) -> bool:  # fmt: skip
-    """Prints what training would do; whether it would start. Raises FinetuneError if that cannot be found out.
+    """Prints what training would do, as far as model and data are there; whether it would start.
 
     card: the GPU it is for; measured: a few steps are trained to estimate the time; price: of an hour.
     """
-    console = console or Console(soft_wrap=True)
-    recipe.require("dataset", "output_dir")
-    checked = check_data(recipe, console)
-    if not checked.rows:
-        console.print("No row can be trained on.")
-        return False
+    report = Report(console or Console(soft_wrap=True))
+    reader, checked = None, None
+    for key in ("dataset", "output_dir"):
+        if getattr(recipe, key) is None:
+            report.error(f"The recipe lacks {key}: {Recipe.model_fields[key].description}")
+    try:
+        folder = open_base(recipe)
+        reader = family_of(folder).read(folder, recipe)
+    except FinetuneError as error:
+        report.error(error.message)
+    if recipe.dataset is not None:
+        try:
+            if reader is None:
+                check_without_model(recipe, report)
+            else:
+                checked = check_data(recipe, reader, report)
+        except FinetuneError as error:
+            report.error(error.message)
+            say_how_many_images_fit(recipe, report)
     try:
         _, reason = dtype_on(recipe, card.capability, card.name) if card else pick_dtype(recipe, pick_device())
-        console.print(f"Compute dtype {reason}", highlight=False)
-        sound = not checked.problems
+        report.say(f"Compute dtype {escape(reason)}")
     except FinetuneError as error:
-        console.print(f"[red]Error:[/] {escape(error.message)}", highlight=False)
-        sound = False
-    fits = _check_memory(recipe, checked, card or ANY_CARD, console)
-    for name, loads, how in servers(checked.folder):
-        console.print(
-            f"{name} {'loads' if loads else '[yellow]does not load[/]'} the merged model: {how}", highlight=False
-        )
-    if sound and fits and measured:
-        _estimate_time(recipe, len(checked.rows), price, console)
-    return sound and fits
+        report.error(error.message)
+    if reader is not None:
+        if checked is not None and checked.rows:
+            _check_memory(recipe, reader.folder, checked, card or ANY_CARD, report)
+        for name, loads, how in servers(reader.folder):
+            report.say(f"{name} {'loads' if loads else '[yellow]does not load[/]'} the merged model: {how}")
+    if checked is not None and measured and not report.problems:
+        _estimate_time(recipe, len(checked.rows), price, report)
+    return report.verdict()
 
 
-def _check_memory(recipe: Recipe, checked: Checked, card: Card, console: Console) -> bool:
-    """Prints the estimate of the GPU's memory; whether it fits, as far as that is known."""
+def _check_memory(recipe: Recipe, folder: ModelFolder, checked: Checked, card: Card, report: Report) -> None:
+    """Prints the estimate of the GPU's memory, whose parts add up to it; reports if it does not fit."""
     if not isinstance(checked.bank, ImageBank):
-        console.print(
-            f"Memory is not estimated for {checked.folder.model_type} models; a few steps tell (--measure).",
-            highlight=False,
-        )
-        return True
+        report.say(f"Memory is not estimated for {folder.model_type} models; a few steps tell (--measure).")
+        return
     load = heaviest_load(checked.rows, recipe, checked.bank)
-    needed = estimate(checked.folder, recipe, load, card)
+    needed = estimate(folder, recipe, load, card)
     parts = {name: size for name, size in needed.model_states.items() if size}
     moment = max(needed.moments, key=lambda name: needed.moments[name])
     parts[f"activations ({moment})"] = needed.moments[moment]
-    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    parts["workspace and gaps"] = needed.reserved - sum(parts.values())
+    shares = {name: round(size / GIB, 2) for name, size in parts.items()}
+    listed = ", ".join(f"{name} {size:.2f}" for name, size in shares.items())
     of = f" of {card.gib:.1f}" if math.isfinite(card.gib) else ""
-    console.print(f"Memory on {card.name}: about {needed.reserved / GIB:.1f}{of} GiB ({listed})", highlight=False)
-    if needed.reserved <= card.usable_bytes:
-        return True
-    changes = changes_that_fit(checked.folder, recipe, checked.rows, checked.bank, card)
+    report.say(f"Memory on {card.name}: about {sum(shares.values()):.2f}{of} GiB ({listed})")
+    if needed.reserved <= card.gib * GIB:
+        return
+    changes = changes_that_fit(folder, recipe, checked.rows, checked.bank, card)
     advice = " ".join(f"{key}={str(value).lower()}" for key, value in (changes or {}).items())
-    console.print(
-        f"[red]Error:[/] that does not fit; {f'with {advice} it would' if advice else 'take a larger card'}.",
-        highlight=False,
+    report.error(
+        f"training does not fit the memory of {card.name}; "
+        f"{f'with {advice} it would' if advice else 'take a larger card'}."
     )
-    return False
 
 
-def _estimate_time(recipe: Recipe, rows: int, price: float | None, console: Console) -> None:
+def _estimate_time(recipe: Recipe, rows: int, price: float | None, report: Report) -> None:
     """Prints how long training takes and what it costs, from a few steps."""
     from finetune.preflight.measure import measure
 
@@ -97,7 +111,4 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, console: Cons
     memory = f", {result.peak_memory_gib:.1f} GiB at most" if result.peak_memory_gib is not None else ""
     cost = f", {hours * price:.2f} at {price:g} an hour" if price is not None else ""
     time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"
-    console.print(
-        f"Measured {result.samples_per_second:.2f} samples/s{memory}: about {time} without validation{cost}",
-        highlight=False,
-    )
+    report.say(f"Measured {result.samples_per_second:.2f} samples/s{memory}: about {time} without validation{cost}")

@@ -13,6 +13,7 @@ from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoder import Encoder
 
 BARS = 10
+WIDTH = 40  # characters of the longest bar
 
 
 def histogram(lengths: Sequence[int], cutoff: int) -> Table:
@@ -21,12 +22,31 @@ def histogram(lengths: Sequence[int], cutoff: int) -> Table:
     table.add_column("tokens", justify="right")
     table.add_column("rows", justify="right")
     table.add_column("")
-    counts, edges = np.histogram(lengths, bins=min(BARS, max(lengths) - min(lengths) + 1))
-    for count, low, high in zip(counts, np.ceil(edges[:-1]), np.floor(edges[1:]), strict=True):
-        colour = "red" if high > cutoff else "blue"
-        bar = "█" * round(40 * count / counts.max()) or ("▏" if count else "")
-        table.add_row(f"{int(low)} to {int(high)}", f"{count:,}", f"[{colour}]{bar}[/]")
+    edges = round_edges(min(lengths), max(lengths))
+    counts, _ = np.histogram(lengths, bins=edges)
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        last = high - 1  # the last bar of numpy's includes its upper edge, which is beyond all lengths here
+        colour = "red" if low > cutoff else "yellow" if last > cutoff else "blue"
+        bar = "█" * round(WIDTH * count / counts.max()) or ("▏" if count else "")
+        table.add_row(f"{low:,} to {last:,}", f"{count:,}", f"[{colour}]{bar}[/]")
+    if edges[-1] > cutoff:
+        table.caption = f"over cutoff_len {cutoff:,}: {sum(length > cutoff for length in lengths):,} rows"
+        table.caption_justify = "left"
     return table
+
+
+def round_edges(least: int, greatest: int) -> list[int]:
+    """Edges of at most BARS bars in round numbers: the last is beyond `greatest`.
+
+    Each bar is as wide as the others, or, where the longest row is many times the shortest, twice the one before.
+    """
+    if greatest > 16 * max(least, 16):
+        first = 1 << max(least, 1).bit_length() - 1
+        edges = [first << step for step in range((greatest // first).bit_length() + 1)]
+        return edges if len(edges) <= BARS + 1 else [0, *edges[-BARS:]]
+    steps = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
+    step = next(step for step in steps if greatest // step - least // step < BARS)
+    return [*range(least // step * step, greatest + step + 1, step)][: greatest // step - least // step + 2]
 
 
 def preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:

@@ -125,7 +125,10 @@ def _engine_content(parts: list[Object], location: str, images: list[ImagePart])
     for index, part in enumerate(parts):
         if part["type"] == "image_url":
             given = part["image_url"]
-            image = {"url": given["url"], **({"detail": given["detail"]} if given.get("detail") else {})}
+            image = {"url": given["url"]}
+            if given.get("detail"):
+                # OpenAI's newest word for an image that is not shrunk, which engines don't know.
+                image["detail"] = "high" if given["detail"] == "original" else given["detail"]
             content.append({"type": "image_url", "image_url": image})
             images.append(ImagePart(f"{location}[{index}]", image))
         elif content and content[-1]["type"] == "text":

@@ -5,12 +5,15 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
@@ -18,6 +21,7 @@ from finetune.cli import check as command
 from finetune.errors import FinetuneError
 from finetune.memory.cards import find_card
 from finetune.preflight.check import check_recipe
+from finetune.preflight.preview import histogram, round_edges
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from tests.support.finetune.shapes_data import ask, write_dataset
@@ -41,6 +45,76 @@ def test_a_sound_recipe_would_start(recipe: MakeRecipe) -> None:
     assert "10 steps of up to 4 rows" in text
     assert "<|vision_start|>(4 image tokens)<|vision_end|>what color is the shape?<|im_end|>" in text
     assert "float32: there is no GPU" in text
+
+
+def test_the_verdict_comes_last_and_names_what_to_mend_first(recipe: MakeRecipe, dataset: Path) -> None:
+    assert output(recipe())[1].splitlines()[-1] == "Would start."
+    write_dataset(dataset, [ask("gone?", "no", 9), ask("fine?", "yes", 0)])
+    sound, text = output(recipe(bf16=True), "t4")
+    assert not sound
+    verdict = text.splitlines()[-1]
+    assert verdict.startswith("Would not start. Mend first: shapes.json, row 1: the image ")
+    assert verdict.endswith("(1 more above.)")
+
+
+def test_without_the_model_rows_images_and_lengths_are_told_all_the_same(recipe: MakeRecipe, dataset: Path) -> None:
+    write_dataset(dataset, [ask("what? " * 80, "red", 3), ask("gone?", "no", 9), ask("what?", "red", 0)])
+    sound, text = output(recipe(model_name_or_path="nowhere", cutoff_len=64))
+    assert not sound
+    assert "nowhere" in text.splitlines()[0]
+    assert "shapes.json, row 2: the image " in text
+    assert "2 images, 64x64 to 200x180 pixels" in text
+    assert "about 1 of 2 rows are longer than cutoff_len 64" in text
+    assert "Mend first: model_name_or_path: nowhere" in text.splitlines()[-1]
+
+
+def test_without_the_data_the_model_and_the_recipe_are_checked(recipe: MakeRecipe, tmp_path: Path) -> None:
+    lost = recipe(dataset_dir=str(tmp_path / "lost"), cutoff_len=2048, image_max_pixels=589824)
+    sound, text = output(lost, "t4")
+    assert not sound
+    assert "lost/dataset_info.json does not exist" in text
+    assert "An image of image_max_pixels 589,824 has 576 tokens in Qwen3-VL; cutoff_len 2048 holds 3 of them" in text
+    assert "Compute dtype float16" in text
+    assert "Ollama loads the merged model" in text
+
+
+def test_a_published_recipe_gets_its_warnings_without_model_and_data(tmp_path: Path) -> None:
+    published = Path(__file__).parents[1] / "recipe/published/train_openeqa.yaml"
+    result = CliRunner().invoke(command, [str(published), f"dataset_dir={tmp_path}"])
+    assert result.exit_code == 1
+    assert "quantization_method: bitsandbytes is read as bnb" in result.output
+    assert "cutoff_len 2048 holds 3 of them" in result.output
+
+
+def test_the_parts_of_the_memory_add_up(recipe: MakeRecipe) -> None:
+    text = output(recipe(), "t4")[1]
+    found = re.search(r"about (\S+) of 14.6 GiB \((.*)\)", text)
+    assert found
+    assert sum(float(part.rpartition(" ")[2]) for part in found[2].split(", ")) == pytest.approx(float(found[1]))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bars"),
+    [
+        ([12, 15, 33], ["10 to 14", "15 to 19", "20 to 24", "25 to 29", "30 to 34"]),
+        ([7], ["7 to 7"]),
+        ([300, 1350], ["200 to 399", "400 to 599", "600 to 799", "800 to 999", "1,000 to 1,199", "1,200 to 1,399"]),
+        ([40, 50, 1000], ["32 to 63", "64 to 127", "128 to 255", "256 to 511", "512 to 1,023"]),
+    ],
+)
+def test_lengths_are_in_bars_of_round_numbers(lengths: list[int], bars: list[str]) -> None:
+    table = histogram(lengths, 1024)
+    assert list(table.columns[0].cells) == bars
+    assert sum(int(str(count).replace(",", "")) for count in table.columns[1].cells) == len(lengths)
+
+
+@given(st.lists(st.integers(1, 2_000_000), min_size=1, max_size=30))
+def test_every_row_is_in_one_of_at_most_ten_bars(lengths: list[int]) -> None:
+    edges = round_edges(min(lengths), max(lengths))
+    assert 2 <= len(edges) <= 11
+    assert all(low < high for low, high in pairwise(edges))
+    assert edges[0] <= min(lengths)
+    assert max(lengths) < edges[-1]
 
 
 def test_label_tokens_are_green(recipe: MakeRecipe) -> None:
