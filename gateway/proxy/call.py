@@ -47,8 +47,7 @@ class Call:
     images: list[ImageHeader] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     events: int = 0  # of a stream, sent so far
-    prompt_estimate: int = 0  # tokens, for when the engine doesn't say
-    answer_estimate: int = 0  # the same of a whole answer
+    prompt_estimate: int = 0  # tokens, for answers that end before the engine says
     answering: bool = False  # a stream's status has been sent
     status: int = 200
     reason: str = ""
@@ -59,14 +58,13 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """For the key's limit. Estimated where the engine gave no usage, or the answer was broken off before it.
-
-        Of a stream the events sent count, mostly a token each. Nothing counts before an engine has answered.
+        """For the key's limit. Of an answer that was broken off, an estimate: the prompt's, and an event sent for each
+        token. Nothing counts before an engine has answered.
         """
         if self.usage:
             return self.prompt_tokens + self.generation_tokens
         answered = any(attempt.answered is not None for attempt in self.attempts)
-        return self.prompt_estimate + max(self.events, self.answer_estimate) if answered else 0
+        return self.prompt_estimate + self.events if answered else 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -162,15 +160,6 @@ class Call:
         if self.reason:
             found["error.type"] = self.reason
         return found
-
-
-# What a token is worth where no engine counts: text of any language, and pixels as Qwen3-VL sees them.
-CHARACTERS_A_TOKEN = 4
-PIXELS_A_TOKEN = 32 * 32
-
-
-def image_tokens(images: list[ImageHeader]) -> int:
-    return sum(image.pixels // PIXELS_A_TOKEN for image in images)
 
 
 def _count(value: object) -> int:

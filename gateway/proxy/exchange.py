@@ -20,7 +20,7 @@ from gateway.http.disconnect import ClientGone, UntilDisconnect
 from gateway.http.respond import JSON_TYPE, header, respond, respond_error
 from gateway.media.checks import check_count
 from gateway.media.prepare import read_images, write_images
-from gateway.proxy.call import CHARACTERS_A_TOKEN, Call, account, image_tokens
+from gateway.proxy.call import Call, account
 from gateway.proxy.handover import Handover
 from gateway.proxy.payload import Payload
 from gateway.runtime.models import Model
@@ -136,8 +136,8 @@ class Exchange:
         gateway = self._gateway
         async with UntilDisconnect(receive) as watch:
             await self._prepare_images(call, model, request)
-            payload = Payload(request, model)
-            call.prompt_estimate = payload.characters // CHARACTERS_A_TOKEN + image_tokens(call.images)
+            payload = Payload(request, model, call.images)
+            call.prompt_estimate = payload.prompt_tokens
             waits = call.since()
             try:
                 slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, patience)
