@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.models import SHAPES, write_model
 
@@ -160,24 +159,24 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         cap_memory(args.cap_gib)
-        run = run_lensmith if args.child == "lensmith" else run_stock
-        (args.work / f"{args.child}.json").write_text(json.dumps(run(args.work, args.steps)))
+        figures = (run_lensmith if args.child == "lensmith" else run_stock)(args.work, args.steps)
+        (args.work / f"{args.child}.json").write_text(json.dumps(figures))
         return
     if not (args.work / "model" / "model.safetensors").exists():
         write_model(args.work / "model", args.shape)
         write_rows(args.work / "data", ROWS)
-    figures: dict[str, Any] = {}
+    compared: dict[str, object] = {}
     for side in [args.only] if args.only else ["stock", "lensmith"]:
         command = [sys.executable, "-m", "benchmarks.finetune_gpu", *sys.argv[1:], "--child", side]
         (args.work / f"{side}.json").unlink(missing_ok=True)
         done = subprocess.run(command, check=False)
         result = args.work / f"{side}.json"
-        figures[side] = json.loads(result.read_text()) if done.returncode == 0 else {"failed": done.returncode}
-        print(side, json.dumps(figures[side]), flush=True)
+        compared[side] = json.loads(result.read_text()) if done.returncode == 0 else {"failed": done.returncode}
+        print(side, json.dumps(compared[side]), flush=True)
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(json.dumps({"shape": args.shape, "steps": args.steps, "cap_gib": args.cap_gib, "device": device, **figures}))
+    print(json.dumps({"shape": args.shape, "steps": args.steps, "cap_gib": args.cap_gib, "device": device, **compared}))
 
 
 if __name__ == "__main__":

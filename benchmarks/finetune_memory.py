@@ -147,11 +147,13 @@ def watched(vocabulary: int) -> Iterator[Moments]:
         register_optimizer_step_pre_hook(lambda *_: moments.enter("optimizer step")),
         register_optimizer_step_post_hook(lambda *_: moments.enter("between")),
     ]
-    torch.Tensor.backward, Trainer.samples = backward, samples  # type: ignore[method-assign]
+    torch.Tensor.backward = backward
+    Trainer.samples = samples  # type: ignore[method-assign]
     try:
         yield moments
     finally:
-        torch.Tensor.backward, Trainer.samples = plain, answers  # type: ignore[method-assign]
+        torch.Tensor.backward = plain
+        Trainer.samples = answers  # type: ignore[method-assign]
         for handle in handles:
             handle.remove()
         moments.enter("end")
@@ -222,7 +224,7 @@ def run(case: Case, work: Path, model: Path, tiny: bool) -> dict[str, Any]:
     quiet = Console(quiet=True)
     with like_a_t4(case.name.startswith("t4-")):
         loaded = load_training_data(recipe, quiet)
-        assert isinstance(loaded.bank, ImageBank)  # there are no videos
+        assert isinstance(loaded.bank, ImageBank)
         load = heaviest_load(loaded.rows, recipe, loaded.bank)
         card = CARDS["t4" if case.name.startswith("t4-") else "h200"]
         figures: dict[str, Any] = {

@@ -36,7 +36,7 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.hardware.gpus import GIB
 
 ROOT = Path(__file__).parents[1]
-WORKLOAD = Workload(images=8, image_size=(1296, 968))
+WORKLOAD: dict[str, Any] = {"images": 8, "image_size": (1296, 968)}
 SETTINGS: dict[str, dict[str, Any]] = {
     # The published T4 recipe, the plan's own choice for a T4, and for an L4.
     "t4-recipe": {
@@ -66,7 +66,7 @@ def model_folder(setting: dict[str, Any], work: Path) -> Path:
 def plan_for(setting: dict[str, Any], work: Path, real: Gpu) -> EnginePlan:
     folder = model_folder(setting, work)
     gpu = CARDS[setting["card"]] if "card" in setting else real
-    return make_engine_plan(ModelFolder.open(folder), gpu, WORKLOAD, 1, setting["flags"])
+    return make_engine_plan(ModelFolder.open(folder), gpu, Workload(**WORKLOAD), 1, setting["flags"])
 
 
 def engine_settings(plan: EnginePlan) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def version(package: str) -> str:
 WRITE_MODEL = """
 import sys
 from pathlib import Path
-from benchmarks.models import write_model
+from benchmarks.finetune_gpu import write_model
 write_model(Path(sys.argv[1]), "2B")
 """
 

@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 import psutil
 
@@ -49,7 +48,7 @@ def picture(size: int) -> str:
 
 
 def request(stream: bool = False, max_tokens: int = 16, image: str | None = None) -> bytes:
-    content: list[dict[str, Any]] = [{"type": "text", "text": "What is this?"}]
+    content: list[dict[str, object]] = [{"type": "text", "text": "What is this?"}]
     if image:
         content.append({"type": "image_url", "image_url": {"url": image}})
     fields = {"model": "bench", "max_tokens": max_tokens, "stream": stream}
