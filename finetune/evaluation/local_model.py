@@ -20,7 +20,7 @@ from finetune.model.changes import plan_changes, read_trained
 from finetune.model.device import pick_device, pick_dtype
 from finetune.model.folder import open_base
 from finetune.model.trained import load_trained
-from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS, with_training_limits
+from finetune.model.trained_by import weights_digest, with_training_limits
 from finetune.recipe.schema import Recipe
 
 
@@ -85,7 +85,5 @@ def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
         keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
         digest.update(str(keys).encode())
     if recipe.adapter_name_or_path:
-        for name in (ADAPTER, TRAINED_WEIGHTS):
-            weights = Path(recipe.adapter_name_or_path) / name
-            digest.update(weights.read_bytes() if weights.is_file() else b"")
+        digest.update(weights_digest(Path(recipe.adapter_name_or_path)).encode())
     return digest.hexdigest()
