@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from finetune.data.datasets import Dataset
+from finetune.encoding.boxes import place_boxes
 from finetune.errors import FinetuneError
 from finetune.families.registry import family_of
 from finetune.model.base import load_base
@@ -18,7 +19,7 @@ from finetune.model.changes import plan_changes, read_trained
 from finetune.model.device import pick_device, pick_dtype
 from finetune.model.folder import open_base
 from finetune.model.trained import load_trained
-from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS, with_training_limits
+from finetune.model.trained_by import weights_digest, with_training_limits
 from finetune.recipe.schema import Recipe
 
 
@@ -35,7 +36,8 @@ class LocalModel:
         console.print(f"Compute dtype {reason}.", highlight=False)
         self.family = family_of(self.folder)
         self.reader = self.family.read(self.folder, recipe)
-        self.prompts = list(self.reader.encoder.encode_prompt(data.rows))
+        self.rows = place_boxes(data.rows, self.reader.encoder, self.folder.model_type, recipe)
+        self.prompts = list(self.reader.encoder.encode_prompt(self.rows))
         too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
         if too_long:
             key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
@@ -71,11 +73,11 @@ def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
     """A sha256 of all that decides the answers."""
     digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
     digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if recipe.box_format:
+        digest.update(recipe.box_format.encode())
     if videos:
         keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
         digest.update(str(keys).encode())
     if recipe.adapter_name_or_path:
-        for name in (ADAPTER, TRAINED_WEIGHTS):
-            weights = Path(recipe.adapter_name_or_path) / name
-            digest.update(weights.read_bytes() if weights.is_file() else b"")
+        digest.update(weights_digest(Path(recipe.adapter_name_or_path)).encode())
     return digest.hexdigest()

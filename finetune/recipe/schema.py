@@ -21,7 +21,10 @@ class Recipe(BaseModel):
 
     # Model
     model_name_or_path: str = Field(description="The base model: a folder, or its id on the Hugging Face hub.")
-    adapter_name_or_path: str | None = Field(None, description="Folder of a trained adapter, for eval and export.")
+    adapter_name_or_path: str | None = Field(
+        None,
+        description="Folder of a trained adapter: eval answers with it, export merges it, training goes on with it.",
+    )
     finetuning_type: Literal["lora", "freeze", "full"] = Field(
         "lora", description="What is trained: `lora`, small adapters; `freeze`, the last layers; `full`, all weights."
     )

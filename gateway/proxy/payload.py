@@ -6,6 +6,7 @@ import orjson
 
 from gateway.api.chat import EngineRequest
 from gateway.runtime.models import Model
+from gateway.streaming.normalise import estimated_tokens
 
 
 class Payload:
@@ -23,6 +24,8 @@ class Payload:
         self.affinity = model.affinity(body, request.images)
         self._model: str = body.pop("model")
         self._written = orjson.dumps({"model": self._model, **body})
+        # For engines that do not count: an image is taken for nothing, for its data says little of its tokens.
+        self.prompt_tokens = estimated_tokens(len(self._written) - sum(len(image.url) for image in request.images))
         body.clear()  # the images are held once, not twice, while the request waits
         request.images.clear()
 

@@ -63,14 +63,16 @@ def generate(
         write_stage(plan, out, llama_cpp, model_dir)
     except (ModelFolderError, ModelfilePlanError, UnrepresentableError) as error:
         raise click.ClickException(str(error)) from None
-    _summary(plan, out)
+    click.echo(f"{out}: {plan.architecture.name} by {plan.route}, {len(plan.changes)} keys repaired")
+    print_summary(plan)
+    _print_next_steps(plan, out)
     if plan.route == "gguf" and llama_cpp:
         _try(out)
 
 
-def _summary(plan: ModelfilePlan, out: Path) -> None:
+def print_summary(plan: ModelfilePlan) -> None:
+    """The prompt's fidelity, the memory it takes, and every warning."""
     equal = sum(plan.prompt_equal.values())
-    click.echo(f"{out}: {plan.architecture.name} by {plan.route}, {len(plan.changes)} keys repaired")
     if plan.prompt_equal:
         click.echo(f"prompt: equals the chat template in {equal} of {len(plan.prompt_equal)} test conversations")
     click.echo(f"num_ctx {plan.num_ctx}: about {plan.kv_cache_bytes / 2**20:,.0f} MiB of key and value cache")
@@ -82,6 +84,9 @@ def _summary(plan: ModelfilePlan, out: Path) -> None:
         *fused_findings(plan.architecture.resized_by_ollama, options.images_per_request, options.ollama),
     ):
         click.echo(str(finding), err=True)
+
+
+def _print_next_steps(plan: ModelfilePlan, out: Path) -> None:
     if (out / SCRIPT).exists():
         click.echo(f"next: LLAMA_CPP=/path/to/llama.cpp sh {out / SCRIPT}")
     quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""

@@ -113,7 +113,7 @@ def try_pair(model: Path, mmproj: Path) -> tuple[bool, str]:
 
 def _child(model: str, mmproj: str) -> None:
     """Prints the log-probabilities of the first token's likeliest choice after two different images."""
-    from modelfiles.server.verify import encoded_image
+    from modelfiles.server.probe import encoded_image
 
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()

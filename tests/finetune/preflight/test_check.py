@@ -63,7 +63,7 @@ def test_without_the_model_rows_images_and_lengths_are_told_all_the_same(recipe:
     assert not sound
     assert "nowhere" in text.splitlines()[0]
     assert "shapes.json, row 2: the image " in text
-    assert "2 images of 64x64 to 200x180 pixels" in text
+    assert "2 images, 64x64 to 200x180 pixels" in text
     assert "about 1 of 2 rows are longer than cutoff_len 64" in text
     assert "Mend first: model_name_or_path: nowhere" in text.splitlines()[-1]
 

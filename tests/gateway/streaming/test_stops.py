@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.streaming.stops import StopCutter
+from gateway.streaming.stops import StopCutter, Stops
 from tests.support.gateway.processes import Process, until
 from tests.support.gateway.requests import CHAT, ask, envelope
 from tests.support.gateway.supervised import child, serve_fake
@@ -44,6 +44,41 @@ def test_the_text_is_cut_before_the_first_stop_string_however_it_comes(
     given_back += cutter.end()
     assert given_back == reference(text, stops)
     assert cutter.hit == (reference(text, stops) != text)
+
+
+@given(
+    tokens=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=8),
+    stop=st.text("ab", min_size=1, max_size=4),
+    streamed=st.booleans(),
+)
+def test_the_tokens_are_cut_with_the_text(tokens: list[str], stop: str, streamed: bool) -> None:
+    """Their texts hold the answer, and without the last one they hold less."""
+    text, entries = (
+        "".join(tokens),
+        [{"token": token, "logprob": -1.0, "bytes": list(token.encode())} for token in tokens],
+    )
+    cutter, seen, given_text = Stops([stop], 1), [], ""
+    if streamed:
+        for index, (token, entry) in enumerate(zip(tokens, entries, strict=True)):
+            finish = "stop" if index == len(tokens) - 1 else None
+            choice = {
+                "index": 0,
+                "delta": {"content": token},
+                "finish_reason": finish,
+                "logprobs": {"content": [entry]},
+            }
+            payload: dict[str, Any] = {"choices": [choice]}
+            if cutter.cut_chunk(payload):
+                given_text += payload["choices"][0]["delta"]["content"]
+                seen += payload["choices"][0]["logprobs"]["content"]
+    else:
+        choice = {"index": 0, "message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": entries}}
+        cutter.cut_answer({"choices": [choice]})
+        given_text, seen = choice["message"]["content"], choice["logprobs"]["content"]  # type: ignore[index]
+    assert given_text == reference(text, [stop])
+    assert seen == entries[: len(seen)]
+    assert "".join(entry["token"] for entry in seen).startswith(given_text)
+    assert len("".join(entry["token"] for entry in seen[:-1])) < len(given_text) or not seen
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +136,6 @@ def test_a_developer_message_becomes_a_system_message(client: openai.OpenAI) -> 
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": -1}, "frequency_penalty"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"stop": "x", "logprobs": True}, "stop"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from modelfiles.cli.group import modelfile
 from modelfiles.folder.gguf_header import GgufError, read_gguf_metadata
 from modelfiles.language.grammar import parse
-from modelfiles.server.verify import encoded_image
+from modelfiles.server.probe import encoded_image
 from modelfiles.staging.gguf import can_try, try_pair
 from tests.support.modelfiles.model_folders import make_folder, write_json, write_safetensors
 from tests.support.paths import GOLDENS, SHAPES_VL
