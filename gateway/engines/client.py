@@ -47,12 +47,17 @@ def _session(connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout) ->
 
 @asynccontextmanager
 async def post(
-    session: aiohttp.ClientSession, url: URL, body: bytes, key: str | None, headers: Mapping[str, str]
+    session: aiohttp.ClientSession,
+    url: URL,
+    body: bytes,
+    key: str | None,
+    headers: Mapping[str, str],
+    resend: bool = False,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Send `body` and give the answer, whose status is 200; leaving early closes the connection, which aborts the work.
 
-    An engine may close an idle connection at the moment it is used again. Then nothing has worked on the request, and
-    it is sent once more on a new connection.
+    An engine may close an idle connection at the moment it is used again. With `resend`, what breaks such a connection
+    before anything of an answer came is sent once more, on a new one; without, the caller has another engine to ask.
 
     Raises ApiError for every other status and for every way a connection can fail, here and inside the `with` block.
     """
@@ -65,7 +70,7 @@ async def post(
         try:
             response = await session.post(url, data=body, headers=sent, allow_redirects=False, trace_request_ctx=trace)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as broken:
-            if not trace["reused"] or isinstance(broken, aiohttp.ClientConnectorError):
+            if not resend or not trace["reused"] or isinstance(broken, aiohttp.ClientConnectorError):
                 raise
             fresh = _session(aiohttp.TCPConnector(force_close=True), session.timeout)
             try:

@@ -51,6 +51,7 @@ def with_engine(
                 await then(engine)
             finally:
                 await engine.stop()
+                await asyncio.sleep(0.05)  # for its connections to be closed in the loop that has them
 
     asyncio.run(run())
 
