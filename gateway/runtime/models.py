@@ -111,7 +111,18 @@ class Model:
         return min(replica.engine.retry_after for replica in self.replicas)
 
     def unavailable(self) -> ApiError:
-        return ApiError(503, self.reason, code="engine_unavailable", retry_after=self.retry_after)
+        return ApiError(503, self.client_reason, code="engine_unavailable", retry_after=self.retry_after)
+
+    @property
+    def client_reason(self) -> str:
+        """`reason` as clients may read it: engines are numbered, their addresses are the operator's business."""
+        reasons = []
+        for number, replica in enumerate(self.replicas, 1):
+            url, reason = replica.engine.url, self._reason(replica)
+            for address in (str(url).rstrip("/"), f"{url.host}:{url.port}"):
+                reason = reason.replace(address, f"engine {number}")
+            reasons.append(reason)
+        return " ".join(dict.fromkeys(reasons))
 
     def fill_in(self, body: dict[str, Any]) -> None:
         """Put the model's sampling defaults where the request is silent; null is silence."""
@@ -208,6 +219,9 @@ class Models:
         if not isinstance(name, str) or not name:
             raise bad_request("'model' is required and must be a string.", "model", "missing_required_parameter")
         found = self._by_name.get(name)
+        if found is None and name.endswith(":latest"):  # Ollama's name for a model without a tag
+            body["model"] = name = name.removesuffix(":latest")
+            found = self._by_name.get(name)
         if found is None:
             raise ApiError(
                 404,
