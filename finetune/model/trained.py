@@ -13,10 +13,9 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.model.base import dropout, old_names_allowed
-from finetune.model.changes import plan_changes, read_trained
-from finetune.model.names import names_of_all_versions
-from finetune.model.sharding import gather_full
+from finetune.model.changes import names_of_all_versions, plan_changes, read_trained
 from finetune.model.targets import is_tied, tie
+from finetune.model.tensors import gather_full
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
 from finetune.recipe.schema import Recipe
 from modelfiles.adapter.reader import PREFIX, Adapter, AdapterError, read_adapter

@@ -19,8 +19,8 @@ from finetune.families.registry import family_of
 from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
-from finetune.model.sharding import gather_full
 from finetune.model.targets import make_trainable
+from finetune.model.tensors import gather_full
 from finetune.model.trained import go_on_from, restore_trained, save_trained, trained_state
 from finetune.model.trained_by import BEST
 from finetune.recipe.schema import Recipe

@@ -136,7 +136,8 @@ class Exchange:
         gateway = self._gateway
         async with UntilDisconnect(receive) as watch:
             await self._prepare_images(call, model, request)
-            payload = Payload(request, model)
+            payload = Payload(request, model, call.images)
+            call.prompt_estimate = payload.prompt_tokens
             waits = call.since()
             try:
                 slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, patience)
@@ -198,9 +199,9 @@ class Exchange:
         model.fill_in(body)
         request = self._check_fields(body, model.spec)
         call.stream = request.stream
-        check_count(request.images, self._gateway.settings)
-        if not model.ready:
+        if not model.ready:  # before anything is spent on images
             raise model.unavailable()
+        check_count(request.images, self._gateway.settings)
         return model, request
 
 

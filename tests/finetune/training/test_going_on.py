@@ -23,7 +23,7 @@ from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from finetune.training import trainer
 from finetune.training.loop import train
-from tests.finetune.training.test_train import QLORA, adapter, start, wait_for_step
+from tests.support.finetune.runs import QLORA, adapter, start, wait_for_step
 
 MakeRecipe = Callable[..., Recipe]
 
