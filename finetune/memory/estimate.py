@@ -33,7 +33,7 @@ LOGITS = 3 * 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """In bytes. model_states: what stays allocated, by its use; moments: what each adds at its peak; reserved: in all."""
+    """In bytes. model_states: what stays allocated, by use; moments: what each adds at its peak; reserved: in all."""
 
     model_states: dict[str, int]
     moments: dict[str, int]
