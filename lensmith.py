@@ -11,6 +11,7 @@ from modelfiles.cli.lazy_group import LazyGroup
 
 # Command name -> (module:attribute of the click command, the extra it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "init": ("finetune.cli:init", "finetune", "Write a recipe for a data file or folder."),
     "train": ("finetune.cli:train", "finetune", "Fine-tune a model as a recipe says."),
     "check": ("finetune.cli:check", "finetune", "Say what a training run would do, before it costs anything."),
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": ("gateway.verify.cli:verify", "cpu", "Prove that an engine answers as transformers does."),
     "bench": ("gateway.bench.cli:bench", "finetune", "Put load on an OpenAI-compatible endpoint and measure it."),
     "modelfile": ("modelfiles.cli.group:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
+    "env": ("finetune.cli:env", "cpu", "Print versions and the machine, for a bug report."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
 }
 

@@ -165,18 +165,18 @@ def main() -> None:
     if not (args.work / "model" / "model.safetensors").exists():
         write_model(args.work / "model", args.shape)
         write_rows(args.work / "data", ROWS)
-    figures = {}
+    compared: dict[str, object] = {}
     for side in [args.only] if args.only else ["stock", "lensmith"]:
         command = [sys.executable, "-m", "benchmarks.finetune_gpu", *sys.argv[1:], "--child", side]
         (args.work / f"{side}.json").unlink(missing_ok=True)
         done = subprocess.run(command, check=False)
         result = args.work / f"{side}.json"
-        figures[side] = json.loads(result.read_text()) if done.returncode == 0 else {"failed": done.returncode}
-        print(side, json.dumps(figures[side]), flush=True)
+        compared[side] = json.loads(result.read_text()) if done.returncode == 0 else {"failed": done.returncode}
+        print(side, json.dumps(compared[side]), flush=True)
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(json.dumps({"shape": args.shape, "steps": args.steps, "cap_gib": args.cap_gib, "device": device, **figures}))
+    print(json.dumps({"shape": args.shape, "steps": args.steps, "cap_gib": args.cap_gib, "device": device, **compared}))
 
 
 if __name__ == "__main__":

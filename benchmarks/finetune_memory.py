@@ -28,8 +28,10 @@ from PIL import Image
 from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from benchmarks.finetune_gpu import QUESTION, cap_memory, write_model
+from benchmarks.finetune_gpu import QUESTION, cap_memory
+from benchmarks.models import write_model
 from finetune.errors import FinetuneError
+from finetune.media.bank import ImageBank
 from finetune.memory.cards import CARDS
 from finetune.memory.estimate import estimate
 from finetune.memory.heaviest_load import heaviest_load
@@ -145,11 +147,13 @@ def watched(vocabulary: int) -> Iterator[Moments]:
         register_optimizer_step_pre_hook(lambda *_: moments.enter("optimizer step")),
         register_optimizer_step_post_hook(lambda *_: moments.enter("between")),
     ]
-    torch.Tensor.backward, Trainer.samples = backward, samples
+    torch.Tensor.backward = backward
+    Trainer.samples = samples  # type: ignore[method-assign]
     try:
         yield moments
     finally:
-        torch.Tensor.backward, Trainer.samples = plain, answers
+        torch.Tensor.backward = plain
+        Trainer.samples = answers  # type: ignore[method-assign]
         for handle in handles:
             handle.remove()
         moments.enter("end")
@@ -220,6 +224,7 @@ def run(case: Case, work: Path, model: Path, tiny: bool) -> dict[str, Any]:
     quiet = Console(quiet=True)
     with like_a_t4(case.name.startswith("t4-")):
         loaded = load_training_data(recipe, quiet)
+        assert isinstance(loaded.bank, ImageBank)
         load = heaviest_load(loaded.rows, recipe, loaded.bank)
         card = CARDS["t4" if case.name.startswith("t4-") else "h200"]
         figures: dict[str, Any] = {

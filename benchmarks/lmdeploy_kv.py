@@ -36,7 +36,7 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.hardware.gpus import GIB
 
 ROOT = Path(__file__).parents[1]
-WORKLOAD = {"images": 8, "image_size": (1296, 968)}
+WORKLOAD: dict[str, Any] = {"images": 8, "image_size": (1296, 968)}
 SETTINGS: dict[str, dict[str, Any]] = {
     # The published T4 recipe, the plan's own choice for a T4, and for an L4.
     "t4-recipe": {

@@ -41,13 +41,13 @@ from benchmarks.servers import (
     Server,
     Usage,
     engines_behind,
-    free_port,
     get,
     load,
     read_load,
     start_load,
     versions,
 )
+from gateway.engines.process import free_port
 
 AT_ONCE = 64
 TOKENS = 32
@@ -149,7 +149,8 @@ def phase_lensmith(run: Run, gateway: Server) -> None:
     for size, requests in SIZES.items():
         with Usage(gateway.pid) as usage:
             run.note("lensmith", size, {**run.load(gateway.endpoint, size, requests), "usage": usage.fields()})
-    through, past = [], []
+    through: list[dict[str, Any]] = []
+    past: list[dict[str, Any]] = []
     for turn in range(ROUNDS):
         order: list[tuple[list[dict[str, Any]], Endpoint]] = [(through, gateway.endpoint), (past, engine)]
         for rows, endpoint in order if turn % 2 else reversed(order):
@@ -251,7 +252,7 @@ def measure_variant(run: Run, folder: Path, variant: dict[str, Any]) -> dict[str
             server.wait_ready()
         at_once = run.at_once // len(servers)
         requests = 2 * SIZES["768x768"] // len(servers)
-        runs = []
+        runs: list[Any] = []
         with Usage(os.getpid()) as usage:
             for server in servers:
                 report = run.work / f"load-{len(runs)}.json"
@@ -301,10 +302,10 @@ def compare(result: dict[str, Any]) -> list[str]:
     if "turns_past_gateway" in lensmith:
         through, past = lensmith["turns_through_gateway"], lensmith["turns_past_gateway"]
         rates = [median(row["requests_per_second"] for row in rows) for rows in (through, past)]
-        times = [median(row["ttft_ms"]["p50"] for row in rows) for rows in (through, past)]
+        medians = [median(row["ttft_ms"]["p50"] for row in rows) for rows in (through, past)]
         lines.append(
             f"Gateway against its own engine, 768x768: {rates[0]:.1f} and {rates[1]:.1f} req/s, "
-            f"{rates[0] / rates[1]:.3f} (bar {GATEWAY_BAR}); TTFT p50 {times[0]:,.0f} and {times[1]:,.0f} ms"
+            f"{rates[0] / rates[1]:.3f} (bar {GATEWAY_BAR}); TTFT p50 {medians[0]:,.0f} and {medians[1]:,.0f} ms"
         )
     few = result.get("few", {})
     for name in sorted({key.partition("-turn-")[0].removesuffix("-4") for key in few if "-4-turn-" in key}):

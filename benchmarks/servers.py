@@ -131,7 +131,7 @@ class Engine(NamedTuple):
 
 def engines_behind(gateway: Server) -> list[Engine]:
     """The engines of a gateway in the order of their pids. Raises RuntimeError if it has none."""
-    found = {}
+    found: dict[str, Engine] = {}
     for pid in sorted(descendants(gateway.pid)):
         argv = command_line(pid)
         if "api_server" in argv or "gateway.embedded" in argv:

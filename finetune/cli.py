@@ -1,4 +1,4 @@
-"""The commands `lensmith train`, `lensmith eval` and `lensmith export`."""
+"""The commands `lensmith init`, `check`, `train`, `eval`, `export` and `env`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,49 @@ def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
 def _speaks() -> bool:
     """Whether this is the process that prints: of those that torchrun started, the first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+DEFAULT_MODEL = "Qwen/Qwen3-VL-2B-Instruct"
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODEL", help=f"The base: a folder or a hub's id. Asked for; else {DEFAULT_MODEL}.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.yaml"),
+    show_default=True,
+    help="The recipe to write.",
+)
+def init(data: Path, model: str | None, out: Path) -> None:
+    """Write a recipe for DATA, a data file or a folder, and its entry in dataset_info.json.
+
+    Every line of the recipe says why it is as it is; `lensmith check` then says what training would do.
+    """
+    from finetune.memory.cards import this_card
+    from finetune.preflight.starter import write_starter
+
+    if model is None:
+        model = click.prompt("Base model", default=DEFAULT_MODEL) if sys.stdin.isatty() else DEFAULT_MODEL
+    starter = write_starter(data, str(model), out, this_card())
+    for choice in starter.choices:
+        value = "unset" if choice.value is None else str(choice.value)
+        click.echo(f"{choice.key}: {value}  {click.style(choice.why, dim=True)}")
+    if starter.broken:
+        click.secho(
+            f"Warning: {starter.broken:,} rows cannot be read; `lensmith check` names them.", fg="yellow", err=True
+        )
+    click.echo(f"{starter.recipe} and {starter.info} are written. Next: lensmith check {starter.recipe}")
+
+
+@click.command()
+def env() -> None:
+    """Print versions and the machine, for a bug report. Nothing secret is in it."""
+    from finetune.preflight.environment import describe_environment
+
+    for name, value in describe_environment().items():
+        click.echo(f"{name:16} {value}")
 
 
 @click.command()

@@ -12,13 +12,16 @@ from fastapi import FastAPI, Response, Security
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from gateway.api.model_routes import model_routes
 from gateway.api.ollama.routes import ollama_routes
+from gateway.api.pages import page_routes
 from gateway.errors import ApiError, crashed
 from gateway.http.middleware import ByPort, Direct, HeadAsGet, RequestIds
+from gateway.http.missing import explain_missing
 from gateway.http.respond import error_body
 from gateway.proxy.data_routes import data_routes
 from gateway.runtime.exposition import Exposition
@@ -27,6 +30,11 @@ from gateway.runtime.service import Service
 from gateway.tenants.auth import Authenticate
 from gateway.tenants.limits import Tenant
 
+# What a web page may read of an answer beside its body.
+EXPOSED = (
+    *("x-request-id", "retry-after"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)
 KEY = HTTPBearer(scheme_name="key", auto_error=False, description="Asked for by `Authenticate`, a middleware.")
 
 
@@ -85,6 +93,15 @@ def create_app(service: Service, management_port: int | None = None) -> FastAPI:
     ]
     if service.ring is not None:
         middleware.insert(1, Middleware(Authenticate, ring=service.ring, metrics=service.metrics))
+    if service.settings.cors_origins:  # before keys are asked for: a browser's preflight has none
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
+        middleware.insert(1, cors)
     if management_port is not None:
         inside = FastAPI(openapi_url=None, redirect_slashes=False)
         _handle_errors(inside)
@@ -96,10 +113,12 @@ def create_app(service: Service, management_port: int | None = None) -> FastAPI:
         lifespan=lifespan,
         middleware=middleware,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's page loads its scripts from the internet
         redoc_url=None,
     )
     _handle_errors(app)
     app.router.routes += routes
+    app.include_router(page_routes(app.openapi, allowed if service.ring is None else None))
     app.include_router(model_routes(allowed), dependencies=keys)
     app.include_router(ollama_routes(allowed), dependencies=keys)
     alone = management_port is None
@@ -130,7 +149,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 404:
-        return _envelope(request, ApiError(404, "There is nothing at this path.", code="not_found", headers=headers))
+        known = request.app.openapi()["paths"] if request.app.openapi_url else ()
+        message = explain_missing(request.url.path, known)
+        return _envelope(request, ApiError(404, message, code="not_found", headers=headers))
     if error.status_code == 405:
         message = f"{request.method} is not allowed here; use {headers.get('Allow', 'another method')}."
         return _envelope(request, ApiError(405, message, code="method_not_allowed", headers=headers))

@@ -48,7 +48,7 @@ def picture(size: int) -> str:
 
 
 def request(stream: bool = False, max_tokens: int = 16, image: str | None = None) -> bytes:
-    content: list[dict] = [{"type": "text", "text": "What is this?"}]
+    content: list[dict[str, object]] = [{"type": "text", "text": "What is this?"}]
     if image:
         content.append({"type": "image_url", "image_url": {"url": image}})
     fields = {"model": "bench", "max_tokens": max_tokens, "stream": stream}

@@ -28,7 +28,7 @@ LONG = 60.0  # seconds after which memory must not grow any more
 GOING = 0.2  # share of clients that go before they have their answer
 
 
-async def client(url: str, bodies: list[dict], end: float, counts: dict[str, int]) -> None:
+async def client(url: str, bodies: list[dict[str, object]], end: float, counts: dict[str, int]) -> None:
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < end:
             body = random.choice(bodies)
@@ -63,7 +63,7 @@ async def soak(port: int, process: psutil.Process, seconds: float, clients: int)
     url = f"http://127.0.0.1:{port}"
     image = {"type": "image_url", "image_url": {"url": picture(100_000)}}
     text = {"type": "text", "text": "?"}
-    bodies: list[dict] = [
+    bodies: list[dict[str, object]] = [
         {"model": "bench", "messages": [{"role": "user", "content": [text, image]}]},
         {"model": "bench", "messages": [{"role": "user", "content": [text, image]}], "stream": True, "max_tokens": 200},
         {"model": "bench", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 20_000},

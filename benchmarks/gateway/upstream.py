@@ -36,7 +36,7 @@ def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def event(delta: dict, finish: str | None = None) -> bytes:
+def event(delta: dict[str, str], finish: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     fields = {
         "id": "chatcmpl-1",
@@ -59,6 +59,7 @@ AT_ONCE = 50
 
 class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.data = b""
         self.free = asyncio.Event()

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from types import FrameType
 
 FRAMES = 8
 
@@ -35,7 +36,7 @@ def sample(path: str) -> None:
             if ident == own:
                 continue
             stack: list[str] = []
-            frame = top
+            frame: FrameType | None = top
             while frame is not None and len(stack) < FRAMES:
                 code = frame.f_code
                 stack.append(f"{code.co_name} ({'/'.join(code.co_filename.split('/')[-2:])}:{frame.f_lineno})")

@@ -10,9 +10,16 @@ from finetune.data.formats import Row
 from finetune.data.row_media import IMAGE, VIDEO
 from finetune.errors import FinetuneError
 
+# Tokens that texts about places in an image are written with; they stand for nothing but themselves.
+GROUNDING = frozenset(
+    f"<|{kind}_{edge}|>" for kind in ("object_ref", "box", "quad", "point", "poly", "obb") for edge in ("start", "end")
+)
+
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    """The tokens of a model that structure a chat, which no text may hold."""
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return [token for token in tokens if token not in GROUNDING]
 
 
 def refuse_specials(row: Row, specials: Sequence[str]) -> None:

@@ -38,6 +38,11 @@ class Endpoint:
                 f"{with_video.source}: rows with videos are not sent to an endpoint: Lensmith's gateway takes images "
                 "only, and others choose frames of their own; evaluate without --endpoint."
             )
+        if recipe.box_format:
+            raise FinetuneError(
+                "box_format: how an endpoint resizes images is not known, so boxes cannot be moved to its coordinates; "
+                "evaluate without --endpoint, or write the boxes as its model does and unset box_format."
+            )
         self.url = url.rstrip("/")
         self.recipe, self.rows = recipe, data.rows
         key = os.environ.get("OPENAI_API_KEY")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from finetune.data.datasets import load_rows
+from finetune.data.formats import Row
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import exact_match, score_all
 from finetune.evaluation.predictions import Predictions, read_predictions, record_of
@@ -29,8 +30,9 @@ FIGURES = "exact match {task.fields[score]:.1f} %"
 
 
 class Answerer(Protocol):
-    """Who answers the rows. identity: a digest of all that decides the answers."""
+    """Who answers the rows. rows: as the model gets them; identity: a digest of all that decides the answers."""
 
+    rows: list[Row]
     identity: str
 
     def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -72,6 +74,8 @@ def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | Non
     output = Path(str(recipe.output_dir))
     data = load_rows(str(recipe.eval_dataset), recipe)
     answerer: Answerer
+    if endpoint is not None and recipe.image_sizes:
+        raise FinetuneError("image_sizes is for this machine's answers; an endpoint sizes images itself: unset it.")
     if endpoint is None:
         from finetune.evaluation.local_model import LocalModel
 
@@ -90,7 +94,7 @@ def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | Non
     with progress_bar(console, "answering", FIGURES) as progress:
         bar = progress.add_task("answering", total=len(data.rows), completed=len(store.found), score=math.nan)
         for index, answer in answerer.answer(open_rows):
-            record = record_of(index, data.rows[index], answer)
+            record = record_of(index, answerer.rows[index], answer)
             right += _matches(record)
             store.add(record)
             progress.update(bar, completed=len(store.found), score=100 * right / len(store.found))

@@ -11,14 +11,16 @@ import torch
 from rich.console import Console
 
 from finetune.data.datasets import Dataset
+from finetune.encoding.boxes import place_boxes
 from finetune.errors import FinetuneError
+from finetune.evaluation.served_sizes import sized_as_served
 from finetune.families.registry import family_of
 from finetune.model.base import load_base
 from finetune.model.changes import plan_changes, read_trained
 from finetune.model.device import pick_device, pick_dtype
 from finetune.model.folder import open_base
 from finetune.model.trained import load_trained
-from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS, with_training_limits
+from finetune.model.trained_by import weights_digest, with_training_limits
 from finetune.recipe.schema import Recipe
 
 
@@ -29,13 +31,17 @@ class LocalModel:
         self.folder = open_base(recipe)
         if recipe.adapter_name_or_path:  # as strictly as `export`: nothing that was trained may be passed over
             plan_changes(self.folder, read_trained(Path(recipe.adapter_name_or_path), self.folder))
-        self.recipe = recipe = with_training_limits(recipe)
+        recipe = with_training_limits(recipe)
+        if recipe.image_sizes:
+            recipe, self.folder = sized_as_served(recipe, self.folder)
+        self.recipe = recipe
         self.device = pick_device()
         self.dtype, reason = pick_dtype(recipe, self.device)
         console.print(f"Compute dtype {reason}.", highlight=False)
         self.family = family_of(self.folder)
         self.reader = self.family.read(self.folder, recipe)
-        self.prompts = list(self.reader.encoder.encode_prompt(data.rows))
+        self.rows = place_boxes(data.rows, self.reader.encoder, self.folder.model_type, recipe)
+        self.prompts = list(self.reader.encoder.encode_prompt(self.rows))
         too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
         if too_long:
             key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
@@ -71,11 +77,13 @@ def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
     """A sha256 of all that decides the answers."""
     digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
     digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if recipe.image_sizes:
+        digest.update(recipe.image_sizes.encode())
+    if recipe.box_format:
+        digest.update(recipe.box_format.encode())
     if videos:
         keys = (recipe.video_min_pixels, recipe.video_max_pixels, recipe.video_fps, recipe.video_maxlen)
         digest.update(str(keys).encode())
     if recipe.adapter_name_or_path:
-        for name in (ADAPTER, TRAINED_WEIGHTS):
-            weights = Path(recipe.adapter_name_or_path) / name
-            digest.update(weights.read_bytes() if weights.is_file() else b"")
+        digest.update(weights_digest(Path(recipe.adapter_name_or_path)).encode())
     return digest.hexdigest()

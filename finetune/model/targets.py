@@ -27,9 +27,15 @@ def part_of(name: str, vision: Collection[str]) -> str:
     return "freeze_vision_tower" if outside else "freeze_language_model"
 
 
-def make_trainable(model: Any, recipe: Recipe) -> Any:
-    """Makes what the recipe trains trainable, in float32; the model, wrapped in PEFT for LoRA. Raises FinetuneError."""
-    wrapped = add_adapters(model, recipe) if recipe.finetuning_type == "lora" else _unfreeze(model, recipe)
+def make_trainable(model: Any, recipe: Recipe, adapted: Any | None = None) -> Any:
+    """Makes what the recipe trains trainable, in float32; the model, wrapped in PEFT for LoRA. Raises FinetuneError.
+
+    adapted: the model with what an earlier training left, see trained.go_on_from.
+    """
+    if recipe.finetuning_type == "lora":
+        wrapped = add_adapters(model, recipe) if adapted is None else adapted
+    else:
+        wrapped = _unfreeze(model, recipe)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""Reads tensors from safetensors files, a part at a time."""
+"""Tensors in parts: rows of a file's, and those that FSDP has sharded over the processes."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ def read_tensor(info: TensorInfo, rows: slice | None = None) -> Any:
         file.seek(begin)
         data = bytearray(file.read(size))
     return torch.frombuffer(data, dtype=DTYPES[info.dtype]).reshape(shape)
+
+
+def gather_full(value: Any) -> Any:
+    """A nested state on the CPU with FSDP's sharded tensors put together. All processes must call it."""
+    if isinstance(value, dict):
+        return {key: gather_full(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [gather_full(item) for item in value]
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else value
+
+
+def shard_like(value: Any, parameter: Any) -> Any:
+    """This process's share of a whole tensor, laid out as the parameter is."""
+    if not hasattr(parameter, "placements") or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)

@@ -13,11 +13,13 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.model.base import dropout, old_names_allowed
-from finetune.model.names import names_of_all_versions
-from finetune.model.sharding import gather_full
+from finetune.model.changes import names_of_all_versions, plan_changes, read_trained
 from finetune.model.targets import is_tied, tie
+from finetune.model.tensors import gather_full
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
-from modelfiles.adapter.reader import PREFIX, AdapterError, read_adapter
+from finetune.recipe.schema import Recipe
+from modelfiles.adapter.reader import PREFIX, Adapter, AdapterError, read_adapter
+from modelfiles.folder.model_folder import ModelFolder
 
 
 def trained_state(model: Any) -> dict[str, Any]:
@@ -73,6 +75,37 @@ def load_trained(model: Any, path: str | Path) -> Any:
     wrapped.train()
     dropout(wrapped, False)
     return wrapped
+
+
+def go_on_from(model: Any, recipe: Recipe, folder: ModelFolder) -> Any:
+    """The model with what `adapter_name_or_path` trained, to be trained further as the recipe says.
+
+    An adapter keeps its own rank, scale and targets. Raises FinetuneError if the recipe asks for others.
+    """
+    path = Path(str(recipe.adapter_name_or_path))
+    trained = read_trained(path, folder)
+    if not isinstance(trained, Adapter):
+        if recipe.finetuning_type == "lora":
+            raise FinetuneError(
+                f"adapter_name_or_path: {path} holds whole weights, which lora cannot go on with; export them first, "
+                "and train on the merged model."
+            )
+        plan_changes(folder, trained)
+        _copy_trained_weights(model, path)
+        return model
+    if recipe.finetuning_type != "lora":
+        raise FinetuneError(
+            f"adapter_name_or_path: {path} is an adapter, which finetuning_type: {recipe.finetuning_type} cannot go on "
+            "with; export it first, and train on the merged model."
+        )
+    own = {key: trained.config.get(key) for key in ("use_rslora", "use_dora")}
+    own |= {"lora_rank": trained.rank, "lora_alpha": trained.config["lora_alpha"]}
+    for key, value in own.items():
+        asked = getattr(recipe, key)
+        if key in recipe.model_fields_set and asked is not None and asked != (value or False):
+            raise FinetuneError(f"{key}: {asked} is not that of the adapter {path}, {value}; remove the key.")
+    plan_changes(folder, trained)
+    return attach_adapter(model, path, recipe.lora_dropout)
 
 
 def attach_adapter(model: Any, path: Path, lora_dropout: float = 0.0) -> Any:

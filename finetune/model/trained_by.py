@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 from finetune.errors import FinetuneError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
-from modelfiles.adapter.reader import CONFIG as ADAPTER_CONFIG
-from modelfiles.adapter.reader import WEIGHTS as ADAPTER
+from modelfiles.adapter import reader
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "BEST", "RECIPE", "TRAINED_WEIGHTS", "training_recipe", "with_training_limits"]
-
+ADAPTER, ADAPTER_CONFIG = reader.WEIGHTS, reader.CONFIG
 TRAINED_WEIGHTS, RECIPE, BEST = "trained_weights.safetensors", "recipe.yaml", "best_adapter"
 INNER = re.compile(rf"checkpoint-\d+|{BEST}")  # folders inside a run's output_dir
 IMAGE_LIMITS = ("image_min_pixels", "image_max_pixels")
@@ -49,3 +48,14 @@ def with_training_limits(recipe: Recipe) -> Recipe:
             raise FinetuneError(f"adapter_name_or_path: {error}") from None
     unset = {key: limit for key, limit in zip(IMAGE_LIMITS, limits, strict=True) if getattr(recipe, key) is None}
     return recipe.model_copy(update=unset)
+
+
+def weights_digest(path: Path) -> str:
+    """A sha256 of the trained weights in a folder; of nothing if there are none."""
+    digest = hashlib.sha256()
+    for name in (ADAPTER, TRAINED_WEIGHTS):
+        if (path / name).is_file():
+            with (path / name).open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+    return digest.hexdigest()

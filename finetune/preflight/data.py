@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 
 from finetune.data.formats import Row
+from finetune.encoding.boxes import place_boxes
 from finetune.encoding.cutoff import apply_cutoff
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.proof import prove_encoding
 from finetune.families.base import Reader
 from finetune.media.bank import Bank, ImageBank
+from finetune.preflight.box_drawings import describe_boxes
 from finetune.preflight.preview import histogram, preview
 from finetune.preflight.report import Report
 from finetune.preflight.rows import describe_rows, sound_rows
@@ -35,18 +37,22 @@ def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
 
     def check(row: Row) -> None:
         encoder.refuse_specials(row)
+        place_boxes([row], encoder, reader.folder.model_type, recipe)
         encoder.add_media(row)
 
     rows = sound_rows(recipe, report, check)
     if not rows:
         report.say("No row can be trained on.")
-        report.error("no row can be trained on.", hidden=True)
+        if not report.problems:
+            report.error("no row can be trained on.", hidden=True)
         return Checked(bank, [])
+    rows = place_boxes(rows, encoder, reader.folder.model_type, recipe)
     encoded: list[Encoded] = list(encoder.encode(rows))
     prove_encoding(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
     describe_rows(rows, [size for index, size in enumerate(bank.sizes) if index not in bank.clips], report)
     if isinstance(bank, ImageBank):
         _describe_resizing(bank, recipe, report)
+    describe_boxes(rows, reader, recipe, report)
     report.console.print(histogram([len(row) for row in encoded], recipe.cutoff_len))
     fitting = apply_cutoff(rows, encoded, recipe, encoder)
     if fitting.warning(recipe):
@@ -77,8 +83,9 @@ def _describe_resizing(bank: ImageBank, recipe: Recipe, report: Report) -> None:
     patch = bank.limits.patch
     if grids:
         low, high = min(grids, key=math.prod), max(grids, key=math.prod)
+        span = f" to {high[1] * patch}x{high[0] * patch}" if low != high else ""
         report.say(
-            f"The model gets them as {low[1] * patch}x{low[0] * patch} to {high[1] * patch}x{high[0] * patch} pixels "
+            f"The model gets them as {low[1] * patch}x{low[0] * patch}{span} pixels "
             f"({bank.limits.min_pixels:,} to {bank.limits.max_pixels:,} pixels are allowed)"
         )
     if bank.clips:

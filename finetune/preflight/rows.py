@@ -71,7 +71,7 @@ def describe_rows(rows: Sequence[Row], sizes: Sequence[tuple[int, int]], report:
         report.say(f"{source}: {count:,} rows")
     smallest, largest = (pick(sizes, key=lambda size: size[0] * size[1], default=(0, 0)) for pick in (min, max))
     span = "" if smallest == largest else f" to {largest[0]}x{largest[1]}"
-    report.say(f"{len(sizes):,} images" + (f" of {smallest[0]}x{smallest[1]}{span} pixels" if sizes else ""))
+    report.say(f"{len(sizes):,} images" + (f", {smallest[0]}x{smallest[1]}{span} pixels" if sizes else ""))
     empty = [row.source for row in rows if any(m["role"] == "assistant" and not _says(m) for m in row.messages)]
     if empty:
         report.warn(f"{len(empty):,} rows have an empty answer, which teaches to say nothing: {empty[0]}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.data.formats import Row
@@ -38,10 +39,11 @@ def check_without_model(recipe: Recipe, report: Report) -> None:
     rows = sound_rows(recipe, report, check)
     if not rows:
         report.say("No row can be trained on.")
-        report.error("no row can be trained on.", hidden=True)
+        if not report.problems:
+            report.error("no row can be trained on.", hidden=True)
         return
     describe_rows(rows, list(images.values()), report)
-    lengths = [_tokens(row, images, limits) for row in rows]
+    lengths = [estimate_tokens(row, images, limits) for row in rows]
     report.say("Lengths without the model are estimates, as for Qwen3-VL and English text:")
     report.console.print(histogram(lengths, recipe.cutoff_len))
     long = sum(length > recipe.cutoff_len for length in lengths)
@@ -67,7 +69,7 @@ def assumed_limits(recipe: Recipe) -> PixelLimits:
     return PixelLimits(16, 2, recipe.image_min_pixels or 1, recipe.image_max_pixels or MAX_PIXELS)
 
 
-def _tokens(row: Row, images: dict[Path | str, tuple[int, int]], limits: PixelLimits) -> int:
+def estimate_tokens(row: Row, images: Mapping[Path | str, tuple[int, int]], limits: PixelLimits) -> int:
     """About how many tokens a row has; its videos are not counted."""
     texts = sum(len(part.get("text", "")) for message in row.messages for part in message["content"])
     pictures = sum(limits.tokens(limits.grid(*images[image])) + 2 for image in row.images)

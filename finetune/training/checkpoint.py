@@ -17,32 +17,41 @@ from safetensors import SafetensorError
 
 from finetune.errors import FinetuneError
 from finetune.model.trained import save_trained
+from finetune.model.trained_by import BEST, RECIPE, weights_digest
+from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
+from finetune.training.dataset import TrainingData
 
-BEST = "best_adapter"
 Trained = dict[str, Any]  # weights.trained_state
-# Keys that may differ between a run and its continuation without changing what is learnt.
+# Keys that may differ between a run and its continuation. What they name (base, data, adapter) is compared by its
+# content, so it may have moved; more steps or epochs are a longer run of the same; the others change no weight.
 FREE_KEYS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
-    "plot_loss", "report_to", "max_new_tokens", "export_dir", "adapter_name_or_path", "ddp_timeout",
-}  # fmt: skip
+    "plot_loss", "report_to", "max_new_tokens", "export_dir", "export_size", "ddp_timeout",
+    "disable_gradient_checkpointing", "model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir",
+    "media_dir", "max_steps", "num_train_epochs",
+} | {name for name, field in Recipe.model_fields.items() if str(field.description).startswith("No effect")}  # fmt: skip
 VIDEO_KEYS = {"video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"}
 
 
-def fingerprint(recipe: Recipe, base: str, data: str, processes: int, videos: bool = False) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued: the recipe's keys that matter, base and data hashes.
+class ForeignCheckpoint(FinetuneError):
+    """The checkpoint belongs to a run of other inputs or settings."""
 
-    videos: whether the data has any, so that their keys matter.
-    """
-    free = FREE_KEYS if videos else FREE_KEYS | VIDEO_KEYS
+
+def fingerprint(recipe: Recipe, data: TrainingData, processes: int) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: the recipe's keys that matter, and hashes of its inputs."""
+    free = FREE_KEYS if data.bank.clips else FREE_KEYS | VIDEO_KEYS
     keys = {key: value for key, value in recipe.model_dump().items() if key not in free}
-    return keys | {"base model": base, "data": data, "processes": processes}
+    inputs = {"base model": data.folder.fingerprint(), "data": data.digest, "processes": processes}
+    if recipe.adapter_name_or_path:
+        inputs["adapter"] = weights_digest(Path(recipe.adapter_name_or_path))
+    return keys | inputs
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Any, trained: Trained, state: dict[str, Any], keep: int | None
+    folder: Path, step: int, model: Any, trained: Trained, state: dict[str, Any], keep: int | None, recipe: Recipe
 ) -> Path:
-    """Writes `folder`/checkpoint-`step`: the model's `trained` weights and the run's state.
+    """Writes `folder`/checkpoint-`step`: the model's `trained` weights, the run's state and its recipe.
 
     Raises FinetuneError if the disk refuses; earlier checkpoints stay whole.
     """
@@ -51,6 +60,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_trained(model, trained, partial)
+        save_recipe(recipe, partial / RECIPE)
         torch.save(state, partial / "state.pt")
         for file in partial.iterdir():
             _flush(file)
@@ -107,7 +117,7 @@ def load_checkpoint(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     was = state["fingerprint"]
     for key in expected:
         if was.get(key) != expected[key]:
-            raise FinetuneError(
+            raise ForeignCheckpoint(
                 f"The checkpoint {path} was made with {key} {was.get(key)!r}, now it is {expected[key]!r}; "
                 "restore it, or set overwrite_output_dir: true to start afresh."
             )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from finetune.data.datasets import load_rows
 from finetune.data.row_media import Video
+from finetune.encoding.boxes import place_boxes
 from finetune.encoding.cutoff import apply_cutoff
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.proof import prove_encoding
@@ -39,14 +40,16 @@ def load_training_data(recipe: Recipe, console: Console) -> TrainingData:
     reader = family_of(folder).read(folder, recipe)
     data = load_rows(str(recipe.dataset), recipe)
     bank, encoder = reader.bank, reader.encoder
-    encoded = encoder.encode(data.rows)
-    prove_encoding(data.rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
-    fitting = apply_cutoff(data.rows, encoded, recipe, encoder)
+    rows = place_boxes(data.rows, encoder, folder.model_type, recipe)
+    encoded = encoder.encode(rows)
+    prove_encoding(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
+    fitting = apply_cutoff(rows, encoded, recipe, encoder)
     kept, dropped, warnings = fitting.kept, fitting.dropped, [*data.notes, fitting.warning(recipe)]
     digest, kept_validation = data.digest, []
     if recipe.eval_dataset and recipe.eval_strategy != "no":
         held_out = load_rows(recipe.eval_dataset, recipe)
-        fitting = apply_cutoff(held_out.rows, encoder.encode(held_out.rows), recipe, encoder)
+        rows = place_boxes(held_out.rows, encoder, folder.model_type, recipe)
+        fitting = apply_cutoff(rows, encoder.encode(rows), recipe, encoder)
         kept_validation, dropped = fitting.kept, dropped + fitting.dropped
         digest += held_out.digest
         warnings.append(fitting.warning(recipe))

@@ -1,4 +1,8 @@
-"""Signals that end a run between two steps."""
+"""The training loop: steps, and between them records, validation and checkpoints.
+
+Whatever ends a run (a signal, a broken image, memory that runs out), the last finished step is saved first, so that
+the same command goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +12,35 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from finetune.errors import FinetuneError
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.plots import plot_loss
 from finetune.reporting.progress import progress_bar
 from finetune.reporting.runlog import RunLog, clock
 from finetune.reporting.training_report import write_training_report
+from finetune.training.checkpoint import fingerprint
 from finetune.training.dataset import load_training_data
 from finetune.training.oom import out_of_memory
 from finetune.training.optim import learning_rate
-from finetune.training.order import step_windows
-from finetune.training.outputs import environment, prepare_output
-from finetune.training.parallel import processes
+from finetune.training.order import Window, step_windows
+from finetune.training.outputs import check_output, environment, open_output
+from finetune.training.parallel import AgreedError, processes
+from finetune.training.state import TrainResult
 from finetune.training.trainer import Trainer
 
-
-@contextmanager
-def stop_on_signals() -> Iterator[list[int]]:
-    """A list that gets the number of a SIGINT or SIGTERM; the step that is running ends first."""
-    stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: stopped.append(number))
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
+__all__ = ["TrainResult", "train"]
 
 FIGURES = "loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.2e}  {task.fields[speed]:.0f} samples/s"
-LINE_SECONDS = 30.0  # how often a run without a terminal says where it is
+LINE_SECONDS = 30.0  # how often a run without a terminal prints its progress
 MAX_SKIPPED = 3  # steps without a finite gradient in a row that end the run
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run did.
-
-    output_dir: the folder of the trained weights; steps: optimiser steps done in all; seconds: of this call, loading
-    included; first_step_seconds: from the call to the end of its first step; processes: how many trained; samples:
-    rows trained on in this call; samples_per_second: over the steps after the first; loss: mean of the last logged
-    steps; eval_loss: of the weights that were kept, or None without validation rows; best_step: the step it is from;
-    skipped_steps: steps without a finite gradient; peak_memory_gib: reserved on the fullest GPU, or None; interrupted:
-    the signal that ended the run early.
-    """
-
-    output_dir: str
-    steps: int
-    total_steps: int
-    seconds: float
-    first_step_seconds: float
-    samples: int
-    samples_per_second: float
-    loss: float
-    eval_loss: float | None
-    best_step: int | None
-    processes: int
-    trainable_parameters: int
-    four_bit_layers: int
-    dropped_rows: int
-    skipped_steps: int
-    peak_memory_gib: float | None
-    interrupted: int | None
 
 
 def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
@@ -93,150 +53,136 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     recipe.require("dataset", "output_dir")
     with processes(recipe.ddp_timeout) as world:
         console.quiet = console.quiet or not world.main
-        resume = world.run_on_main_rank(lambda: prepare_output(recipe))
+        world.run_on_main_rank(lambda: check_output(recipe))
         data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
         try:
+            identity = fingerprint(recipe, data, world.size)
+            resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
             trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
             if resume is not None:
                 console.print(f"Going on from {resume}.", highlight=False)
-            return _Loop(trainer).go(began)
+            return TrainingLoop(trainer, began).run()
         except torch.OutOfMemoryError:
             raise out_of_memory(recipe, data) from None
 
 
-class _Loop:
-    """The steps of a run, and what happens between them: records, validation, checkpoints, the end."""
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """A list that gets the number of each SIGINT, SIGTERM or SIGHUP; the step that is running ends first.
 
-    def __init__(self, trainer: Trainer) -> None:
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class TrainingLoop:
+    """The steps of a run from the trainer's state on, and what happens between them."""
+
+    def __init__(self, trainer: Trainer, began: float) -> None:
         self.trainer, self.recipe, self.world, self.data = trainer, trainer.recipe, trainer.world, trainer.data
         self.console, self.output, self.state = trainer.console, trainer.output, trainer.state
+        self.log: RunLog | None = None
+        self.began, self.stepping = began, time.monotonic()
+        self.after_first = self.printed = self.now = self.stepping
+        self.first_step_seconds = self.speed = math.nan
+        self.samples = self.tokens = self.first_samples = self.skipped_in_a_row = self.stop = 0
+        self.saved_step, self.saving = self.state.step, False
 
-    def go(self, began: float) -> TrainResult:
-        """The loop, from the state's step to the last."""
-        recipe, state, world = self.recipe, self.state, self.world
-        if world.main:
-            save_recipe(recipe, self.output / "recipe.yaml")
-            surroundings = environment(self.trainer.device, self.data.folder, self.data.digest) | {
-                "processes": world.size
-            }
-            (self.output / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n", encoding="utf-8")
-        log = RunLog(self.output, recipe.report_to != "none", state.step) if world.main else None
-        samples = tokens = in_a_row = first_samples = stop = 0
-        saved_at = state.step
-        first_step_seconds = speed = math.nan
-        stepping = now = after_first = said = time.monotonic()
-        windows = step_windows(self.data.rows, recipe, state.step, world.rank, world.size)
-        with stop_on_signals() as stopped, progress_bar(self.console, "training", FIGURES) as progress:
-            bar = progress.add_task(
-                "training", total=self.trainer.total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0
-            )
-            following = next(windows)
-            while state.step < self.trainer.total and not stop and not self._stale():
+    def run(self) -> TrainResult:
+        """Trains to the last step, or until a signal comes. Raises FinetuneError."""
+        if self.world.main:
+            self._write_surroundings()
+            self.log = RunLog(self.output, self.recipe.report_to != "none", self.state.step)
+        with stop_on_signals() as stopped:
+            try:
+                self._steps(stopped)
+            except FinetuneError as error:
+                message = error.message + self._save_after(error)
+                if self.world.size > 1 and isinstance(error, AgreedError):
+                    self.world.fail(message)
+                raise FinetuneError(message) from None
+            except Exception as error:
+                self._save_after(error)
+                raise
+            finally:
+                if self.log:
+                    self.log.close()
+        return self._end((stopped[0] if stopped else int(signal.SIGTERM)) if self.stop else None)
+
+    def _write_surroundings(self) -> None:
+        """What the run is made of: recipe.yaml and environment.json."""
+        save_recipe(self.recipe, self.output / "recipe.yaml")
+        surroundings = environment(self.trainer.device, self.data.folder, self.data.digest)
+        text = json.dumps(surroundings | {"processes": self.world.size}, indent=2) + "\n"
+        (self.output / "environment.json").write_text(text, encoding="utf-8")
+
+    def _steps(self, stopped: list[int]) -> None:
+        state, total = self.state, self.trainer.total
+        windows = step_windows(self.data.rows, self.recipe, state.step, self.world.rank, self.world.size)
+        following = next(windows)
+        with progress_bar(self.console, "training", FIGURES) as progress:
+            bar = progress.add_task("training", total=total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0)
+            self._validate()  # a run may have ended before the validation of its last step
+            while state.step < total and not self.stop and not self._stale():
                 window, following = following, next(windows)
-                lr = learning_rate(recipe, state.step, self.trainer.total)
-                more = state.step + 1 < self.trainer.total
-                loss, norm = self.trainer.step(window, lr, following if more else None)
-                stop = int(world.sum(len(stopped))[0])
-                samples += window.samples
-                tokens += window.tokens
-                in_a_row = 0 if math.isfinite(norm) and math.isfinite(loss) else in_a_row + 1
-                # A loss scale that is still coming down from its high start is no reason to stop.
-                if in_a_row >= MAX_SKIPPED and not (
-                    self.trainer.scaler.is_enabled() and self.trainer.scaler.get_scale() > 1
-                ):
-                    world.fail(
-                        f"{MAX_SKIPPED} steps in a row had no finite gradient; the last one's rows are: "
-                        f"{'; '.join(dict.fromkeys(window.sources))}. Lower learning_rate, or look at those rows."
-                    )
-                state.step += 1
-                now = time.monotonic()
-                if math.isnan(first_step_seconds):
-                    first_step_seconds, after_first, first_samples = now - began, now, samples
-                speed = (samples - first_samples) / max(1e-9, now - after_first)
-                progress.update(bar, completed=state.step, loss=loss, lr=lr, speed=speed)
-                if not self.console.is_terminal and now - said >= LINE_SECONDS:  # a log file shows no moving bar
-                    said = now
-                    self.console.print(
-                        f"step {state.step}/{self.trainer.total}  loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} samples/s",
-                        highlight=False,
-                    )
-                last = state.step == self.trainer.total
-                if (state.step % recipe.logging_steps == 0 or last) and state.recent:
-                    state.loss, state.recent = sum(state.recent) / len(state.recent), []
-                    if log:
-                        log.write(self._record(lr, norm, now - stepping, samples, tokens))
-                if self._evaluates(last):
-                    self.trainer.validate()
-                    if log:
-                        record = {
-                            "current_steps": state.step,
-                            "total_steps": self.trainer.total,
-                            "eval_loss": state.eval_loss,
-                        }
-                        log.write(record)
-                if state.step % recipe.save_steps == 0 and not last:
-                    saved_at = self.trainer.save()
-            if state.step != saved_at:
-                self.trainer.save()
-        if log:
-            log.close()
-        interrupted = (stopped[0] if stopped else int(signal.SIGTERM)) if stop else None
-        if interrupted is None:
-            self._finish()
-        if state.skipped:
-            self.console.print(f"[yellow]Warning:[/] {state.skipped} steps had no finite gradient and were skipped.")
-        best = recipe.load_best_model_at_end and state.best_step
-        gpu = self.trainer.device.type == "cuda"
-        result = TrainResult(
-            output_dir=str(self.output),
-            steps=state.step,
-            total_steps=self.trainer.total,
-            seconds=time.monotonic() - began,
-            first_step_seconds=first_step_seconds,
-            samples=samples,
-            samples_per_second=speed if speed > 0 else samples / max(1e-9, now - stepping),
-            loss=state.loss,
-            eval_loss=None if math.isnan(state.eval_loss) else state.best_loss if best else state.eval_loss,
-            best_step=state.best_step or None,
-            processes=world.size,
-            trainable_parameters=self.trainer.trainable,
-            four_bit_layers=self.trainer.quantised,
-            dropped_rows=self.data.dropped,
-            skipped_steps=state.skipped,
-            peak_memory_gib=max(world.gather(torch.cuda.max_memory_reserved(self.trainer.device) / 2**30))
-            if gpu
-            else None,
-            interrupted=interrupted,
-        )
-        if interrupted is None and world.main:
-            text = json.dumps(asdict(result), indent=2) + "\n"
-            (self.output / "train_results.json").write_text(text, encoding="utf-8")
-            write_training_report(self.output, recipe, asdict(result), self.trainer.samples())
-        self.trainer.close()
-        return result
+                lr = learning_rate(self.recipe, state.step, total)
+                loss, norm = self.trainer.step(window, lr, following if state.step + 1 < total else None)
+                self.stop = int(self.world.sum(len(stopped))[0])
+                self._count(window, loss, norm)
+                progress.update(bar, completed=state.step, loss=loss, lr=lr, speed=self.speed)
+                self._write_log(loss, lr, norm)
+                self._validate()
+                if state.step % self.recipe.save_steps == 0 and state.step < total:
+                    self._save()
+        if state.step != self.saved_step:
+            self._save()
 
-    def _evaluates(self, last: bool) -> bool:
-        recipe, step = self.recipe, self.state.step
-        if not self.data.validation:
-            return False
-        if last:
-            return True
-        every = recipe.eval_steps or recipe.logging_steps
-        if recipe.eval_strategy == "epoch":
-            every = self.trainer.steps_per_epoch
-        return recipe.eval_strategy != "no" and step > recipe.eval_delay and step % every == 0
+    def _count(self, window: Window, loss: float, norm: float) -> None:
+        """Counts a finished step. Raises FinetuneError if too many in a row had no finite gradient."""
+        self.state.step += 1
+        self.samples += window.samples
+        self.tokens += window.tokens
+        self.now = time.monotonic()
+        if math.isnan(self.first_step_seconds):
+            self.first_step_seconds = self.now - self.began
+            self.after_first, self.first_samples = self.now, self.samples
+        self.speed = (self.samples - self.first_samples) / max(1e-9, self.now - self.after_first)
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        # A loss scale that is still coming down from its high start is no reason to stop.
+        scaler = self.trainer.scaler
+        if self.skipped_in_a_row >= MAX_SKIPPED and not (scaler.is_enabled() and scaler.get_scale() > 1):
+            raise AgreedError(
+                f"{MAX_SKIPPED} steps in a row had no finite gradient; the last one's rows are: "
+                f"{'; '.join(dict.fromkeys(window.sources))}. Lower learning_rate, or look at those rows."
+            )
 
-    def _stale(self) -> bool:
-        patience = self.recipe.early_stopping_steps
-        return patience is not None and self.state.stale >= patience
+    def _write_log(self, loss: float, lr: float, norm: float) -> None:
+        """A line of trainer_log.jsonl where one is due, and one on a console that shows no moving bar."""
+        state, total = self.state, self.trainer.total
+        if not self.console.is_terminal and self.now - self.printed >= LINE_SECONDS:
+            self.printed = self.now
+            self.console.print(
+                f"step {state.step}/{total}  loss {loss:.4f}  lr {lr:.2e}  {self.speed:.0f} samples/s", highlight=False
+            )
+        if (state.step % self.recipe.logging_steps == 0 or state.step == total) and state.recent:
+            state.loss, state.recent = sum(state.recent) / len(state.recent), []
+            if self.log:
+                self.log.write(self._record(lr, norm, self.now - self.stepping))
 
-    def _finish(self) -> None:
-        """Writes the weights that are kept, and the curve."""
-        self.trainer.write_final()
-        if self.world.main and self.recipe.plot_loss:
-            plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
-
-    def _record(self, lr: float, norm: float, elapsed: float, samples: int, tokens: int) -> dict[str, Any]:
+    def _record(self, lr: float, norm: float, elapsed: float) -> dict[str, Any]:
         """A line of trainer_log.jsonl; throughput is in tokens a second."""
         state = self.state
         record = {
@@ -247,10 +193,105 @@ class _Loop:
             "grad_norm": round(norm, 6),
             "epoch": round(state.step / self.trainer.steps_per_epoch, 4),
             "percentage": round(100 * state.step / self.trainer.total, 2),
-            "samples_per_second": round(samples / max(1e-9, elapsed), 2),
-            "throughput": round(tokens / max(1e-9, elapsed), 2),
+            "samples_per_second": round(self.samples / max(1e-9, elapsed), 2),
+            "throughput": round(self.tokens / max(1e-9, elapsed), 2),
             "elapsed_time": clock(elapsed),
         }
         if self.trainer.device.type == "cuda":
             record["vram_reserved"] = round(torch.cuda.max_memory_reserved(self.trainer.device) / 2**30, 2)
         return record
+
+    def _validate(self) -> None:
+        """Validates where it is due and has not been done."""
+        state = self.state
+        if state.validated_step == state.step or not self._validation_is_due():
+            return
+        self.trainer.validate()
+        if self.log:
+            steps = {"current_steps": state.step, "total_steps": self.trainer.total}
+            self.log.write(steps | {"eval_loss": state.eval_loss})
+
+    def _validation_is_due(self) -> bool:
+        recipe, step = self.recipe, self.state.step
+        if not self.data.validation or not step:
+            return False
+        if step == self.trainer.total:
+            return True
+        every = recipe.eval_steps or recipe.logging_steps
+        if recipe.eval_strategy == "epoch":
+            every = self.trainer.steps_per_epoch
+        return recipe.eval_strategy != "no" and step > recipe.eval_delay and step % every == 0
+
+    def _stale(self) -> bool:
+        patience = self.recipe.early_stopping_steps
+        return patience is not None and self.state.stale >= patience
+
+    def _save(self) -> None:
+        self.saving = True  # if this fails, trying again would not help
+        self.saved_step = self.trainer.save()
+        self.saving = False
+
+    def _save_after(self, error: Exception) -> str:
+        """Saves the last finished step after an error, and shows what there is of the run; what to say of it.
+
+        Not where an error is of one process alone: the others are waiting for it and could not take part.
+        """
+        if self.world.size > 1 and not isinstance(error, AgreedError):
+            return ""
+        with suppress(Exception):  # what ended the run is what must be said
+            if self.state.step != self.saved_step and not self.saving and self.trainer.undo_step():
+                self._save()
+            result = self._result(None)
+            if self.world.main:
+                self._show(result)
+        saved = self.state.step and self.state.step == self.saved_step and not self.saving
+        return f" Step {self.state.step} is saved; the same command goes on from there." if saved else ""
+
+    def _end(self, interrupted: int | None) -> TrainResult:
+        """Writes the weights that are kept, the results, the curve and the report."""
+        if interrupted is None:
+            self.trainer.write_final()
+        if self.state.skipped:
+            self.console.print(
+                f"[yellow]Warning:[/] {self.state.skipped} steps had no finite gradient and were skipped."
+            )
+        result = self._result(interrupted)
+        if self.world.main:
+            if interrupted is None:
+                text = json.dumps(asdict(result), indent=2) + "\n"
+                (self.output / "train_results.json").write_text(text, encoding="utf-8")
+            self._show(result, self.trainer.samples() if interrupted is None else [])
+        self.trainer.close()
+        return result
+
+    def _show(self, result: TrainResult, samples: Any = ()) -> None:
+        """The curve and the page."""
+        if self.recipe.plot_loss:
+            plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
+        write_training_report(self.output, self.recipe, asdict(result), samples)
+
+    def _result(self, interrupted: int | None) -> TrainResult:
+        state, trainer = self.state, self.trainer
+        best = self.recipe.load_best_model_at_end and state.best_step
+        peak = None
+        if trainer.device.type == "cuda":
+            peak = max(self.world.gather(torch.cuda.max_memory_reserved(trainer.device) / 2**30))
+        return TrainResult(
+            output_dir=str(self.output),
+            steps=state.step,
+            total_steps=trainer.total,
+            seconds=time.monotonic() - self.began,
+            first_step_seconds=self.first_step_seconds,
+            samples=self.samples,
+            samples_per_second=self.speed if self.speed > 0 else self.samples / max(1e-9, self.now - self.stepping),
+            loss=state.loss,
+            eval_loss=None if math.isnan(state.eval_loss) else state.best_loss if best else state.eval_loss,
+            best_step=state.best_step or None,
+            processes=self.world.size,
+            trainable_parameters=trainer.trainable,
+            four_bit_layers=trainer.quantised,
+            dropped_rows=self.data.dropped,
+            skipped_steps=state.skipped,
+            peak_memory_gib=peak,
+            interrupted=interrupted,
+        )

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from finetune.errors import FinetuneError
-from finetune.model.sharding import shard_like
+from finetune.model.tensors import shard_like
 from finetune.recipe.schema import Recipe
 
 

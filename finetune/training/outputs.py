@@ -11,51 +11,78 @@ from typing import Any
 import torch
 
 from finetune.errors import FinetuneError
+from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, BEST, RECIPE, TRAINED_WEIGHTS
 from finetune.recipe.schema import Recipe
 from finetune.training import checkpoint as checkpoints
 from modelfiles.folder.model_folder import ModelFolder
 
-OWN_FILES = (
-    "adapter_model.safetensors",
-    "trained_weights.safetensors",
-    "adapter_config.json",
-    "trainer_log.jsonl",
-    "train_results.json",
-    "report.html",
-)
+FINAL_FILES = (ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS, "train_results.json")  # of a run that has ended
+LOGS = ("trainer_log.jsonl", "report.html", "training_loss.png")
+OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", BEST}
 
 
-def prepare_output(recipe: Recipe) -> Path | None:
-    """Makes or empties output_dir; the checkpoint to go on from, or None. Raises FinetuneError.
-
-    As in LLaMA-Factory, an unset resume_from_checkpoint goes on from the last checkpoint unless overwrite_output_dir.
-    """
+def check_output(recipe: Recipe) -> None:
+    """Makes output_dir, or checks that a run may write into it, before anything is loaded. Raises FinetuneError."""
     output, wish = Path(str(recipe.output_dir)), recipe.resume_from_checkpoint
-    last = checkpoints.last_checkpoint(output)
-    if isinstance(wish, str):
-        return Path(wish)
-    if wish is True:
-        if last is None:
-            raise FinetuneError(f"resume_from_checkpoint is true but {output} has no checkpoint.")
-        return last
-    if wish is None and last is not None and not recipe.overwrite_output_dir:
-        return last
     if output.exists() and not output.is_dir():
         raise FinetuneError(f"output_dir: {output} is a file.")
-    if output.exists() and any(output.iterdir()):
-        if not recipe.overwrite_output_dir:
-            raise FinetuneError(
-                f"output_dir: {output} is not empty; set overwrite_output_dir: true, or choose another folder."
-            )
-        for old in [*checkpoints.checkpoints(output), output / "runs", output / checkpoints.BEST]:
-            shutil.rmtree(old, ignore_errors=True)
-        for name in OWN_FILES:
-            (output / name).unlink(missing_ok=True)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FinetuneError(f"output_dir: {output} cannot be made: {error}.") from None
-    return None
+    adapter = recipe.adapter_name_or_path
+    if adapter and Path(adapter).resolve() == output.resolve():
+        raise FinetuneError(f"output_dir: {output} holds the adapter to go on from; choose another folder.")
+    if isinstance(wish, str):
+        return
+    last = checkpoints.last_checkpoint(output)
+    if wish is True and last is None:
+        raise FinetuneError(f"resume_from_checkpoint is true but {output} has no checkpoint.")
+    goes_on = last is not None and wish is not False
+    if not goes_on and not recipe.overwrite_output_dir and not _only_begun(output):
+        raise FinetuneError(
+            f"output_dir: {output} is not empty; set overwrite_output_dir: true, or choose another folder."
+        )
+
+
+def open_output(recipe: Recipe, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None after emptying output_dir of an earlier run. Raises FinetuneError.
+
+    An unset resume_from_checkpoint goes on from the last checkpoint. With overwrite_output_dir it does so only where
+    the same run (by its `identity`, see checkpoint.fingerprint) was interrupted: who gives the command again wants it
+    to end, not to begin anew.
+    """
+    output, wish = Path(str(recipe.output_dir)), recipe.resume_from_checkpoint
+    last = checkpoints.last_checkpoint(output)
+    chosen = Path(wish) if isinstance(wish, str) else None if wish is False else last
+    if chosen is last and last is not None and wish is None and recipe.overwrite_output_dir:
+        chosen = last if _was_interrupted(output, last, identity) else None
+    leftovers = [*output.glob(".checkpoint-*.partial"), output / f".{BEST}.partial"]
+    if chosen is None:
+        leftovers += [*checkpoints.checkpoints(output), output / "runs", output / BEST]
+        for name in LOGS:
+            (output / name).unlink(missing_ok=True)
+    for folder in leftovers:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in FINAL_FILES:  # written anew at the end: what is there belongs to a run that ended earlier
+        (output / name).unlink(missing_ok=True)
+    return chosen
+
+
+def _was_interrupted(output: Path, last: Path, identity: dict[str, Any]) -> bool:
+    if (output / "train_results.json").is_file():
+        return False
+    try:
+        checkpoints.load_checkpoint(last, identity)
+    except FinetuneError:
+        return False
+    return True
+
+
+def _only_begun(output: Path) -> bool:
+    """Whether the folder holds nothing, or what a run left that was killed before its first checkpoint."""
+    names = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
+    return names <= OWN - set(FINAL_FILES)
 
 
 def environment(device: torch.device, folder: ModelFolder, data: str) -> dict[str, Any]:

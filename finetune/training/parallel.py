@@ -25,6 +25,10 @@ from finetune.recipe.schema import Recipe
 T = TypeVar("T")
 
 
+class AgreedError(FinetuneError):
+    """An error that every process has raised at the same place, so that all can still do something together."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the run's. rank: its number of `size`; local_size: processes of this machine."""
@@ -55,15 +59,22 @@ class World:
         return values
 
     def run_on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Does the work in every process. Raises FinetuneError in all of them if it fails in one, said once."""
-        error: str | None = None
+        """Does the work in every process; all of them end, as `fail` says, if it raises FinetuneError in one."""
+        try:
+            return self.agree(work)
+        except AgreedError as error:
+            self.fail(error.message)
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Does the work in every process. Raises AgreedError in all of them if it raises FinetuneError in one."""
+        error: FinetuneError | None = None
         try:
             result = work()
         except FinetuneError as caught:
-            error = caught.message
-        errors = list(dict.fromkeys(found for found in self.gather(error) if found))
-        if errors:
-            self.fail("\n".join(errors))
+            error = caught
+        if self.sum(error is not None)[0]:
+            messages = dict.fromkeys(found for found in self.gather(error and error.message) if found)
+            raise AgreedError("\n".join(messages)) from None
         return result
 
     def run_on_main_rank(self, work: Callable[[], T]) -> T:

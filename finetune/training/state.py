@@ -1,4 +1,4 @@
-"""What a training run is at a step: all that a checkpoint must hold to go on bit for bit."""
+"""What a training run is at a step, which a checkpoint must hold to go on bit for bit, and what it was at its end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,50 @@ from dataclasses import dataclass, field
 
 @dataclass
 class State:
-    """What changes from step to step besides the weights; saved in every checkpoint."""
+    """What changes from step to step besides the weights; saved in every checkpoint.
+
+    step: optimiser steps done; skipped: those without a finite gradient; recent: losses since the last log line; loss:
+    their mean at the last log line; eval_loss, best_loss, best_step: of validations; stale: validations since the best
+    one; validated_step: the step of the last validation.
+    """
 
     step: int = 0
     skipped: int = 0
-    recent: list[float] = field(default_factory=list)  # losses since the last log line
+    recent: list[float] = field(default_factory=list)
     loss: float = math.nan
     eval_loss: float = math.nan
     best_loss: float = math.inf
     best_step: int = 0
-    stale: int = 0  # evaluations since the best one
+    stale: int = 0
+    validated_step: int = -1
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did.
+
+    output_dir: the folder of the trained weights; steps: optimiser steps done in all; seconds: of this call, loading
+    included; first_step_seconds: from the call to the end of its first step; processes: how many trained; samples:
+    rows trained on in this call; samples_per_second: over the steps after the first; loss: mean of the last logged
+    steps; eval_loss: of the weights that were kept, or None without validation rows; best_step: the step it is from;
+    skipped_steps: steps without a finite gradient; peak_memory_gib: reserved on the fullest GPU, or None; interrupted:
+    the signal that ended the run early.
+    """
+
+    output_dir: str
+    steps: int
+    total_steps: int
+    seconds: float
+    first_step_seconds: float
+    samples: int
+    samples_per_second: float
+    loss: float
+    eval_loss: float | None
+    best_step: int | None
+    processes: int
+    trainable_parameters: int
+    four_bit_layers: int
+    dropped_rows: int
+    skipped_steps: int
+    peak_memory_gib: float | None
+    interrupted: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from contextlib import nullcontext
@@ -18,9 +19,10 @@ from finetune.families.registry import family_of
 from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
-from finetune.model.sharding import gather_full
 from finetune.model.targets import make_trainable
-from finetune.model.trained import restore_trained, save_trained, trained_state
+from finetune.model.tensors import gather_full
+from finetune.model.trained import go_on_from, restore_trained, save_trained, trained_state
+from finetune.model.trained_by import BEST
 from finetune.recipe.schema import Recipe
 from finetune.reporting.sample import Sample
 from finetune.training import checkpoint as checkpoints
@@ -53,11 +55,14 @@ class Trainer:
                 f"4-bit layers: {self.quantised} ({kind}); the vision tower and the projector stay as they are.",
                 highlight=False,
             )
-        self.model = make_trainable(self.base, recipe)
+        if recipe.adapter_name_or_path:
+            console.print(f"Training goes on with {recipe.adapter_name_or_path}.", highlight=False)
+            start = go_on_from(self.base, recipe, data.folder)
+        else:
+            start = None
+        self.model = make_trainable(self.base, recipe, start)
         refuse_unmergeable(self.model, data.folder)
-        self.identity = checkpoints.fingerprint(
-            recipe, data.folder.fingerprint(), data.digest, world.size, bool(data.bank.clips)
-        )
+        self.identity = checkpoints.fingerprint(recipe, data, world.size)
         saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
         if resume is not None:
             restore_trained(self.model, resume)
@@ -85,6 +90,12 @@ class Trainer:
         torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout
         if saved is not None:
             self._restore(saved)
+            if self.state.step > self.total:
+                raise FinetuneError(f"{resume} has {self.state.step} steps, the recipe asks for {self.total} in all.")
+        self.rng, self.updating = self._rng_state(), False  # after the last step; whether weights are changing
+
+    def _rng_state(self) -> tuple[Any, Any]:
+        return torch.get_rng_state(), torch.cuda.get_rng_state() if self.device.type == "cuda" else None
 
     def _feeds(self) -> tuple[Feed, Feed]:
         """What makes batches of the training and of the validation rows."""
@@ -105,7 +116,8 @@ class Trainer:
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
         """One optimiser step: (loss a label token, gradient norm before clipping), of all processes together.
 
-        The images of the micro-batch after this one, at last of the `following` window, are decoded meanwhile.
+        The images of the micro-batch after this one, at last of the `following` window, are decoded meanwhile. Raises
+        FinetuneError, in all processes, if a micro-batch cannot be made.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
@@ -116,7 +128,7 @@ class Trainer:
                 self.feed.prefetch(window.mine[n + 1])
             elif following is not None:
                 self.feed.prefetch(following.mine[0])
-            batch, images = self.feed.batch(rows)
+            batch, images = self.world.agree(functools.partial(self.feed.batch, rows))
             last = n + 1 == len(window.mine)
             share = 0.0 if last and window.idle else 1.0 / window.labels
             with no_sync(self.parallel, last):
@@ -130,13 +142,22 @@ class Trainer:
         total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)
         norm = gather_full(total_norm).item()
         if math.isfinite(norm) and math.isfinite(loss):
+            self.updating = True
             self.scaler.step(self.optimizer)
+            self.updating = False
             self.state.recent.append(loss)
         else:
             self.state.skipped += 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.rng = self._rng_state()
         return loss, norm
+
+    def undo_step(self) -> bool:
+        """Drops what an unfinished step left; whether the run is again as it was after the last finished one."""
+        self.optimizer.zero_grad(set_to_none=True)
+        dropout(self.model, True)
+        return not self.updating
 
     def validate(self) -> None:
         """Validates; keeps the weights if they are the best so far."""
@@ -147,6 +168,7 @@ class Trainer:
             state.eval_loss = validation_loss(self.parallel, self.data.validation, self.held_out_feed, size, self.world)
         self.loss.noisy = True
         dropout(self.model, True)
+        state.validated_step = state.step
         if state.eval_loss < state.best_loss:
             state.best_loss, state.best_step, state.stale = state.eval_loss, state.step, 0
             if self.recipe.load_best_model_at_end:
@@ -157,19 +179,18 @@ class Trainer:
             state.stale += 1
 
     def save(self) -> int:
-        """Writes a checkpoint; its step. Raises FinetuneError."""
-        cuda = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        """Writes a checkpoint of the last finished step; returns the step. Raises FinetuneError."""
         saved = {
             "state": asdict(self.state),
             "optimizer": gather_full(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "rng": self.world.gather((torch.get_rng_state(), cuda)),
+            "rng": self.world.gather(self.rng),
             "fingerprint": self.identity,
         }
         trained = trained_state(self.model)
         if self.world.main:
             keep = self.recipe.save_total_limit
-            checkpoints.save_checkpoint(self.output, self.state.step, self.model, trained, saved, keep)
+            checkpoints.save_checkpoint(self.output, self.state.step, self.model, trained, saved, keep, self.recipe)
         return self.state.step
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -187,7 +208,7 @@ class Trainer:
         trained = trained_state(self.model)
         if not self.world.main:
             return
-        best = self.output / checkpoints.BEST
+        best = self.output / BEST
         if self.recipe.load_best_model_at_end and self.state.best_step:
             if not best.is_dir():
                 raise FinetuneError(

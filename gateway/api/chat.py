@@ -1,8 +1,8 @@
 """Chat completion requests: checked by their model, then written anew as the engine gets them.
 
 One request is one prompt, whatever the engine: messages and their parts have known keys only, and neighbouring texts
-are one text, because engines join them differently. Fields of the body that we don't know are passed on: engines have
-their own.
+are one text, because engines join them differently. Of other fields of the body, those that the engine honours are
+passed on (gateway/engines/extra_fields.py).
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from gateway.api.unsupported import HARMLESS, NOWHERE
 from gateway.contract.fields import Object
 from gateway.contract.requests import ChatRequest, Generation
 from gateway.contract.validation import validate
+from gateway.engines.extra_fields import apply_extra_fields
 from gateway.engines.spec import EngineSpec
 from gateway.errors import bad_request
 from gateway.media.checks import ImagePart
 from gateway.streaming.completion import read_completion
 from gateway.streaming.logprobs import RawLogProbs
+from gateway.streaming.normalise import Normaliser
 from gateway.streaming.stops import Stops
 
 CHAT_PATH = "v1/chat/completions"
 # What an engine gets of a message. Templates read `reasoning_content`; other keys are clients' own.
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 # A whole answer -> what the client gets, and the usage; as `read_completion`. Raises ApiError 502.
-Reader = Callable[[bytes, Stops | None, RawLogProbs | None], tuple[bytes, Object]]
+Reader = Callable[[bytes, Stops | None, RawLogProbs | None, Normaliser | None], tuple[bytes, Object]]
 
 
 @dataclass
@@ -50,8 +52,12 @@ def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
     Raises ApiError 400 whose `param` is the field. A field set to null counts as absent, as OpenAI's clients mean it.
     """
     request = validate(ChatRequest, body)
+    if body.get("tool_choice") == "none":  # the tools ask for nothing then
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            body.pop(name, None)
     for table in (NOWHERE, spec.refused):
         refuse(body, table)
+    apply_extra_fields(body, ChatRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)
     body["messages"], images = engine_messages(body["messages"], spec)
     top = (request.top_logprobs or 0) if request.logprobs else None
     return engine_request(body, request, spec, images=images, top_log_probs=top)
@@ -90,17 +96,13 @@ def refuse(body: Object, table: Mapping[str, str]) -> None:
 
 
 def cut_stops(body: Object, n: int, spec: EngineSpec) -> Stops | None:
-    """The stop strings that the gateway must cut, because the engine drops them."""
-    stop = body.get("stop")
-    if not stop or not spec.drops_stop:
+    """The stop strings that the gateway must cut, because the engine drops them.
+
+    The engine does not get them: LMDeploy also stops at longer tokens that contain one.
+    """
+    if not body.get("stop") or not spec.drops_stop:
         return None
-    if body.get("logprobs"):
-        raise bad_request(
-            "'stop' and 'logprobs' cannot be honoured together: for this engine the gateway cuts the text, but not the "
-            "list of tokens.",
-            "stop",
-            "unsupported_parameter",
-        )
+    stop = body.pop("stop")
     return Stops([stop] if isinstance(stop, str) else stop, n)
 
 
@@ -125,7 +127,10 @@ def _engine_content(parts: list[Object], location: str, images: list[ImagePart])
     for index, part in enumerate(parts):
         if part["type"] == "image_url":
             given = part["image_url"]
-            image = {"url": given["url"], **({"detail": given["detail"]} if given.get("detail") else {})}
+            image = {"url": given["url"]}
+            if given.get("detail"):
+                # OpenAI's newest word for an image that is not shrunk, which engines don't know.
+                image["detail"] = "high" if given["detail"] == "original" else given["detail"]
             content.append({"type": "image_url", "image_url": image})
             images.append(ImagePart(f"{location}[{index}]", image))
         elif content and content[-1]["type"] == "text":

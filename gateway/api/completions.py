@@ -7,6 +7,7 @@ from gateway.api.unsupported import NOWHERE_IN_TEXT
 from gateway.contract.fields import Object
 from gateway.contract.requests import CompletionRequest
 from gateway.contract.validation import validate
+from gateway.engines.extra_fields import apply_extra_fields
 from gateway.engines.spec import EngineSpec
 
 PATH = "v1/completions"
@@ -19,6 +20,7 @@ def check_completion(body: Object, spec: EngineSpec) -> EngineRequest:
     body["prompt"] = request.text
     for table in (NOWHERE_IN_TEXT, spec.refused, spec.refused_in_text):
         refuse(body, table)
+    apply_extra_fields(body, CompletionRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)
     if request.max_tokens is None and request.max_completion_tokens is None:
         body["max_tokens"] = DEFAULT_MAX_TOKENS
     return engine_request(body, request, spec, path=PATH)

@@ -18,8 +18,6 @@ from gateway.contract.validation import validate
 from gateway.engines.spec import EngineSpec
 from gateway.errors import ApiError
 from gateway.streaming.completion import read_completion, read_json
-from gateway.streaming.logprobs import RawLogProbs
-from gateway.streaming.stops import Stops
 
 
 def check_tokenize(body: Object, spec: EngineSpec) -> EngineRequest:
@@ -41,7 +39,7 @@ def check_tokenize(body: Object, spec: EngineSpec) -> EngineRequest:
     return EngineRequest({**counted, "max_tokens": 1}, model, path=completions.PATH, read=read_usage)
 
 
-def read_tokens(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | None) -> tuple[bytes, Object]:
+def read_tokens(answer: bytes, *unused: object) -> tuple[bytes, Object]:
     """vLLM's shape, which is our own engine's too."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("count"), int):
@@ -49,7 +47,7 @@ def read_tokens(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | Non
     return _answer(payload["count"], payload.get("tokens"), payload.get("max_model_len"))
 
 
-def read_encoded(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | None) -> tuple[bytes, Object]:
+def read_encoded(answer: bytes, *unused: object) -> tuple[bytes, Object]:
     """LMDeploy's /v1/encode."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("input_ids"), list):
@@ -57,7 +55,7 @@ def read_encoded(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | No
     return _answer(len(payload["input_ids"]), payload["input_ids"])
 
 
-def read_usage(answer: bytes, stops: Stops | None, log_probs: RawLogProbs | None) -> tuple[bytes, Object]:
+def read_usage(answer: bytes, *unused: object) -> tuple[bytes, Object]:
     """The prompt's length in a completion's usage."""
     _, usage = read_completion(answer)
     if not isinstance(usage.get("prompt_tokens"), int):

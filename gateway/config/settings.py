@@ -13,11 +13,13 @@ from typing import Any
 
 # `a.example`, `.a.example` or `a.example:8443`. One letter in the last label: no IPv4 address, however it is written.
 HOST = re.compile(r"\.?(?:[a-z0-9_-]+\.)*[a-z0-9_-]*[a-z][a-z0-9_-]*(?::[0-9]{1,5})?")
+# `https://a.example` or `http://localhost:5173`, as browsers send it; `*` is every one.
+ORIGIN = re.compile(r"\*|https?://[a-z0-9._-]+(?::[0-9]{1,5})?")
 
 
-def _setting(default: Any, help: str, minimum: float = 0) -> Any:
-    """`minimum`: the smallest value allowed. A time must be above 0."""
-    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum})
+def _setting(default: Any, help: str, minimum: float = 0, pattern: re.Pattern[str] = HOST) -> Any:
+    """`minimum`: the smallest value allowed (a time must be above 0). `pattern`: that of each entry of a list."""
+    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum, "pattern": pattern})
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Settings:
         75.0, "Seconds a connection is kept open for the next request; behind a proxy, longer than the proxy keeps it."
     )
     engine_timeout: float = _setting(600.0, "Seconds an engine may be silent before a request is answered 504.")
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "Origins whose web pages may call the API, as in https://a.example,http://localhost:5173; * is every one.",
+        pattern=ORIGIN,
+    )
     sse_keepalive: float = _setting(15.0, "Seconds of silence in a stream after which a comment line is sent.")
     drain_seconds: float = _setting(30.0, "Seconds that running requests get to end when the gateway is told to stop.")
 
@@ -75,8 +82,11 @@ def setting_problem(setting: dataclasses.Field[Any], value: object) -> str:
     """What the value must be instead; empty if it is right."""
     minimum = setting.metadata["minimum"]
     if isinstance(setting.default, tuple):
-        if isinstance(value, tuple) and all(isinstance(entry, str) and HOST.fullmatch(entry) for entry in value):
+        pattern = setting.metadata["pattern"]
+        if isinstance(value, tuple) and all(isinstance(entry, str) and pattern.fullmatch(entry) for entry in value):
             return ""
+        if pattern is ORIGIN:
+            return "a list of origins, such as https://app.example or http://localhost:5173, or *"
         return "a list of host names in lower case, such as images.example, .cdn.example or images.example:8443"
     if isinstance(setting.default, int):
         right = isinstance(value, int) and not isinstance(value, bool) and value >= minimum

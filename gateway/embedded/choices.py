@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.embedded import protocol
+from gateway.embedded.tools import ToolCall, ToolCallParser
 from gateway.errors import ApiError
 
 if TYPE_CHECKING:
@@ -29,6 +30,20 @@ class GeneratedChoice:
     log_probs: list[protocol.TokenLogProb] = field(default_factory=list)
     tokens: int = 0
     finish_reason: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    parser: ToolCallParser | None = None
+
+    def add_text(self, text: str, finish_reason: str | None) -> tuple[str, list[ToolCall]]:
+        """Adds generated text and, at the end, why it ended; returns the new text and the new tool calls."""
+        calls: list[ToolCall] = []
+        if self.parser is not None:
+            text, calls = self.parser.feed(text)
+            if finish_reason is not None:
+                text += self.parser.finish()
+        self.text += text
+        self.tool_calls += calls
+        self.finish_reason = "tool_calls" if finish_reason == "stop" and self.tool_calls else finish_reason
+        return text, calls
 
 
 class ChatCompletion:
@@ -41,7 +56,7 @@ class ChatCompletion:
     def __init__(self, model: str, request: protocol.GenerationRequest) -> None:
         self.request = request
         self.prompt_tokens = 0
-        self.choices = [GeneratedChoice() for _ in range(request.n)]
+        self.choices = [GeneratedChoice(parser=ToolCallParser() if request.tools else None) for _ in range(request.n)]
         self._head = {"id": f"{self.id_prefix}{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     @property
@@ -49,15 +64,14 @@ class ChatCompletion:
         """How many choices are still being generated."""
         return sum(choice.finish_reason is None for choice in self.choices)
 
-    def add(self, piece: Piece) -> None:
-        """Adds a piece to its choice. Raises ApiError 500 if generation failed."""
+    def add(self, piece: Piece) -> tuple[str, list[ToolCall]]:
+        """Adds a piece to its choice; returns the new text and tool calls. Raises ApiError 500 if generation failed."""
         if piece.error:
             raise GENERATION_FAILED
         choice = self.choices[piece.choice]
-        choice.text += piece.text
         choice.log_probs += piece.log_probs
         choice.tokens = piece.tokens
-        choice.finish_reason = piece.finish_reason
+        return choice.add_text(piece.text, piece.finish_reason)
 
     def usage(self) -> dict[str, int]:
         return protocol.usage_json(self.prompt_tokens, sum(choice.tokens for choice in self.choices))
@@ -86,13 +100,17 @@ class ChatCompletion:
             if piece.error:
                 yield b"data: " + GENERATION_FAILED.body() + b"\n\n"
                 break
-            offset = len(self.choices[piece.choice].text)
-            self.add(piece)
+            choice = self.choices[piece.choice]
+            offset, earlier_calls = len(choice.text), len(choice.tool_calls)
+            text, calls = self.add(piece)
             log_probs = self.log_probs(piece.log_probs, offset) if piece.log_probs else None
-            if piece.text or log_probs:
-                yield self._choice_event(piece.choice, self.delta(piece.text), log_probs)
-            if piece.finish_reason:
-                yield self._choice_event(piece.choice, self.closing(), finish_reason=piece.finish_reason)
+            if text or log_probs:
+                yield self._choice_event(piece.choice, self.delta(text), log_probs)
+            for index, call in enumerate(calls, earlier_calls):
+                delta = {"tool_calls": [{"index": index, **call.as_json()}]}
+                yield self._choice_event(piece.choice, {"delta": delta})
+            if choice.finish_reason:
+                yield self._choice_event(piece.choice, self.closing(), finish_reason=choice.finish_reason)
             if not self.open_choices:
                 if self.request.include_usage:
                     yield self._event([], self.usage())
@@ -102,7 +120,11 @@ class ChatCompletion:
 
     def result(self, choice: GeneratedChoice) -> dict[str, Any]:
         """A choice's fields in the plain response."""
-        return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.tool_calls:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [call.as_json() for call in choice.tool_calls]
+        return {"message": message}
 
     def opening(self) -> dict[str, Any] | None:
         """A choice's fields in the stream's first event for it, if there is one."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from gateway.contract.fields import Sampling
+from gateway.contract.fields import Function, Sampling
 from gateway.contract.requests import (
     ChatRequest,
     CompletionRequest,
@@ -21,18 +21,16 @@ from gateway.contract.requests import (
     TextContent,
 )
 from gateway.contract.validation import validate
+from gateway.embedded.tools import Tool, parse_tools, template_tool_calls
 from gateway.errors import ApiError, bad_request
 
-IGNORED = {"metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention"}
+IGNORED = {"metadata", "prediction", "prompt_cache_key", "prompt_cache_retention"}
 IGNORED |= {"prompt_cache_options"}
 IGNORED |= {"safety_identifier", "service_tier", "store", "user"}
 # Values that ask for nothing, for fields that are refused otherwise.
 HARMLESS: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "reasoning_effort": ("none",),
     "modalities": (["text"],),
@@ -40,7 +38,8 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
 }
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+IMAGE_ROLES = {"user", "tool"}
 MAX_MESSAGES = 4096
 MAX_STOP_LENGTH = 256
 DATA_URI = re.compile(r"data:image/(?:png|jpe?g|webp|gif)((?:;[^;,\s]{1,64})*);base64,", re.IGNORECASE)
@@ -69,7 +68,7 @@ class SamplingParams:
 Form = type[ChatRequest] | type[CompletionRequest]  # a kind of request
 CHAT: Form = ChatRequest
 TEXT: Form = CompletionRequest
-REFUSED = {"tools", "tool_choice", "response_format", "logit_bias"}  # of the contract's fields
+REFUSED = {"logit_bias"}  # of the contract's fields
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,9 @@ class GenerationRequest:
     prompt: the text of a text completion, which has no messages; messages: {"role", "content": parts} for the chat
     template, a part being {"type": "text", "text": str} or {"type": "image", "image": data URI, "where": its location
     in the request}; max_tokens: None means up to the context length; top_logprobs: None means no log-probabilities.
+
+    schema: the JSON schema that the answer must keep to; tools: the functions that the model is shown; must_call: the
+    answer must be calls of them; only_tool: the name of the one function that may be called, None for any.
     """
 
     messages: list[dict[str, Any]]
@@ -90,6 +92,11 @@ class GenerationRequest:
     stream: bool = False
     include_usage: bool = False
     prompt: str | None = None
+    schema: dict[str, Any] | None = None
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
+    only_tool: str | None = None
+    parallel_tool_calls: bool = True
 
 
 def parse(body: object, form: Form, *, model: str, defaults: SamplingParams, max_n: int) -> GenerationRequest:
@@ -125,19 +132,35 @@ def parse(body: object, form: Form, *, model: str, defaults: SamplingParams, max
         top_logprobs=top_logprobs,
         stream=request.streams,
         include_usage=request.wants_usage,
+        **(structure(request, body) if isinstance(request, ChatRequest) else {}),
     )
+
+
+def structure(request: ChatRequest, body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `GenerationRequest` that give the answer a form. Raises ApiError 400."""
+    wanted = body.get("response_format", {"type": "text"})
+    schema = {"json_object": {"type": "object"}, "json_schema": wanted.get("json_schema", {}).get("schema")}
+    form: dict[str, Any] = {"schema": schema.get(wanted["type"])}
+    if not request.tools or request.tool_choice == "none":  # the model does not see tools that it must not call
+        return form
+    form["tools"] = parse_tools(body["tools"])
+    form["must_call"] = request.tool_choice not in (None, "auto")
+    form["parallel_tool_calls"] = request.parallel_tool_calls is not False
+    if isinstance(request.tool_choice, Function):
+        form["only_tool"] = request.tool_choice.function.name
+        form["parallel_tool_calls"] = False
+        if form["only_tool"] not in {tool.name for tool in form["tools"]}:
+            raise bad_request("'tool_choice' must name one of 'tools'.", "tool_choice")
+    return form
 
 
 def _refuse_unsupported(body: dict[str, Any], form: Form) -> None:
     """Take out what cannot change an answer; raise ApiError 400 for what would change it and is not done here."""
-    no_tools = body.get("tool_choice") == "none"
     for name in list(body):
         if name in form.model_fields and name not in REFUSED:
             continue
         value = body.pop(name)
-        if name in IGNORED or value in HARMLESS.get(name, ()):
-            continue
-        if name != "tools" or not no_tools:
+        if name not in IGNORED and value not in HARMLESS.get(name, ()):
             raise bad_request(f"{name[:64]!r} is not supported by this engine.", name[:64], "unsupported_parameter")
 
 
@@ -159,13 +182,17 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def _template_message(message: Message, location: str) -> dict[str, Any]:
     if message.role not in ROLES:
         raise bad_request(f"{location}.role must be one of {', '.join(ROLES)}.", f"{location}.role")
-    if (message.model_extra or {}).get("tool_calls"):
-        name = f"{location}.tool_calls"
-        raise bad_request(f"{name} is not supported by this engine.", name, "unsupported_parameter")
+    parsed: dict[str, Any] = {"role": ROLES[message.role], "content": _content_parts(message, location)}
+    calls = (message.model_extra or {}).get("tool_calls")
+    if calls:
+        parsed["tool_calls"] = template_tool_calls(calls, f"{location}.tool_calls")
+    return parsed
+
+
+def _content_parts(message: Message, location: str) -> list[dict[str, Any]]:
     if isinstance(message.content, str) or not message.content:
-        parts: list[dict[str, Any]] = [{"type": "text", "text": message.content or ""}]
-        return {"role": ROLES[message.role], "content": parts}
-    parts = []
+        return [{"type": "text", "text": message.content or ""}]
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(message.content):
         if isinstance(part, ImageContent):
             parts.append(_image_part(part, f"{location}.content[{index}]", message.role))
@@ -176,13 +203,13 @@ def _template_message(message: Message, location: str) -> dict[str, Any]:
             parts[-1]["text"] += text
         else:
             parts.append({"type": "text", "text": text})
-    return {"role": ROLES[message.role], "content": parts}
+    return parts
 
 
 def _image_part(part: ImageContent, location: str, role: str) -> dict[str, Any]:
     """`detail` is ignored: the model's own image processor decides the size."""
-    if role != "user":
-        raise bad_request(f"{location} is an image; only user messages may hold images.", location)
+    if role not in IMAGE_ROLES:
+        raise bad_request(f"{location} is an image; only user and tool messages may hold images.", location)
     if DATA_URI.match(part.image_url.url) is None:
         message = (
             f"{location} is not a data: URI of a PNG, JPEG, WebP or GIF image in base64; this engine fetches nothing."

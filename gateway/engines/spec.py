@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.engines.extra_fields import LMDEPLOY_FIELDS, STEERING, VLLM_FIELDS, ExtraField
+
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -34,6 +36,9 @@ class EngineSpec:
     refused_in_text: Mapping[str, str] = field(default_factory=dict)  # the same for /v1/completions, beside `refused`
     tokenize_path: str = ""  # its route that tokenises chats and texts alike, if there is one
     encode_path: str = ""  # its route that tokenises texts only
+    # Fields beyond OpenAI's that clients may send. None: the engine is not known and must refuse others itself.
+    extra_fields: Mapping[str, ExtraField] | None = None
+    max_pixels: int = 0  # that a request may ask for an image to be shrunk to; 0: it may not ask
 
     def argv(self, *, python: str, folder: Path, name: str, port: int) -> list[str]:
         values = {"python": python, "folder": str(folder), "name": name, "port": str(port)}
@@ -55,16 +60,17 @@ TRANSFORMERS = EngineSpec(
     modules=("torch", "transformers"),
     extra="cpu",
     tokenize_path="tokenize",
+    extra_fields={},
 )
 
 LMDEPLOY = EngineSpec(
     name="lmdeploy",
-    # LMDeploy 0.18; what depends on the model and the card is in the plan. Without `--logprobs-mode` it refuses
-    # `logprobs`. At INFO it tells how far it has come, and no prompts.
+    # LMDeploy 0.18; what depends on the model and the card is in the plan. At INFO it logs how far it has come, and
+    # no prompts.
     command=(
         *("{python}", "-m", "gateway.engines.lmdeploy_main", "serve", "api_server", "{folder}"),
         *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
-        *("--logprobs-mode", "raw_logprobs", "--disable-fastapi-docs", "--log-level", "INFO"),
+        *("--disable-fastapi-docs", "--log-level", "INFO"),
     ),
     # Its access log would hold a line for every health probe.
     environment={"LENSMITH_ENGINE_KEY": "{key}", "UVICORN_LOG_LEVEL": "warning"},
@@ -87,9 +93,14 @@ LMDEPLOY = EngineSpec(
         "logit_bias": "the LMDeploy engine drops it in text completions",
     },
     encode_path="v1/encode",
+    extra_fields=LMDEPLOY_FIELDS,
 )
 
+VLLM = EngineSpec(name="vllm", tokenize_path="tokenize", extra_fields=VLLM_FIELDS)
+
 # Any OpenAI-compatible server that is already running: what it cannot do, it must say itself.
-OPENAI = EngineSpec(name="openai", health_path="/v1/models")
+OPENAI = EngineSpec(name="openai", health_path="/v1/models", refused=STEERING)
 
 LAUNCHED = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY)}
+# Engines that may be reached at a URL.
+AT_URL = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY, VLLM, OPENAI)}

@@ -21,6 +21,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, 
     ClientGone.
     """
     content_type = header(scope, b"content-type")
+    if scope["path"].startswith("/api/") and header(scope, b"origin") is None:
+        content_type = None  # Ollama takes JSON of any type, as of a bare curl; a web page's has to be asked for (CORS)
     if content_type is not None and b"json" not in content_type.split(b";")[0].lower():
         raise ApiError(415, "The content-type must be application/json.", code="unsupported_media_type")
     if header(scope, b"content-encoding") not in (None, b"identity"):

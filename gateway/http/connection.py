@@ -9,9 +9,10 @@ import asyncio
 import re
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
@@ -22,18 +23,67 @@ UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 MAX_HEAD = 65_536  # bytes; not counted is what comes with the head's first and last bytes
 
 
+LINGER_SECONDS = 30.0
+
+
+class LingeringTransport:
+    """A transport whose `close`, while a request's body still comes, sends the answer first and takes in the rest.
+
+    Closed at once, it would reset the connection, and the client's kernel throws away an answer that it has not read
+    yet (RFC 9112, section 9.6).
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self.lingers = False
+        self.write = transport.write  # the one that every answer calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.lingers or not self._connection.in_body or self._transport.is_closing():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._connection.flow.resume_reading()
+        self._connection.loop.call_later(LINGER_SECONDS, self._transport.close)
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+    """The `send` of an answer to HTTP/1.0, which has no chunks: without a length it ends with the connection."""
+    send, until_close = cycle.send, False
+
+    async def send_plain(message: Any) -> None:
+        nonlocal until_close
+        if message["type"] == "http.response.start":
+            until_close = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if until_close:
+                cycle.chunked_encoding = False
+        elif until_close:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_plain
+
+
 class Connection(HttpToolsProtocol):
     settings: ClassVar[Settings]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._in_head = False
-        self._in_body = False
+        self.in_body = False
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None  # runs while nothing is being served
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(LingeringTransport(transport, self))  # type: ignore[arg-type]
         self._start_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -41,23 +91,27 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self._in_head, self._in_body, self._head_bytes = True, False, 0
+        self._in_head, self.in_body, self._head_bytes = True, False, 0
         self._stop_deadline()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._in_body = False, True
+        self._in_head, self.in_body = False, True
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign, assignment]
         if self.parser.should_upgrade():  # its line came in pieces: what follows must not be read as a request
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self.in_body = False
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # it lingers, and this is the rest of a body whose request has been answered
         was_in_head = self._in_head
-        if not was_in_head and not self._in_body:
+        if not was_in_head and not self.in_body:
             end = data.find(b"\r\n\r\n")
             if UPGRADE.search(data, 0, end + 1):
                 data = UPGRADE.sub(b"", data[:end]) + data[end:]
@@ -80,7 +134,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_deadline(self) -> None:
         # What still comes of a body is thrown away if the request has been answered, for a while.
-        seconds = self.settings.body_timeout if self._in_body else self.settings.header_timeout
+        seconds = self.settings.body_timeout if self.in_body else self.settings.header_timeout
         self._deadline = self.loop.call_later(seconds, self._expire)
 
     def _stop_deadline(self) -> None:

@@ -1,4 +1,4 @@
-"""Fetches the images of a request that are given by http(s) URL, so that engines only ever see `data:` URIs."""
+"""Fetches the images of a request that are given by http(s) URL, so that engines never see a URL."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import aiohttp
-import pybase64
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from gateway.config.settings import Settings
-from gateway.media.checks import ImagePart
+from gateway.media.checks import ImageFile, ImagePart
 from gateway.media.headers import MEDIA_TYPES, BadImage, inspect
 from gateway.media.hosts import ImageHosts, PublicResolver
 
@@ -21,7 +20,7 @@ HEADERS = {"user-agent": "lensmith", "accept": ", ".join(MEDIA_TYPES.values()), 
 
 
 class ImageFetcher:
-    """Downloads files from the hosts in `settings.image_hosts`. To be made and closed in a running event loop."""
+    """Downloads files from the hosts in `settings.image_hosts`. Make and close it in a running event loop."""
 
     def __init__(self, settings: Settings, resolver: AbstractResolver | None = None) -> None:
         """`resolver`: must itself refuse addresses that aren't public; PublicResolver by default."""
@@ -42,39 +41,38 @@ class ImageFetcher:
 
     def remote(self, parts: list[ImagePart]) -> list[ImagePart]:
         """Those of a request's images that have to be fetched. Raises ApiError 400 for one that can't be."""
-        found = [part for part in parts if part.url[:5].lower() != "data:"]
-        for part in found:
+        remote = [part for part in parts if part.url[:5].lower() != "data:"]
+        for part in remote:
             try:
                 self.hosts.check(part.url)
             except BadImage as error:
                 raise part.refused(error) from None
-        return found
+        return remote
 
-    async def replace(self, parts: list[ImagePart], hold: Callable[[int], None]) -> None:
-        """Put a `data:` URI in the place of every part's http(s) URL.
+    async def fetch(self, parts: list[ImagePart], reserve: Callable[[int], None]) -> list[ImageFile]:
+        """The files at every part's http(s) URL, at the same time.
 
-        `hold` is told the size of what is kept in memory, in bytes, and may raise. Raises ApiError 400 that names the
-        part.
+        `reserve` is called with the bytes that are kept in memory, those of the base64 to come too, and may raise.
+        Raises ApiError 400 that names the part.
         """
-        tasks = [asyncio.create_task(self._replace(part, hold)) for part in parts]
+        tasks = [asyncio.create_task(self._fetch_part(part, reserve)) for part in parts]
         try:
-            await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _replace(self, part: ImagePart, hold: Callable[[int], None]) -> None:
+    async def _fetch_part(self, part: ImagePart, reserve: Callable[[int], None]) -> ImageFile:
         try:
-            file = await self._fetch(part.url, hold)
+            data = await self._fetch(part.url, reserve)
             # What the server called it doesn't count: the file says itself what it is.
-            kind = MEDIA_TYPES[inspect(file).format]
+            header = await asyncio.to_thread(inspect, data)
         except BadImage as error:
             raise part.refused(error) from None
-        text = pybase64.b64encode_as_string(file)
-        hold(len(text) - len(file))
-        part.image["url"] = f"data:{kind};base64,{text}"
+        reserve(4 * -(-len(data) // 3) - len(data))
+        return ImageFile(data, header)
 
-    async def _fetch(self, text: str, hold: Callable[[int], None]) -> bytes:
+    async def _fetch(self, text: str, reserve: Callable[[int], None]) -> bytes:
         """The file at a URL. Raises BadImage."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.download_timeout
@@ -84,7 +82,7 @@ class ImageFetcher:
             try:
                 async with self._session.get(url, timeout=left, allow_redirects=False) as answer:
                     if answer.status == 200:
-                        return await self._read(answer, hold)
+                        return await self._read(answer, reserve)
                     if answer.status not in REDIRECTS:
                         raise BadImage(f"could not be fetched: its server answered HTTP {answer.status}")
                     location = answer.headers.get("location", "")
@@ -106,7 +104,7 @@ class ImageFetcher:
             raise BadImage("could not be fetched: its server redirects to nowhere")
         return self.hosts.check(target)
 
-    async def _read(self, answer: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
+    async def _read(self, answer: aiohttp.ClientResponse, reserve: Callable[[int], None]) -> bytes:
         limit = self._settings.max_download_bytes
         too_large = BadImage(f"is larger than {limit} bytes, the limit for an image that is fetched")
         if (answer.content_length or 0) > limit:
@@ -117,6 +115,6 @@ class ImageFetcher:
             size += len(chunk)
             if size > limit:
                 raise too_large
-            hold(len(chunk))
+            reserve(len(chunk))
             chunks.append(chunk)
         return b"".join(chunks)

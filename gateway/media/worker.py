@@ -1,21 +1,22 @@
 """The process that decodes images: one at a time, from standard input to standard output, within a memory limit.
 
-Whatever a hostile file does to a decoder, it does it here. A message is a length (4 bytes, big endian) and that many
-bytes. A request is two of them: JSON with the `expected` and the new `size`, and the file in base64. An answer is a
-status byte, `+` or `-`, and one message: the new file's `data:` URI, or what is wrong with the old one.
+Whatever a hostile file does to a decoder, it does it here. See `messages` for how messages are written. A request's
+header has the `expected` size and the new `size`, and its bytes are the file. An answer's header has the `media_type`
+of the new file, or the `error`.
 """
 
 from __future__ import annotations
 
 import io
-import json
+import math
 import resource
-import struct
 import sys
-from typing import BinaryIO
 
-import pybase64
-from PIL import Image, ImageOps
+from PIL import Image
+
+from gateway.media.messages import pack_head, read_message
+from modelfiles.images.orientation import orientation
+from modelfiles.images.pixels import rgb, turned
 
 # What Python and Pillow need, and per pixel: the decoded picture (up to 4 bytes), its conversion and the resized one.
 BASE_MEMORY = 512 * 1024 * 1024
@@ -24,41 +25,23 @@ BYTES_PER_PIXEL = 16
 # Pillow's own limit only warns; the size is compared with the checked one before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-LOSSY = {"JPEG", "WEBP"}
+JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind the first, as phones write
+LOSSY = (*JPEGS, "WEBP")
 JPEG_QUALITY = 95
-ORIENTATION = 0x0112  # Exif's tag; 5 to 8 turn by 90 degrees
+# Before the bicubic resize, the JPEG decoder's own scaling (by 2, 4 or 8) or an average of neighbouring pixels makes a
+# large picture smaller, but leaves it at least this many times as large as the target.
+# docs/decisions/2026-11-28-large-photos.md has what both save and cost.
+DRAFT_RATIO = 1.5
+REDUCING_GAP = 1.5
 
 
-class Broken(Exception):
+class BrokenImage(Exception):
     """The message completes the sentence 'The image at … '."""
 
 
 def convert(file: bytes, expected: tuple[int, int], size: tuple[int, int]) -> tuple[str, bytes]:
-    """(media type, file): the first frame, upright, 8-bit RGB on white, `size` (width, height) pixels large.
-
-    `expected` is the size that the header promised. Both sizes count before the picture is turned upright.
-    Raises Broken.
-    """
-    try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            if image.size != expected:
-                raise Broken("has another size than its header says")
-            lossy = image.format in LOSSY
-            if image.format == "JPEG":
-                # Lets libjpeg skip work for a much smaller result; twice the size leaves the resampling its quality.
-                image.draft(None, (2 * size[0], 2 * size[1]))
-            if image.getexif().get(ORIENTATION, 1) >= 5:
-                size = size[1], size[0]
-            picture = rgb(ImageOps.exif_transpose(image))
-    except MemoryError:
-        raise Broken("needs too much memory") from None
-    except Broken:
-        raise
-    except Exception:
-        # Pillow raises many types, and its messages may quote the file or name addresses.
-        raise Broken("is broken") from None
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    """(media type, file) of the picture that `decode` makes. Raises BrokenImage."""
+    picture, lossy = decode(file, expected, size)
     out = io.BytesIO()
     if lossy:
         picture.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -67,41 +50,49 @@ def convert(file: bytes, expected: tuple[int, int], size: tuple[int, int]) -> tu
     return "image/png", out.getvalue()
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB; transparency shows white."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it to white
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
+def decode(file: bytes, expected: tuple[int, int], size: tuple[int, int]) -> tuple[Image.Image, bool]:
+    """The first frame, upright, 8-bit RGB on white, `size` (width, height) pixels large; and whether the file is lossy.
 
-
-def read_message(stream: BinaryIO) -> bytes | None:
-    """The next message; None at the end of the stream."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    return stream.read(struct.unpack(">I", head)[0])
+    `expected` is the size that the header promised. Both sizes count before the picture is turned upright.
+    Raises BrokenImage.
+    """
+    try:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
+            if image.size != expected:
+                raise BrokenImage("has another size than its header says")
+            if image.format in JPEGS:
+                image.draft(None, (math.ceil(DRAFT_RATIO * size[0]), math.ceil(DRAFT_RATIO * size[1])))
+            image.load()
+            turn, lossy = orientation(image), image.format in LOSSY
+            picture = rgb(image)
+    except MemoryError:
+        raise BrokenImage("needs too much memory") from None
+    except BrokenImage:
+        raise
+    except Exception:
+        # Pillow raises many types, and its messages may quote the file or name addresses.
+        raise BrokenImage("is broken") from None
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
+    return turned(picture, turn), lossy
 
 
 def main() -> None:
     limit = BASE_MEMORY + BYTES_PER_PIXEL * int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    while (head := read_message(source)) is not None:
-        job, text = json.loads(head), read_message(source)
+    while (message := read_message(sys.stdin.buffer)) is not None:
+        job, file = message
         try:
-            kind, file = convert(pybase64.b64decode(text or b""), tuple(job["expected"]), tuple(job["size"]))
-            status, answer = b"+", f"data:{kind};base64,".encode() + pybase64.b64encode(file)
-        except Broken as error:
-            status, answer = b"-", str(error).encode()
+            media_type, new = convert(file, tuple(job["expected"]), tuple(job["size"]))
+            answer = {"media_type": media_type}
+        except BrokenImage as error:
+            answer, new = {"error": str(error)}, b""
         except MemoryError:
-            status, answer = b"-", b"needs too much memory"
-        sink.write(status + struct.pack(">I", len(answer)) + answer)
-        sink.flush()
+            answer, new = {"error": "needs too much memory"}, b""
+        del message, file
+        sys.stdout.buffer.write(pack_head(answer, new))
+        sys.stdout.buffer.write(new)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

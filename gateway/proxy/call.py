@@ -47,6 +47,7 @@ class Call:
     images: list[ImageHeader] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     events: int = 0  # of a stream, sent so far
+    prompt_estimate: int = 0  # tokens, for answers that end before the engine says
     answering: bool = False  # a stream's status has been sent
     status: int = 200
     reason: str = ""
@@ -57,8 +58,13 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """For the key's limit. Of an answer that was broken off, the events sent, mostly a token each."""
-        return self.prompt_tokens + self.generation_tokens if self.usage else self.events
+        """For the key's limit. Of an answer that was broken off, an estimate: the prompt's, and an event sent for each
+        token. Nothing counts before an engine has answered.
+        """
+        if self.usage:
+            return self.prompt_tokens + self.generation_tokens
+        answered = any(attempt.answered is not None for attempt in self.attempts)
+        return self.prompt_estimate + self.events if answered else 0
 
     @property
     def prompt_tokens(self) -> int:

@@ -18,8 +18,8 @@ from gateway.errors import ApiError, crashed
 from gateway.http.body import Deadline, read_body
 from gateway.http.disconnect import ClientGone, UntilDisconnect
 from gateway.http.respond import JSON_TYPE, header, respond, respond_error
-from gateway.media.checks import ImagePart, check_count, check_images
-from gateway.media.pool import settle_images
+from gateway.media.checks import check_count
+from gateway.media.prepare import read_images, write_images
 from gateway.proxy.call import Call, account
 from gateway.proxy.handover import Handover
 from gateway.proxy.payload import Payload
@@ -135,9 +135,9 @@ class Exchange:
         """Prepare the images, wait for a place at an engine, hand the request over and its answer back."""
         gateway = self._gateway
         async with UntilDisconnect(receive) as watch:
-            if request.images:
-                await self._settle_images(call, model, request)
-            payload = Payload(request, model)
+            await self._prepare_images(call, model, request)
+            payload = Payload(request, model, call.images)
+            call.prompt_estimate = payload.prompt_tokens
             waits = call.since()
             try:
                 slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, patience)
@@ -148,21 +148,34 @@ class Exchange:
             finally:
                 slot.release()
 
-    async def _settle_images(self, call: Call, model: Model, request: EngineRequest) -> None:
+    async def _prepare_images(self, call: Call, model: Model, request: EngineRequest) -> None:
+        """From what the client sent to what the engine gets. Raises ApiError."""
         gateway, started = self._gateway, call.since()
-        model.slots.check()  # fetch and decode nothing for a request that would be refused
-        if gateway.fetcher is not None and (remote := gateway.fetcher.remote(request.images)):
-            await gateway.fetcher.replace(remote, lambda size: self._hold_fetched(call, size))
-            self._inspect(call, request.images)
+        if not request.images:
+            gateway.metrics.images.observe(0)
+            return
+        model.slots.check()  # no work for a request that would be refused
+        images = await read_images(
+            request.images,
+            gateway.settings,
+            model.budget,
+            gateway.fetcher,
+            lambda size: self._reserve_fetched(call, size),
+        )
+        call.images = [image.header for image in images]
+        gateway.metrics.images.observe(len(images))
+        for image in images:
+            gateway.metrics.image_pixels.observe(image.header.pixels)
+        if any(image.fetched for image in images):
             self._took(call, "fetch", started)
             started = call.since()
-        if await settle_images(request.images, call.images, model.budget, gateway.pool):
+        if await write_images(images, gateway.pool):
             self._took(call, "decode", started)
 
     def _took(self, call: Call, step: str, started: float) -> None:
         self._gateway.metrics.steps[step].observe(call.took(step, started))
 
-    def _hold_fetched(self, call: Call, size: int) -> None:
+    def _reserve_fetched(self, call: Call, size: int) -> None:
         """Count a part of an image that is being fetched. Raises ApiError, as for a body with the image inside."""
         limit = self._gateway.settings.max_body_bytes
         if call.bytes_held + size > limit:
@@ -170,12 +183,6 @@ class Exchange:
             raise ApiError(413, message, code="request_too_large")
         self._gateway.bytes.reserve(size)
         call.bytes_held += size
-
-    def _inspect(self, call: Call, images: list[ImagePart]) -> None:
-        call.images = check_images(images, self._gateway.settings)
-        self._gateway.metrics.images.observe(len(call.images))
-        for image in call.images:
-            self._gateway.metrics.image_pixels.observe(image.pixels)
 
     def _check(self, call: Call, raw: bytes) -> tuple[Model, EngineRequest]:
         """Everything that can be said about a request before an engine sees it. Raises ApiError."""
@@ -192,12 +199,9 @@ class Exchange:
         model.fill_in(body)
         request = self._check_fields(body, model.spec)
         call.stream = request.stream
-        check_count(request.images, self._gateway.settings)
-        fetcher = self._gateway.fetcher
-        if fetcher is None or not fetcher.remote(request.images):  # else they are looked at when they are there
-            self._inspect(call, request.images)
-        if not model.ready:
+        if not model.ready:  # before anything is spent on images
             raise model.unavailable()
+        check_count(request.images, self._gateway.settings)
         return model, request
 
 

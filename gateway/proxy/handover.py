@@ -8,7 +8,7 @@ from contextlib import suppress
 import aiohttp
 from starlette.types import Send
 
-from gateway.api.chat import EngineRequest
+from gateway.api.chat import CHAT_PATH, EngineRequest
 from gateway.api.translation import write_answer, write_events
 from gateway.engines.client import post, read_all
 from gateway.errors import ApiError, engine_lost
@@ -23,6 +23,7 @@ from gateway.scheduling.router import Assignment, Outcome, Target
 from gateway.scheduling.slots import Slot
 from gateway.streaming.completion import read_completion
 from gateway.streaming.logprobs import RawLogProbs
+from gateway.streaming.normalise import Normaliser
 from gateway.streaming.relay import Relay
 from gateway.streaming.sse import EventTooLong
 
@@ -89,12 +90,14 @@ class Handover:
             log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
         with call.attempt(engine.name) as called:
             url = engine.url / request.path
-            async with post(self._gateway.session, url, body, engine.key, called.headers) as response:
+            only = len(self._model.replicas) == 1
+            async with post(self._gateway.session, url, body, engine.key, called.headers, resend=only) as response:
                 called.answered = call.since()
                 if request.stream:
                     await self._stream(response, log_probs, assignment)
                     return
-                answer, call.usage = request.read(await read_all(response), request.stops, log_probs)
+                raw = await read_all(response)
+                answer, call.usage = request.read(raw, request.stops, log_probs, self._normaliser())
                 if call.translation is not None:
                     answer = write_answer(call.translation.writer, answer)
                 self._watch.stop()
@@ -109,7 +112,8 @@ class Handover:
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
         call, send = self._call, self._send
         writer = call.translation.writer if call.translation is not None else None
-        relay = Relay(self._request.include_usage or writer is not None, self._request.stops, log_probs)
+        include_usage = self._request.include_usage or writer is not None
+        relay = Relay(include_usage, self._request.stops, log_probs, self._normaliser())
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
         last = 0.0
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
@@ -126,10 +130,10 @@ class Handover:
                 if events:
                     call.events += events.count(b"\n\n")
                     now = call.since()
-                    if call.first_token is None:
-                        call.first_token = now
-                    else:
+                    if call.first_token is not None:
                         gaps.observe(now - last)
+                    elif relay.content_begun or relay.done:
+                        call.first_token = now
                     last = now
                     keepalive.put_off()
                     if relay.done:
@@ -148,6 +152,11 @@ class Handover:
         # The client has its answer, so whatever happens here is no longer its business.
         with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
+
+    def _normaliser(self) -> Normaliser:
+        request = self._request
+        chat = request.path == CHAT_PATH
+        return Normaliser(self._call.request_id, request.model, request.n, self._payload.prompt_tokens, chat)
 
 
 def _outcome(error: ApiError) -> Outcome:

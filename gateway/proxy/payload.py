@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 
 from gateway.api.chat import EngineRequest
+from gateway.media.headers import ImageHeader
 from gateway.runtime.models import Model
+from gateway.streaming.normalise import estimated_tokens
+
+# An image costs about a token for so many pixels, as Qwen3-VL's do.
+PIXELS_PER_TOKEN = 32 * 32
+
+
+def image_tokens(images: Sequence[ImageHeader]) -> int:
+    return sum(image.pixels // PIXELS_PER_TOKEN for image in images)
 
 
 class Payload:
@@ -14,7 +25,7 @@ class Payload:
     Written anew, never passed on as it came: what the engine reads is what was checked, without duplicate keys.
     """
 
-    def __init__(self, request: EngineRequest, model: Model) -> None:
+    def __init__(self, request: EngineRequest, model: Model, images: Sequence[ImageHeader] = ()) -> None:
         body = request.body
         if request.stream:
             # To count tokens; the relay takes the usage out again if the client didn't ask for it.
@@ -23,6 +34,9 @@ class Payload:
         self.affinity = model.affinity(body, request.images)
         self._model: str = body.pop("model")
         self._written = orjson.dumps({"model": self._model, **body})
+        # For engines that do not count.
+        text = len(self._written) - sum(len(image.url) for image in request.images)
+        self.prompt_tokens = estimated_tokens(text) + image_tokens(images)
         body.clear()  # the images are held once, not twice, while the request waits
         request.images.clear()
 

@@ -8,21 +8,27 @@ import orjson
 
 from gateway.errors import ApiError, engine_error
 from gateway.streaming.logprobs import RawLogProbs
+from gateway.streaming.normalise import Normaliser
 from gateway.streaming.stops import Stops
 
 
 def read_completion(
-    answer: bytes, stops: Stops | None = None, log_probs: RawLogProbs | None = None
+    answer: bytes,
+    stops: Stops | None = None,
+    log_probs: RawLogProbs | None = None,
+    normaliser: Normaliser | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """A whole answer, rewritten as a stream's chunks are, and its usage. Raises ApiError 502 if it is no completion."""
     payload = read_json(answer)
     if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
         raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
-    if stops is not None:
-        stops.cut_answer(payload)
+    if normaliser is not None:
+        normaliser.whole(payload)
     if log_probs is not None:
         log_probs.apply(payload)
-    if stops is not None or log_probs is not None:
+    if stops is not None:
+        stops.cut_answer(payload)
+    if stops is not None or log_probs is not None or (normaliser is not None and normaliser.repaired):
         answer = orjson.dumps(payload)
     usage = payload.get("usage")
     return answer, usage if isinstance(usage, dict) else {}

@@ -2,77 +2,158 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from gateway.errors import ApiError, engine_error
 from gateway.streaming.logprobs import RawLogProbs
-from gateway.streaming.sse import DONE, EventBuffer, event, event_data, split_events
+from gateway.streaming.normalise import Normaliser
+from gateway.streaming.sse import DONE, DONE_DATA, EventBuffer, data_of, event, event_data, split_events
 from gateway.streaming.stops import Stops
+
+Object = dict[str, Any]
+# The beginning of a chunk as nearly all engines write it, up to its first choice's index.
+CHUNK_HEAD = re.compile(rb'data: ?\{(?:[^{}\[\]]|"(?:[^"\\]|\\.)*")*"choices": ?\[\{"index": ?')
+HEAD_KEYS = (b'"id"', b'"object"', b'"created"', b'"model"')
+NO_FINISH = re.compile(rb'"finish_reason": ?null')
 
 
 class Relay:
-    """Passes whole events through untouched and looks into the few that matter to us.
+    """Passes whole events through untouched where it can, and looks into those that matter.
 
     The gateway asks every engine for a usage event, to count tokens. `include_usage` says whether the client asked for
-    it too; otherwise it is taken out again. `begun` is set by the first whole event, `done` by `data: [DONE]`, `error`
-    by an error event of the engine; neither the error nor anything after either is passed on. With `stops`, every event
-    is cut at the stop strings; once all answers have met one, the stream is done, unless the usage at its end is still
-    wanted. `log_probs` rewrites the log-probabilities of engines that have a form of their own.
+    it too; otherwise it is taken out again. `begun` is set by the first event with data, `content_begun` by the first
+    with a part of the answer, `done` by the end of the stream, `error` by an error event of the engine; neither the
+    error nor anything after either is passed on. With `stops`, every event is cut at the stop strings; once all answers
+    have met one, the stream is done, unless the usage at its end is still wanted. `log_probs` rewrites the
+    log-probabilities of engines that have a form of their own. `normaliser` repairs chunks, and completes a stream that
+    ends without `[DONE]` or usage although all its answers have ended.
     """
 
-    def __init__(self, include_usage: bool, stops: Stops | None = None, log_probs: RawLogProbs | None = None) -> None:
+    def __init__(
+        self,
+        include_usage: bool,
+        stops: Stops | None = None,
+        log_probs: RawLogProbs | None = None,
+        normaliser: Normaliser | None = None,
+    ) -> None:
         self.begun = False
+        self.content_begun = False
         self.done = False
         self.error: ApiError | None = None
-        self.usage: dict[str, Any] = {}
+        self.usage: Object = {}
         self._include_usage = include_usage
         self._stops = stops
         self._log_probs = log_probs
-        self._every = stops is not None or log_probs is not None
+        self._normaliser = normaliser
+        self._parse_all = stops is not None or log_probs is not None
+        self._sound_head: bytes | None = None  # how chunks begin that need no repair
         self._buffer = EventBuffer()
 
     def feed(self, data: bytes) -> bytes:
-        """What to send on for these bytes from the engine. Raises EventTooLong."""
+        """What to send on for these bytes from the engine; b"" is the end of its answer. Raises EventTooLong."""
         events = self._buffer.feed(data)
-        self.begun = self.begun or bool(events)
+        if not data and not self.done:
+            passed = self._inspect(self._buffer.end())
+            return passed if self.done or self.error is not None else passed + self._complete()
+        if not events or self._is_sound(events):
+            return events
+        return self._inspect(events)
+
+    def _is_sound(self, events: bytes) -> bool:
+        """Whether these events can be passed on as they are, found without parsing them."""
         # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
-        if self._every or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
-            return self._inspect(events)
-        return events
+        if self._parse_all or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
+            return False
+        if self._normaliser is None:
+            self.begun = self.content_begun = True
+            return True
+        head = self._sound_head
+        return (
+            head is not None
+            and events.count(head) == events.count(b"\n\n")
+            and events.count(b'"finish_reason"') == len(NO_FINISH.findall(events))
+        )
 
     def _inspect(self, events: bytes) -> bytes:
         passed: list[bytes] = []
         for single in split_events(events):
-            if single.startswith(b"data:") and single[5:].strip() == b"[DONE]":
-                self.done = True
-                passed.append(single)
+            data = data_of(single)
+            if data is None:
+                continue  # a comment: the gateway sends its own
+            self.begun = True
+            if data.strip() == DONE_DATA:
+                passed.append(self._complete(single))
                 break
-            if self._every or b'"usage"' in single or b'"error"' in single:
-                payload = event_data(single)
-                self.error = engine_error(payload)
-                if self.error is not None:
-                    break
-                if isinstance(payload, dict):
-                    single = self._rewrite(single, payload)
-            passed.append(single)
+            passed.append(self._pass_on(single))
+            if self.error is not None:
+                break
             if self._stops is not None and self._stops.all_hit and not self._include_usage:
                 self.done = True
                 passed.append(DONE)
                 break
         return b"".join(passed)
 
-    def _rewrite(self, single: bytes, payload: dict[str, Any]) -> bytes:
-        """The event as the client should see it; empty if there is nothing in it for the client."""
+    def _pass_on(self, single: bytes) -> bytes:
+        """The event as the client should see it; empty if nothing in it is for the client."""
+        payload = event_data(single)
+        self.error = engine_error(payload)
+        if self.error is not None:
+            return b""
+        if not isinstance(payload, dict):
+            return b"" if self._normaliser is not None else single
+        changed = not single.startswith(b"data:")  # it has other fields before its data
+        if self._normaliser is not None:
+            try:
+                self.content_begun |= self._normaliser.chunk(payload)
+            except ApiError as error:
+                self.error = error
+                return b""
+            changed |= self._normaliser.repaired
+            if not changed and self._sound_head is None:
+                self._remember_head(single)
+        else:
+            self.content_begun = True
         if isinstance(payload.get("usage"), dict):
             self.usage = payload["usage"]
             if not self._include_usage:
                 if not payload.get("choices"):
                     return b""
                 del payload["usage"]
-                single = event(payload)
+                changed = True
         if self._log_probs is not None:
             self._log_probs.apply(payload)
-            single = event(payload)
+            changed = True
         if self._stops is not None:
             return event(payload) if self._stops.cut_chunk(payload) else b""
-        return single
+        return event(payload) if changed else single
+
+    def _remember_head(self, single: bytes) -> None:
+        """Pass on what begins like this chunk, which needed no repair, without parsing it."""
+        found = CHUNK_HEAD.match(single)
+        if found is None or self._normaliser is None or not self._normaliser.all_begun or not self.content_begun:
+            return
+        if b"\r" not in single and all(key in found[0] for key in HEAD_KEYS):
+            self._sound_head = found[0]
+
+    def _complete(self, end: bytes = b"") -> bytes:
+        """The end of a stream, with what the engine left out. `end`: the engine's own, empty if it gave none.
+
+        Without one the stream is complete only if all its answers have ended.
+        """
+        normaliser = self._normaliser
+        if not end and (normaliser is None or not normaliser.finished):
+            return b""
+        self.done = True
+        passed: list[bytes] = []
+        if normaliser is not None:
+            finish = normaliser.missing_finish()
+            if finish is not None and not (self._stops is not None and not self._stops.cut_chunk(finish)):
+                passed.append(event(finish))
+            if not self.usage:
+                usage = normaliser.usage_chunk()
+                self.usage = usage["usage"]
+                if self._include_usage:
+                    passed.append(event(usage))
+        passed.append(end if end.startswith(b"data:") else DONE)
+        return b"".join(passed)

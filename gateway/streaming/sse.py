@@ -20,8 +20,8 @@ STREAM_HEADERS = [
 ]
 COMMENT = b": still working\n\n"
 
-# Longest event we hold while waiting for its end.
-EVENT_LIMIT = 8 * 1024 * 1024
+EVENT_LIMIT = 8 * 1024 * 1024  # bytes of an event whose end has not come yet
+DONE_DATA = b"[DONE]"
 DONE = b"data: [DONE]\n\n"
 END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
 
@@ -49,6 +49,11 @@ class EventBuffer:
             raise EventTooLong
         return data[:end]
 
+    def end(self) -> bytes:
+        """The last event of a stream that ended without the blank line after it; empty if nothing is left."""
+        rest, self._rest = self._rest.strip(), b""
+        return rest + b"\n\n" if rest else b""
+
 
 def split_events(events: bytes) -> list[bytes]:
     """The single events of a run of whole events, each with its end."""
@@ -59,11 +64,24 @@ def split_events(events: bytes) -> list[bytes]:
     return found
 
 
+def data_of(event: bytes) -> bytes | None:
+    """The `data` field of an event, its lines joined; None for an event without one, such as a comment.
+
+    Other fields (`event`, `id`, `retry`) and comments say nothing to OpenAI's clients.
+    """
+    lines = []
+    for line in event.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" "))
+    return b"\n".join(lines) if lines else None
+
+
 def event_data(event: bytes) -> Any:
-    """The JSON of an event's `data:` lines; None for comments, `[DONE]` and anything that isn't JSON."""
-    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+    """The JSON of an event's data; None for comments, `[DONE]` and anything that isn't JSON."""
+    data = data_of(event)
     try:
-        return orjson.loads(b"\n".join(lines)) if lines else None
+        return orjson.loads(data) if data else None
     except orjson.JSONDecodeError:
         return None
 

@@ -1,9 +1,15 @@
-"""Stop strings, for engines that drop them: the text is cut exactly before the first one, however it comes."""
+"""Stop strings, for engines that drop them: the text is cut exactly before the first one, however it comes.
+
+The list of the tokens' log-probabilities is cut with the text.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
+
+Object = dict[str, Any]
 
 
 class StopCutter:
@@ -50,17 +56,54 @@ class StopCutter:
         return 0
 
 
+class _Choice:
+    """One answer of a request: its cutter, and the log-probabilities whose text was not given back yet."""
+
+    def __init__(self, stops: list[str]) -> None:
+        self.cutter = StopCutter(stops)
+        self._given = 0  # bytes of text given back
+        self._seen = 0  # bytes of the tokens seen
+        self._entries: deque[tuple[int, int, Object]] = deque()  # begin and end in bytes, and the entry
+
+    def feed(self, text: str) -> str:
+        given = self.cutter.feed(text)
+        self._given += len(given.encode("utf-8", "replace"))
+        return given
+
+    def end(self) -> str:
+        given = self.cutter.end()
+        self._given += len(given.encode("utf-8", "replace"))
+        return given
+
+    def tokens(self, entries: list[Object], ended: bool) -> list[Object]:
+        """The log-probabilities of the tokens whose text is given back, these new ones and earlier ones."""
+        for entry in entries:
+            data = entry.get("bytes")
+            size = len(data) if isinstance(data, list) else len(str(entry.get("token", "")).encode("utf-8", "replace"))
+            self._entries.append((self._seen, self._seen + size, entry))
+            self._seen += size
+        ready = []
+        while self._entries:
+            begin, end, entry = self._entries[0]
+            # A token that the cut goes through counts: a part of its text is in the answer.
+            if end > self._given and not (ended and (begin < self._given or not self.cutter.hit)):
+                break
+            ready.append(entry)
+            self._entries.popleft()
+        return ready
+
+
 class Stops:
     """The stop strings of one request, for all its answers."""
 
     def __init__(self, stops: list[str], n: int) -> None:
-        self._cutters = [StopCutter(stops) for _ in range(n)]
+        self._choices = [_Choice(stops) for _ in range(n)]
 
     @property
     def all_hit(self) -> bool:
-        return all(cutter.hit for cutter in self._cutters)
+        return all(choice.cutter.hit for choice in self._choices)
 
-    def cut_chunk(self, payload: dict[str, Any]) -> bool:
+    def cut_chunk(self, payload: Object) -> bool:
         """Cut a stream's chunk in place; False if nothing of it is left to be sent."""
         choices = payload.get("choices")
         if not isinstance(choices, list) or not choices:
@@ -68,35 +111,47 @@ class Stops:
         payload["choices"] = [choice for choice in choices if self._cut_choice(choice)]
         return bool(payload["choices"])
 
-    def _cut_choice(self, choice: dict[str, Any]) -> bool:
-        cutter = self._cutters[choice.get("index", 0) % len(self._cutters)]
-        if cutter.hit:
+    def _cut_choice(self, choice: Object) -> bool:
+        state = self._choices[choice.get("index", 0) % len(self._choices)]
+        if state.cutter.hit:
             return False
         fields, name = _text_field(choice)
         content = fields.get(name)
-        text = cutter.feed(content if isinstance(content, str) else "")
-        if cutter.hit:
+        text = state.feed(content if isinstance(content, str) else "")
+        if state.cutter.hit:
             choice["finish_reason"] = "stop"
         elif choice.get("finish_reason") is not None:
-            text += cutter.end()
-        elif content and not text and "role" not in fields:
+            text += state.end()
+        tokens = self._cut_tokens(choice, state, ended=choice.get("finish_reason") is not None)
+        if content and not text and not tokens and choice.get("finish_reason") is None and "role" not in fields:
             return False
         if content or text:
             fields[name] = text
         return True
 
-    def cut_answer(self, payload: dict[str, Any]) -> None:
+    @staticmethod
+    def _cut_tokens(choice: Object, state: _Choice, ended: bool) -> bool:
+        """Cut a chat's list of log-probabilities as its text is cut; whether any are left."""
+        log_probs = choice.get("logprobs")
+        entries = log_probs.get("content") if isinstance(log_probs, dict) else None
+        tokens = state.tokens(entries or [], ended)
+        if tokens or entries is not None:
+            choice["logprobs"] = {**(log_probs or {}), "content": tokens}
+        return bool(tokens)
+
+    def cut_answer(self, payload: Object) -> None:
         """Cut a whole answer in place."""
-        for choice, cutter in zip(payload["choices"], self._cutters, strict=False):
+        for choice, state in zip(payload["choices"], self._choices, strict=False):
             fields, name = _text_field(choice)
             content = fields.get(name)
             if isinstance(content, str):
-                fields[name] = cutter.feed(content) + cutter.end()
-                if cutter.hit:
+                fields[name] = state.feed(content) + state.end()
+                if state.cutter.hit:
                     choice["finish_reason"] = "stop"
+                self._cut_tokens(choice, state, ended=True)
 
 
-def _text_field(choice: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _text_field(choice: Object) -> tuple[Object, str]:
     """Where a choice has its text: a chat's in its delta or message, a text completion's in the choice itself."""
     if "text" in choice:
         return choice, "text"

@@ -10,7 +10,15 @@ from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import KeyRing
 
 # For probes of an orchestrator, which have no key. They say nothing but whether the gateway lives and is ready.
-OPEN = frozenset({"/health", "/ready"})
+OPEN = frozenset({"/", "/health", "/ready"})
+
+
+def given_key(scope: Scope) -> str:
+    """The key that came along: as OpenAI's clients send it, or Anthropic's (`x-api-key`), or Azure's (`api-key`)."""
+    kind, _, secret = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
+    if kind.lower() == "bearer" and secret:
+        return secret.strip()
+    return (header(scope, b"x-api-key") or header(scope, b"api-key") or b"").decode("latin-1").strip()
 
 
 class Authenticate:
@@ -25,8 +33,8 @@ class Authenticate:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        kind, _, secret = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
-        tenant = self._ring.find(secret.strip()) if kind.lower() == "bearer" and secret else None
+        secret = given_key(scope)
+        tenant = self._ring.find(secret) if secret else None
         if tenant is None:
             self._metrics.requests.labels("unknown", "401").inc()
             self._metrics.rejections.labels("invalid_api_key").inc()

@@ -14,6 +14,7 @@ COMMANDS = {
     "lint": "modelfiles.cli.check:lint_command",
     "render": "modelfiles.cli.check:render",
     "diff": "modelfiles.cli.check:diff",
+    "install": "modelfiles.cli.install:install",
     "push": "modelfiles.cli.server:push_command",
     "verify": "modelfiles.cli.server:verify_command",
 }

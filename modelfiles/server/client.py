@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from modelfiles.ollama.versions import Version, parse_version
 
 DEFAULT_SERVER = "http://127.0.0.1:11434"
-CHUNK = 1 << 20
-MAX_RESPONSE = 64 * 2**20
-_HEADERS = {"Content-Type": "application/json", "Connection": "close"}
+CHUNK = 1 << 20  # bytes
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # Called with how many bytes more were read or sent.
 Progress = Callable[[int], None]
@@ -28,27 +30,41 @@ class OllamaError(Exception):
     """The server refused, failed or could not be reached; one sentence, in its own words where it has some."""
 
 
-class OllamaClient:
-    """An Ollama server. `url` may leave out the scheme and port, as OLLAMA_HOST does."""
+def server_url(address: str) -> str:
+    """The URL that OLLAMA_HOST or --server means, read as Ollama's envconfig does. Raises OllamaError.
 
-    def __init__(self, url: str = DEFAULT_SERVER, timeout: float = 600) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise OllamaError(f"{url!r} is not the address of a server; write it like {DEFAULT_SERVER}.")
-        self.https = parts.scheme == "https"
-        self.host, self.port = parts.hostname, port or (443 if self.https else 11434 if "://" not in url else 80)
-        self.prefix, self.timeout = parts.path.rstrip("/"), timeout
+    The scheme, host and port may each be left out (`:18500`, `gpu-box`, `https://ollama.example`), and quotes around
+    the whole are dropped.
+    """
+    text = address.strip().strip("\"'")
+    scheme, separator, rest = text.rpartition("://")
+    scheme = scheme or "http"
+    rest = f"127.0.0.1{rest}" if rest.startswith(":") else rest or "127.0.0.1"
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        port = parts.port or (DEFAULT_PORTS[scheme] if separator else 11434)
+        if not parts.hostname or not re.fullmatch(r"[\w.:%-]+", parts.hostname):
+            raise ValueError(text)
+    except (ValueError, KeyError):
+        raise OllamaError(f"{address!r} is not the address of a server; write it like {DEFAULT_SERVER}.") from None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+
+class OllamaClient:
+    """An Ollama server. address: see `server_url`; timeout: seconds without a byte. Each call may raise OllamaError."""
+
+    def __init__(self, address: str = DEFAULT_SERVER, timeout: float = 600) -> None:
+        url = server_url(address)
+        self.location = urlsplit(url).netloc
+        self._http = httpx.Client(base_url=url, timeout=timeout, trust_env=False)
 
     def version(self) -> Version:
         text = str(self._json("GET", "/api/version").get("version", ""))
         try:
             return parse_version(text)
         except ValueError as error:
-            raise OllamaError(f"the server at {self.host}:{self.port} is no Ollama: {error}.") from None
+            raise OllamaError(f"the server at {self.location} is no Ollama: {error}.") from None
 
     def show(self, model: str) -> dict[str, Any]:
         """Capabilities, parameters, template and metadata of a model."""
@@ -59,9 +75,8 @@ class OllamaClient:
         return self._json("POST", "/api/chat", {"model": model, "messages": messages, "stream": False, **more})
 
     def has_blob(self, digest: str) -> bool:
-        connection = self._request("HEAD", f"/api/blobs/{digest}")
-        with connection.getresponse() as response:
-            return response.status == 200
+        with self._stream("HEAD", f"/api/blobs/{digest}") as response:
+            return response.status_code == 200
 
     def upload(self, path: Path, digest: str, progress: Progress) -> None:
         """Sends a file as a blob."""
@@ -73,19 +88,17 @@ class OllamaClient:
                     progress(len(chunk))
 
         headers = {"Content-Length": str(path.stat().st_size)}
-        connection = self._request("POST", f"/api/blobs/{digest}", body(), headers)
-        with self._response(connection) as response:
-            if response.status not in (200, 201):
+        with self._stream("POST", f"/api/blobs/{digest}", content=body(), headers=headers) as response:
+            if response.status_code not in (200, 201):
                 raise OllamaError(f"uploading {path.name} failed: {_message(response)}.")
 
     def create(self, request: dict[str, Any]) -> Iterator[str]:
         """Creates a model, yielding the server's status lines. Raises OllamaError unless the last one is "success"."""
-        connection = self._request("POST", "/api/create", json.dumps(request).encode())
         status = ""
-        with self._response(connection) as response:
-            if response.status != 200:
+        with self._stream("POST", "/api/create", json=request) as response:
+            if response.status_code != 200:
                 raise OllamaError(f"creating {request['model']} failed: {_message(response)}.")
-            for line in self._lines(response):
+            for line in filter(str.strip, response.iter_lines()):
                 try:
                     event = json.loads(line)
                 except ValueError:
@@ -99,44 +112,28 @@ class OllamaClient:
         if status != "success":
             raise OllamaError(f"creating {request['model']} ended at {status!r} without success.")
 
-    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        try:
-            while line := response.readline(1 << 20):
-                yield line
-        except (OSError, http.client.HTTPException) as error:
-            raise OllamaError(f"the Ollama at {self.host}:{self.port} broke off: {error}.") from None
-
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        connection = self._request(method, path, json.dumps(body).encode() if body is not None else None)
-        with self._response(connection) as response:
-            if response.status != 200:
+        with self._stream(method, path, json=body) as response:
+            if response.status_code != 200:
                 raise OllamaError(f"{path} failed: {_message(response)}.")
             try:
-                value = json.loads(response.read(MAX_RESPONSE))
+                value = json.loads(response.read())
             except ValueError:
                 value = None
         if not isinstance(value, dict):
-            raise OllamaError(f"{path} did not answer with JSON; is {self.host}:{self.port} an Ollama?")
+            raise OllamaError(f"{path} did not answer with JSON; is {self.location} an Ollama?")
         return value
 
-    def _request(
-        self, method: str, path: str, body: bytes | Iterator[bytes] | None = None, headers: dict[str, str] | None = None
-    ) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self.https else http.client.HTTPConnection
-        connection = kind(self.host, self.port, timeout=self.timeout)
+    @contextmanager
+    def _stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """A response whose body is not read yet; every failure of the connection becomes an OllamaError."""
         try:
-            connection.request(
-                method, self.prefix + path, body, {"Content-Type": "application/json", **(headers or {})}
-            )
-        except (OSError, http.client.HTTPException) as error:
-            raise OllamaError(f"no Ollama answers at {self.host}:{self.port}: {error}.") from None
-        return connection
-
-    def _response(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-        try:
-            return connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise OllamaError(f"the Ollama at {self.host}:{self.port} broke off: {error}.") from None
+            with self._http.stream(method, path, **request) as response:
+                yield response
+        except httpx.ConnectError as error:
+            raise OllamaError(f"no Ollama answers at {self.location}: {error}.") from None
+        except httpx.HTTPError as error:
+            raise OllamaError(f"the Ollama at {self.location} broke off: {error}.") from None
 
 
 def file_digest(path: Path, progress: Progress) -> str:
@@ -149,9 +146,8 @@ def file_digest(path: Path, progress: Progress) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _message(response: http.client.HTTPResponse) -> str:
-    raw = response.read(10_000)
+def _message(response: httpx.Response) -> str:
     try:
-        return str(json.loads(raw)["error"])
+        return str(json.loads(response.read())["error"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status}"
+        return f"HTTP {response.status_code}"

@@ -41,7 +41,7 @@ OFF: Mapping[str, tuple[object, ...]] = {
     "tfs_z": (1,),
     "mirostat": (0,),
     "penalize_newline": (True,),
-    "repeat_last_n": (-1,),  # the engines' repetition penalty sees the whole context
+    "repeat_last_n": (-1, 64),  # the engines' repetition penalty sees the whole context; 64 is Ollama's default
 }
 # Fields that change no answer, because models stay loaded and prompts are never cut.
 IGNORED = frozenset({"keep_alive", "truncate", "shift", "_debug_render_only"})
@@ -189,6 +189,7 @@ def _content(text: str, images: object, where: str, chat_where: str, names: dict
 
 def _data_uri(image: str) -> str:
     """Raw base64 as a `data:` URI; what kind of file it is stands in its first bytes. Checked as every image is."""
+    image = "".join(image.split())  # `base64` wraps its lines
     if image[:5].lower() == "data:":
         return image
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from hashlib import sha256
 from typing import Any
 
 from fastapi import APIRouter
@@ -47,7 +48,7 @@ def ollama_routes(models: Callable[[Request], list[str]]) -> APIRouter:
     refusals = problems(401, 500, error=OllamaError)
 
     def listed(request: Request, **about: Any) -> OllamaModels:
-        return OllamaModels(models=[OllamaModel(name=n, model=n, details=DETAILS, **about) for n in models(request)])
+        return OllamaModels(models=[_listed(name, **about) for name in models(request)])
 
     @router.get("/tags", summary="Ollama's list of models", responses=refusals)
     async def tags(request: Request) -> OllamaModels:
@@ -70,7 +71,7 @@ def ollama_routes(models: Callable[[Request], list[str]]) -> APIRouter:
         except ClientGone:
             raise bad_request("The request was not complete.", None) from None
         asked = validate(OllamaShowRequest, body)
-        name = asked.model or asked.name
+        name = (asked.model or asked.name or "").removesuffix(":latest")
         if not name:
             raise bad_request("'model' is required and must be a string.", "model", "missing_required_parameter")
         if name not in models(request):
@@ -87,6 +88,11 @@ def ollama_routes(models: Callable[[Request], list[str]]) -> APIRouter:
         return OllamaVersion(version=VERSION)
 
     return router
+
+
+def _listed(name: str, **about: Any) -> OllamaModel:
+    """Ollama's command prints the first twelve digits of a digest, so there has to be one."""
+    return OllamaModel(name=name, model=name, digest=sha256(name.encode()).hexdigest(), details=DETAILS, **about)
 
 
 def _date(seconds: float) -> str:

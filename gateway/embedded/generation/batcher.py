@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import traceback
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from gateway.embedded.generation.grammar import GrammarError
 from gateway.embedded.generation.model import LoadedModel
 from gateway.embedded.generation.prompt import answer_limit, collate, make_prompt
 from gateway.embedded.generation.sampling import Sampler, log_probs
@@ -65,7 +67,14 @@ class RunningBatch:
                 continue
             if not abs(best[i]) < float("inf"):
                 raise FloatingPointError("The model's logits are not finite.")
-            token = greedy[i] if sequence.sampler.plain_greedy else sequence.sampler.pick(logits[i])
+            likeliest = sequence.constraint is None and sequence.sampler.plain_greedy
+            try:
+                token = greedy[i] if likeliest else sequence.pick(logits[i])
+            except GrammarError as error:  # only this sequence's: the rest of the batch goes on
+                print(f"An answer's grammar failed: {error}", file=sys.stderr)
+                chosen.append(self.loaded.pad_id)
+                pieces.append((sequence, self.batcher.fail(sequence)))
+                continue
             chosen.append(token)
             piece = self._accept(sequence, token, logits[i])
             if piece is not None:
@@ -108,6 +117,7 @@ class Batcher:
         """One sequence per choice, ready for `submit`. Slow: call it from a worker thread. Raises ApiError 400."""
         prompt = make_prompt(self.loaded.processor, request)
         max_tokens = answer_limit(prompt, request, self.loaded.context)
+        constraint = self.loaded.grammars.compile(request)
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         return [
             RunningSequence(
@@ -119,6 +129,7 @@ class Batcher:
                 top_log_probs=request.top_logprobs,
                 pieces=pieces,
                 streamed=request.stream,
+                constraint=None if constraint is None else constraint.copy(),
             )
             for choice in range(request.n)
         ]
@@ -152,10 +163,7 @@ class Batcher:
             except Exception:  # a batch that fails must not keep the next one from running
                 traceback.print_exc()
                 failed = [sequence for sequence in sequences if sequence.finish_reason is None]
-                for sequence in failed:
-                    sequence.finish_reason = "error"
-                    self.ended(sequence)
-                self.send([(sequence, Piece(sequence.choice, error=True)) for sequence in failed])
+                self.send([(sequence, self.fail(sequence)) for sequence in failed])
 
     def stop(self) -> None:
         """Ends `run` before its next batch."""
@@ -165,6 +173,12 @@ class Batcher:
         """Counts a sequence that has ended."""
         self.metrics.running.dec()
         self.metrics.finished.labels(sequence.finish_reason).inc()
+
+    def fail(self, sequence: RunningSequence) -> Piece:
+        """Ends a sequence with an error; returns the piece that says so."""
+        sequence.finish_reason = "error"
+        self.ended(sequence)
+        return Piece(sequence.choice, error=True)
 
     def send(self, pieces: list[tuple[RunningSequence, Piece]]) -> None:
         """Hands pieces to the event loop, all in one call, because waking the loop costs more than the rest."""

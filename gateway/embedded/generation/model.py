@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from gateway.embedded.generation.grammar import GrammarCompiler
 from gateway.embedded.generation.text import TokenBytes
 from gateway.embedded.protocol import SamplingParams
 from gateway.errors import ApiError
@@ -23,6 +24,7 @@ class LoadedModel:
     model: Any
     processor: Any
     token_bytes: TokenBytes
+    grammars: GrammarCompiler
     defaults: SamplingParams
     context: int
     vocab_size: int
@@ -61,7 +63,8 @@ def load_model(folder: ModelFolder, dtype: str) -> LoadedModel:
     if absent:
         raise ModelFolderError(f"the weights lack {len(absent)} tensors, {absent[0]} among them.")
     tokenizer = processor.tokenizer
-    eos_ids = frozenset(folder.eos_token_ids) | {tokenizer.eos_token_id}
+    eos_ids = (frozenset(folder.eos_token_ids) | {tokenizer.eos_token_id}) - {None}
+    vocab_size = model.config.get_text_config().vocab_size
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.to(device).eval()
     # The engine samples by itself: nothing of the folder's generation_config.json may act inside generate.
@@ -70,9 +73,10 @@ def load_model(folder: ModelFolder, dtype: str) -> LoadedModel:
         model=model,
         processor=processor,
         token_bytes=TokenBytes(tokenizer),
+        grammars=GrammarCompiler(tokenizer, vocab_size, eos_ids),
         defaults=defaults,
         context=folder.max_position_embeddings,
-        vocab_size=model.config.get_text_config().vocab_size,
-        eos_ids=eos_ids - {None},
+        vocab_size=vocab_size,
+        eos_ids=eos_ids,
         pad_id=pad_id,
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import binascii
 import io
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +53,13 @@ def make_prompt(processor: Any, request: GenerationRequest) -> Prompt:
                 images += 1
                 part = {"type": "image", "image": decode_image(part["image"], part["where"])}
             content.append(part)
-        messages.append({"role": message["role"], "content": content})
+        messages.append({**message, "content": content})
+    tools = [tool.template for tool in request.tools]
+    refuse_control_tokens(processor, tools, messages)
     try:
         features = processor.apply_chat_template(
             messages,
+            tools=tools or None,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -66,6 +71,30 @@ def make_prompt(processor: Any, request: GenerationRequest) -> Prompt:
     except ValueError as error:
         raise bad_request(f"The model's processor refused the messages: {str(error)[:200]}", "messages") from None
     return Prompt(dict(features), images)
+
+
+def refuse_control_tokens(processor: Any, tools: list[dict[str, Any]], messages: list[dict[str, Any]]) -> None:
+    """Raises ApiError 400 for tools that the chat template would drop, and for names that hold a control token.
+
+    transformers marks control tokens in values, but not in the names of a JSON object's members.
+    """
+    if tools and re.search(r"\btools\b", str(processor.chat_template)) is None:
+        raise bad_request("'tools' are not known to this model's chat template.", "tools", "unsupported_parameter")
+    control = tuple(processor.tokenizer.get_added_vocab())
+    calls = [message.get("tool_calls") for message in messages]
+    for param, value in (("tools", tools), ("messages", calls)):
+        if any(token in name for name in member_names(value) for token in control):
+            raise bad_request(f"'{param}' holds a control token of the model in the name of a member.", param)
+
+
+def member_names(value: Any) -> Iterator[str]:
+    """The names of all members of all objects in decoded JSON."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from member_names(item)
 
 
 def text_prompt(processor: Any, text: str) -> Prompt:

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
+from gateway.embedded.generation.grammar import Constraint
 from gateway.embedded.generation.prompt import Prompt
 from gateway.embedded.generation.sampling import Sampler
 from gateway.embedded.generation.text import Detokenizer
@@ -30,7 +33,7 @@ class RunningSequence:
 
     prompt, sampler, text: of this choice; max_tokens: generation ends there; top_log_probs: how many alternatives to
     each token are listed, None for no log-probabilities; pieces: the queue that the request's handler reads; streamed:
-    whether pieces are sent as they come, or all in one at the end.
+    whether pieces are sent as they come, or all in one at the end; constraint: the form that the answer must have.
     """
 
     prompt: Prompt
@@ -41,6 +44,7 @@ class RunningSequence:
     top_log_probs: int | None
     pieces: asyncio.Queue[Piece]
     streamed: bool
+    constraint: Constraint | None = None
     aborted: bool = False
     finish_reason: str | None = None
     tokens: int = 0
@@ -48,6 +52,17 @@ class RunningSequence:
     log_probs: list[TokenLogProb] = field(default_factory=list)
     # Log-probabilities of tokens whose text is held back, with the position at which their text begins.
     _held_log_probs: list[tuple[int, TokenLogProb]] = field(default_factory=list)
+
+    def pick(self, logits: torch.Tensor) -> int:
+        """The next token for logits [vocabulary], as the sampler draws it and the constraint allows it.
+
+        Raises GrammarError.
+        """
+        if self.constraint is None:
+            return self.sampler.pick(logits)
+        token = self.sampler.pick(self.constraint.mask(logits))
+        self.constraint.consume(token)
+        return token
 
     def accept(self, data: bytes, log_prob: TokenLogProb | None, *, end: bool) -> Piece | None:
         """Adds the next token: its bytes and its log-probabilities; `end` for a token that ends the choice.

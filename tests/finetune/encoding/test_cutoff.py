@@ -122,8 +122,9 @@ def test_shrunk_images_are_the_largest_that_fit(recipe: MakeRecipe, long_row: Pa
         ),
         (
             {"dropped": 2, "videos": True},
-            "2 of 3 rows are longer than cutoff_len 100 (the longest has 120 tokens, 80 of them images and videos') and "
-            "are left out; set cutoff_len: 120, a smaller video_max_pixels or video_maxlen, or cutoff_policy: shrink.",
+            "2 of 3 rows are longer than cutoff_len 100 (the longest has 120 tokens, 80 of them images and videos') "
+            "and are left out; set cutoff_len: 120, a smaller video_max_pixels or video_maxlen, or cutoff_policy: "
+            "shrink.",
         ),
         (
             {"dropped": 2, "longest_images": 0},

@@ -3,13 +3,9 @@ from __future__ import annotations
 import html
 import io
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,21 +33,19 @@ from finetune.media.pixel_limits import pixel_limits
 from finetune.memory.cards import Card
 from finetune.model.base import four_bit_layers, load_base, old_names_allowed
 from finetune.model.folder import open_base
-from finetune.model.sharding import gather_full
 from finetune.model.targets import make_trainable
-from finetune.recipe.load import save_recipe
+from finetune.model.tensors import gather_full
 from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from finetune.training import oom, trainer
 from finetune.training.dataset import load_training_data, split_by_image
 from finetune.training.loop import train
 from finetune.training.optim import learning_rate, load_optimizer, total_steps
+from tests.support.finetune.runs import QLORA, adapter, start, wait_for_step
 from tests.support.finetune.shapes_data import ask, write_dataset
-from tests.support.paths import ROOT
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
-QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
 FULL = {"finetuning_type": "full", "freeze_vision_tower": False, "freeze_multi_modal_projector": False}
 
 
@@ -76,10 +70,6 @@ class Parts:
 
     def gradients(self) -> dict[str, Any]:
         return {n: p.grad.clone() for n, p in self.model.named_parameters() if p.requires_grad}
-
-
-def adapter(folder: str | Path) -> bytes:
-    return (Path(folder) / "adapter_model.safetensors").read_bytes()
 
 
 def test_the_loss_is_transformers_own(recipe: MakeRecipe) -> None:
@@ -348,27 +338,6 @@ def test_no_image_is_on_both_sides_of_the_split(images: list[list[int]], size: f
     seen, held_out = ({FILES[i] for row in side for i in row.images} for side in (training, validation))
     assert not seen & held_out
     assert len(validation) >= (round(size * len(rows)) if size < 1 else size)
-
-
-SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"
-
-
-def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
-    save_recipe(recipe, path)
-    search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while not any(record["current_steps"] >= step for record in read_log(out / "trainer_log.jsonl")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(recipe: MakeRecipe, tmp_path: Path) -> None:

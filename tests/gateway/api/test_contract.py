@@ -142,5 +142,5 @@ def test_content_is_written_anew_of_what_is_known() -> None:
             "reasoning_content": "hm",
         }
     ]
-    assert [part.where for part in request.images] == ["messages[0].content[2]"]
+    assert [part.location for part in request.images] == ["messages[0].content[2]"]
     assert request.images[0].image is request.body["messages"][0]["content"][1]["image_url"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.gateway.processes import Process, until
-from tests.support.gateway.requests import ask
+from tests.support.gateway.requests import ask, picture
 
 
 def image(format: str = "PNG") -> bytes:
@@ -169,7 +169,7 @@ def test_the_version_is_one_that_clients_compare(post: httpx.Client) -> None:
         ("chat", {"messages": ask("hi"), "options": {"temperature": 9}}, "'options.temperature'"),
         ("chat", {"messages": ask("hi"), "options": {"num_predict": 0}}, "'options.num_predict'"),
         ("chat", {"messages": ask("hi"), "options": {"mirostat": 2}}, "'options.mirostat'"),
-        ("chat", {"messages": ask("hi"), "options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}, "repeat_last_n"),
+        ("chat", {"messages": ask("hi"), "options": {"repeat_last_n": 32, "repeat_penalty": 1.1}}, "repeat_last_n"),
         ("chat", {"messages": ask("hi"), "options": []}, "'options'"),
         ("chat", {"messages": ask("hi"), "think": True}, "'think'"),
         ("chat", {"messages": ask("hi"), "format": "xml"}, "'format'"),
@@ -219,3 +219,32 @@ def test_the_asynchronous_client(gateway: Process) -> None:
         return [part.message.content async for part in stream]
 
     assert asyncio.run(texts()) == ["0 ", "1 ", "2 ", ""]
+
+
+def test_lists_have_digests_and_names_may_have_a_tag(post: httpx.Client) -> None:
+    for path in ("/api/tags", "/api/ps"):
+        (listed,) = post.get(path).json()["models"]
+        assert len(listed["digest"]) == 64
+    assert post.post("/api/show", json={"model": "fake:latest"}).status_code == 200
+    answer = post.post("/api/chat", json={"model": "fake:latest", "messages": ask("count 3"), "stream": False})
+    assert answer.json()["message"]["content"] == "0 1 2 "
+
+
+def test_bodies_of_a_bare_curl_and_wrapped_base64_are_taken(post: httpx.Client) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert post.post("/api/show", content=b'{"model": "fake"}', headers=form).status_code == 200
+    assert post.post("/api/show", content=b'{"model": "fake"}').status_code == 200
+    data = base64.encodebytes(base64.b64decode(picture("PNG", (90, 90)).partition(",")[2])).decode()
+    assert "\n" in data
+    body = {"model": "fake", "prompt": "count 3", "images": [data], "stream": False, "options": DEFAULTS}
+    answer = post.post("/api/generate", content=json.dumps(body).encode(), headers=form)
+    assert answer.json()["response"] == "0 1 2 "
+
+
+def test_a_web_page_is_not_taken_for_a_curl(post: httpx.Client) -> None:
+    headers = {"content-type": "text/plain", "origin": "https://other.example"}
+    assert post.post("/api/generate", content=b'{"model": "fake", "prompt": "x"}', headers=headers).status_code == 415
+
+
+# Values that Ollama's documentation gives.
+DEFAULTS = {"repeat_last_n": 64, "repeat_penalty": 1.1, "num_ctx": 2048, "temperature": 0.7, "mirostat": 0}

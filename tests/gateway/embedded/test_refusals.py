@@ -26,10 +26,8 @@ def refused(http, body: object, status: int = 400, **kwargs) -> dict:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("logit_bias", {"5": 10}),
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("modalities", ["text", "audio"]),
@@ -83,7 +81,7 @@ def test_a_field_that_is_not_honoured_is_named(http, field, value):
     ("message", "where"),
     [
         (5, ""),
-        ({"role": "tool", "content": "x"}, ".role"),
+        ({"role": "function", "content": "x"}, ".role"),
         ({"role": ["user"], "content": "x"}, ".role"),
         ({"content": "x"}, ".role"),
         ({"role": "user"}, ".content"),

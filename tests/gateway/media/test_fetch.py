@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
-from gateway.media.checks import ImagePart
+from gateway.media.checks import ImagePart, write_data_uri
 from gateway.media.fetch import ImageFetcher
-from gateway.media.headers import BadImage
+from gateway.media.headers import MEDIA_TYPES, BadImage
 from gateway.media.hosts import ImageHosts, PublicResolver, is_public
 from tests.support.gateway.images import image_file
 
@@ -72,7 +72,9 @@ class Site:
         fetcher = ImageFetcher(self.settings, resolver)
         parts = [ImagePart(f"messages[{at}]", {"url": self.at(url)}) for at, url in enumerate(urls)]
         try:
-            await fetcher.replace(fetcher.remote(parts), self.hold)
+            remote = fetcher.remote(parts)
+            for part, file in zip(remote, await fetcher.fetch(remote, self.hold), strict=True):
+                part.image["url"] = write_data_uri(MEDIA_TYPES[file.header.format], file.data)
         finally:
             await fetcher.close()
         return [part.url for part in parts]

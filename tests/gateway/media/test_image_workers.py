@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import io
 import json
+import math
 import signal
-import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +22,18 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from gateway.media.headers import ImageHeader
+from gateway.config.settings import Settings
+from gateway.media.checks import ImagePart
+from gateway.media.headers import ImageHeader, inspect
+from gateway.media.messages import pack_head, read_message
 from gateway.media.pixel_budget import LOW_DETAIL, PixelBudget
+from gateway.media.prepare import read_images
+from gateway.media.worker import decode
 from tests.support.gateway.image_corpus import ihdr, png
 from tests.support.gateway.images import close, sent_on, uri, workers
-from tests.support.gateway.processes import Process, lensmith_serve, until
+from tests.support.gateway.processes import Process, fake_engine, lensmith_serve, until
 from tests.support.gateway.requests import CHAT, envelope
 from tests.support.paths import SHAPES_VL
 
@@ -50,6 +58,38 @@ def test_a_plain_image_within_the_budget_is_not_touched(shrinking: Process, form
     assert sent_on(shrinking, url)[1] == url
 
 
+PNG_BYTES = base64.b64decode(uri(quarters("RGB"), "PNG").split(",")[1])
+TEXT = base64.b64encode(PNG_BYTES).decode()
+LINES = base64.encodebytes(PNG_BYTES).decode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"data:image;base64,{TEXT}",
+        f"data:image/jpeg;base64,{TEXT}",
+        f"data:application/octet-stream;base64,{TEXT}",
+        f"data:image/png;charset=utf-8;base64,{TEXT}",
+        f"DATA:IMAGE/PNG;BASE64,{TEXT}",
+        f"data:;base64,{TEXT}",
+        f"data:image/png;base64,{LINES}",
+        f"data:image/png;base64, {TEXT}",
+        f"data:image/png;base64,{TEXT.rstrip('=')}",
+    ],
+)
+def test_a_sloppy_uri_reaches_the_engine_written_anew(shrinking: Process, url: str) -> None:
+    assert sent_on(shrinking, url)[1] == f"data:image/png;base64,{TEXT}"
+
+
+@pytest.mark.parametrize(("sent", "reaches"), [("", None), ("original", "high")])
+def test_a_sloppy_detail_reaches_the_engine_as_a_known_one(shrinking: Process, sent: str, reaches: str | None) -> None:
+    url = uri(quarters("RGB"), "PNG")
+    parts = [{"type": "text", "text": "echo"}, {"type": "image_url", "image_url": {"url": url, "detail": sent}}]
+    body = {"model": "fake", "messages": [{"role": "user", "content": parts}]}
+    answer = httpx.post(shrinking.url + CHAT, json=body).json()["choices"][0]["message"]["content"]
+    assert json.loads(answer)["body"]["messages"][0]["content"][1]["image_url"].get("detail") == reaches
+
+
 def test_a_large_photo_is_shrunk_in_proportion(shrinking: Process) -> None:
     image, url = sent_on(shrinking, uri(quarters("RGB", (2400, 1200)), "JPEG"))
     assert url.startswith("data:image/jpeg")
@@ -57,6 +97,15 @@ def test_a_large_photo_is_shrunk_in_proportion(shrinking: Process) -> None:
     assert image.width / image.height == pytest.approx(2, rel=0.02)
     assert close(image, 0.25, 0.25, RED)
     assert close(image, 0.75, 0.25, LIME)
+    assert close(image, 0.25, 0.75, BLUE)
+
+
+def test_a_large_photo_with_a_second_picture_is_still_a_photo(shrinking: Process) -> None:
+    second = [Image.new("RGB", (40, 20), "black")]
+    url = uri(quarters("RGB", (2400, 1200)), "MPO", save_all=True, append_images=second)
+    image, written = sent_on(shrinking, url)
+    assert written.startswith("data:image/jpeg;base64,")
+    assert image.width / image.height == pytest.approx(2, rel=0.02)
     assert close(image, 0.25, 0.75, BLUE)
 
 
@@ -213,21 +262,22 @@ def test_a_worker_refuses_what_needs_too_much_memory_and_goes_on() -> None:
     argv = [sys.executable, "-m", "gateway.media.worker", "1"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
 
-        def ask(side: int) -> bytes:
+        def ask(side: int) -> tuple[dict[str, str], bytes]:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            job = json.dumps({"expected": (side, side), "size": (10, 10)}).encode()
+            job = {"expected": (side, side), "size": (10, 10)}
             lines = zlib.compress(bytes(side * (1 + side // 8)), 1)
-            text = base64.b64encode(png(ihdr(side, side, depth=1, color=0), (b"IDAT", lines)))
-            for message in (job, text):
-                worker.stdin.write(struct.pack(">I", len(message)) + message)
+            file = png(ihdr(side, side, depth=1, color=0), (b"IDAT", lines))
+            worker.stdin.write(pack_head(job, file) + file)
             worker.stdin.flush()
-            status = worker.stdout.read(1)
-            return status + worker.stdout.read(struct.unpack(">I", worker.stdout.read(4))[0])
+            answer = read_message(worker.stdout)
+            assert answer is not None
+            return answer
 
-        assert ask(80).startswith(b"+data:image/png;base64,")
-        assert ask(13_600) == b"-needs too much memory"
-        assert ask(80).startswith(b"+data:image/png;base64,")
+        png_header = {"media_type": "image/png"}, b"\x89PNG"
+        assert (ask(80)[0], ask(80)[1][:4]) == png_header
+        assert ask(13_600) == ({"error": "needs too much memory"}, b"")
+        assert (ask(80)[0], ask(80)[1][:4]) == png_header
         worker.kill()
 
 
@@ -239,6 +289,59 @@ def test_an_image_that_takes_too_long_is_given_up(engine: Process) -> None:
         error = envelope(httpx.post(gateway.url + CHAT, json=body, timeout=30), 400)
         assert error["message"].endswith("could not be decoded within 0.01 s.")
         until("the worker's end", lambda: not workers(gateway))
+
+
+def test_a_model_that_is_not_ready_costs_no_decoding() -> None:
+    with (
+        fake_engine() as gone,
+        lensmith_serve("--engine", gone.url, "--image-pixels", str(BUDGET)) as gateway,
+    ):
+        gateway.wait_until("/ready", 200)
+        gone.end()
+        gateway.wait_until("/ready", 503)
+        error = envelope(httpx.post(gateway.url + CHAT, json=photo(), timeout=30), 503)
+        assert error["code"] == "engine_unavailable"
+        assert not workers(gateway)
+        assert gateway.metric("lensmith_image_pixels_count") == 0
+
+
+def test_large_images_are_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def spy(data: bytes) -> ImageHeader:
+        threads.append(threading.current_thread())
+        return inspect(data)
+
+    monkeypatch.setattr("gateway.media.checks.inspect", spy)
+    noise = uri(Image.effect_noise((1200, 1200), 90).convert("RGB"), "PNG")
+    parts = [ImagePart(f"messages[{at}]", {"url": url}) for at, url in enumerate((noise, uri(quarters("L"), "PNG")))]
+    images = asyncio.run(read_images(parts, Settings(), PixelBudget(), None, lambda _: None))
+    assert [image.header.width for image in images] == [1200, 80]
+    assert threads[0] is not threading.main_thread()
+    assert threads[1] is threading.main_thread(), "a small one is not worth the way"
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    stat = ImageStat.Stat(ImageChops.difference(one, other))
+    return 10 * math.log10(255**2 / max(1e-9, sum(stat.sum2) / sum(stat.count)))
+
+
+@pytest.mark.parametrize("size", [(1184, 864), (880, 640), (500, 375), (224, 160)])
+def test_the_jpeg_decoders_own_scaling_costs_less_than_writing_the_jpeg_again(size: tuple[int, int]) -> None:
+    soft = [
+        Image.effect_noise((40 + band, 30), 120).resize((4000, 3000), Image.Resampling.BICUBIC) for band in range(3)
+    ]
+    grain = Image.effect_noise((1000, 750), 25).resize((4000, 3000), Image.Resampling.BICUBIC)
+    photo = Image.merge("RGB", [Image.blend(band, grain, 0.3) for band in soft])
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=90)
+    exact = Image.open(file).resize(size, Image.Resampling.BICUBIC)
+    written = io.BytesIO()
+    exact.save(written, "JPEG", quality=95, subsampling=0)
+    fast, _ = decode(file.getvalue(), (4000, 3000), size)
+    assert fast.size == size
+    assert psnr(fast, exact) > max(44, psnr(Image.open(written), exact))
 
 
 SIDES = st.integers(1, 5000)

@@ -158,6 +158,41 @@ def test_whole_answers_are_cut_each_for_itself() -> None:
     ]
 
 
+@given(
+    tokens=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=8),
+    stop=st.text("ab", min_size=1, max_size=4),
+    streamed=st.booleans(),
+)
+def test_the_tokens_are_cut_with_the_text(tokens: list[str], stop: str, streamed: bool) -> None:
+    """Their texts hold the answer, and without the last one they hold less."""
+    text, entries = (
+        "".join(tokens),
+        [{"token": token, "logprob": -1.0, "bytes": list(token.encode())} for token in tokens],
+    )
+    cutter, seen, given_text = Stops([stop], 1), [], ""
+    if streamed:
+        for index, (token, entry) in enumerate(zip(tokens, entries, strict=True)):
+            finish = "stop" if index == len(tokens) - 1 else None
+            choice = {
+                "index": 0,
+                "delta": {"content": token},
+                "finish_reason": finish,
+                "logprobs": {"content": [entry]},
+            }
+            payload: dict[str, Any] = {"choices": [choice]}
+            if cutter.cut_chunk(payload):
+                given_text += payload["choices"][0]["delta"]["content"]
+                seen += payload["choices"][0]["logprobs"]["content"]
+    else:
+        choice = {"index": 0, "message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": entries}}
+        cutter.cut_answer({"choices": [choice]})
+        given_text, seen = choice["message"]["content"], choice["logprobs"]["content"]  # type: ignore[index]
+    assert given_text == reference(text, [stop])
+    assert seen == entries[: len(seen)]
+    assert "".join(entry["token"] for entry in seen).startswith(given_text)
+    assert len("".join(entry["token"] for entry in seen[:-1])) < len(given_text) or not seen
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[Process]:
     with serve_fake() as gateway:
@@ -213,7 +248,6 @@ def test_a_developer_message_becomes_a_system_message(client: openai.OpenAI) -> 
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": -1}, "frequency_penalty"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"stop": "x", "logprobs": True}, "stop"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )

@@ -127,6 +127,8 @@ class FakeEngine:
         if not body.get("stream"):
             whole = self._whole("".join(tokens), len(tokens))
             whole["choices"][0]["finish_reason"] = finish
+            if body.get("user") == "uncounted":
+                del whole["usage"]
             if body.get("logprobs"):
                 whole["choices"][0]["logprobs"] = {"content": [raw_log_prob(token) for token in tokens]}
             return web.json_response(whole)
@@ -137,7 +139,7 @@ class FakeEngine:
             if pause:
                 await asyncio.sleep(pause)
         await stream.write(self._chunk({}, finish))
-        if (body.get("stream_options") or {}).get("include_usage"):
+        if (body.get("stream_options") or {}).get("include_usage") and body.get("user") != "uncounted":
             await stream.write(self._usage(len(tokens)))
         await stream.write(b"data: [DONE]\n\n")
         return stream

@@ -24,6 +24,7 @@ def main() -> None:
         environment={"LENSMITH_ENGINE_KEY": "{key}"},
         # As LMDeploy's row, so that what the gateway settles for it is tested.
         refused=LMDEPLOY.refused,
+        extra_fields=LMDEPLOY.extra_fields,
         raw_tokens=LMDEPLOY.raw_tokens,
         refused_in_text=LMDEPLOY.refused_in_text,
         encode_path=LMDEPLOY.encode_path,

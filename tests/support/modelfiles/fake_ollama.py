@@ -32,6 +32,11 @@ class FakeOllama(ThreadingHTTPServer):
         self.show: dict[str, Any] = dict(SHOW)
         self.version = VERSION
         self.blind = False  # answers without looking at the image
+        self.empty = False  # replies without counts, log-probabilities and text
+        self.fused = False  # takes two neighbouring images for one
+        self.image_tokens = 1024
+        self.answers: dict[str, str] = {}  # question -> answer of /api/chat
+        self.reference: dict[str, str] = {}  # question -> answer of /v1/chat/completions
         self.cut = False  # closes the connection in the middle of create
 
     @property
@@ -49,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200 if self.path.rpartition("/")[2] in self.server.blobs else 404, b"")
 
     def do_GET(self) -> None:
-        self._json(self.server.version)
+        self._json({"data": [{"id": "reference"}]} if self.path == "/v1/models" else self.server.version)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -70,6 +75,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self._json({"error": f"blob {missing[0]} not found"}, 400)
             stream = EXCHANGES[request["model"]]["stream"][: 2 if self.server.cut else None]
             return self._answer(200, "".join(json.dumps(line) + "\n" for line in stream).encode())
+        if self.path == "/v1/chat/completions":
+            *_, part = request["messages"][-1]["content"]
+            return self._json({"choices": [{"message": {"content": self.server.reference[part["text"]]}}]})
         return self._json(self._chat(request))
 
     def _chat(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,13 +86,25 @@ class Handler(BaseHTTPRequestHandler):
         if request.get("_debug_render_only"):
             prompt = render_renderer("qwen3-vl-instruct", conversation, image="[img-0]")
             return {"_debug_info": {"rendered_template": prompt}}
+        if self.server.empty:
+            return {"model": request["model"], "done": True, "message": {"role": "assistant", "content": ""}}
         images = [image for message in request["messages"] for image in message.get("images", [])]
         seen = 0.0 if self.server.blind or not images else len(images[0]) / 1000
         top = [{"token": "a", "logprob": -1.0 - seen}, {"token": "b", "logprob": -2.0 + seen}]
         return {
-            "prompt_eval_count": 17 if self.server.blind or not images else 1041,
+            "message": {
+                "role": "assistant",
+                "content": self.server.answers.get(request["messages"][-1]["content"], ""),
+            },
+            "prompt_eval_count": 17 + self._tokens(request["messages"][-1]["content"], len(images)),
             "logprobs": [{"token": "a", "logprob": -1.0 - seen, "top_logprobs": top}],
         }
+
+    def _tokens(self, text: str, images: int) -> int:
+        """What images cost; blanks between `[img]` keep them from being fused."""
+        if self.server.fused and "[img] [img]" not in text:
+            images = -(-images // 2)
+        return 0 if self.server.blind else images * self.server.image_tokens
 
     def _json(self, value: object, status: int = 200) -> None:
         self._answer(status, json.dumps(value).encode())

@@ -1,0 +1,40 @@
+"""The documents name files that are there, and link to pages that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+TOPS = "gateway|finetune|modelfiles|tests|benchmarks|examples|deploy|scripts|docs|findings"
+FILE = re.compile(rf"`((?:{TOPS})/[\w./-]+)`")
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
+# History names files as they were.
+DATED = {path for path in DOCUMENTS if path.parent.name == "decisions" or path.name == "CHANGELOG.md"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in DATED], ids=name)
+def test_every_file_that_is_named_is_there(document: Path) -> None:
+    named = set(FILE.findall(document.read_text()))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    links = set(LINK.findall(document.read_text()))
+    assert [link for link in sorted(links) if not (document.parent / link).exists()] == []
+
+
+def test_the_map_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    packages = (ROOT / "gateway", ROOT / "finetune", ROOT / "modelfiles")
+    rooms = {path.parent for package in packages for path in package.glob("*/*.py")}
+    assert [name(room) for room in sorted(rooms) if not re.search(rf"\b{room.name}\b", text)] == []
