@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -94,7 +95,7 @@ def test_pending_text_comes_with_the_end_of_an_answer(last: dict[str, Any]) -> N
     stops = Stops(["END"], n=1)
     sent(stops, {"index": 0, "delta": {"content": "E"}})
     expected = [{"index": 0, "delta": {"content": "E"}, "finish_reason": "length"}]
-    assert sent(stops, {"index": 0, "finish_reason": "length", **last}) == expected
+    assert sent(stops, {"index": 0, "finish_reason": "length", **copy.deepcopy(last)}) == expected
 
 
 def test_a_complete_stop_string_ends_the_answer_in_the_chunk_that_completes_it() -> None:
