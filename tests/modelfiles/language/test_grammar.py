@@ -115,7 +115,7 @@ def test_blanks_after_a_closing_quote_do_not_matter() -> None:
 
 
 def test_a_byte_order_mark_before_text_is_passed_over() -> None:
-    assert pairs("\ufeffFROM x\n") == [("model", "x")]
+    assert pairs("\ufeff# a comment\nFROM x\n") == [("model", "x")]
 
 
 def test_a_missing_from_is_reported_at_the_start() -> None:
