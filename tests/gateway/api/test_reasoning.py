@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anthropic
 import ollama
 import openai
@@ -15,6 +17,7 @@ THOUGHT, TEXT = "Let me see.", "Hello wörld 🙂"
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_openais_responses_have_a_reasoning_item(client: openai.OpenAI, stream: bool) -> None:
+    response: Any
     if stream:
         with client.responses.stream(model="fake", input="think") as events:
             kinds = [event.type for event in events]
@@ -48,6 +51,7 @@ def test_ollamas_messages_have_thinking(gateway: Process, stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_anthropics_messages_have_a_thinking_block(gateway: Process, stream: bool) -> None:
     with anthropic.Anthropic(base_url=gateway.url, api_key="x", max_retries=0) as client:
+        message: Any
         if stream:
             with client.messages.stream(model="fake", max_tokens=9, messages=ask("think")) as events:
                 message = events.get_final_message()
