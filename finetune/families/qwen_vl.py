@@ -57,7 +57,7 @@ class QwenFeed:
         self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
         self.images: FrozenFeatures | TrainedVision
         if trains_vision(base):
-            self.images = TrainedVision(self.device, self.bank, self.processor)
+            self.images = TrainedVision(base, self.device, self.bank, self.processor)
         else:
             self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), reused, processes_per_host)
 
