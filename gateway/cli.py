@@ -97,6 +97,8 @@ def serve(context: click.Context, /, config_path: Path | None, config_schema: bo
             # First, because an engine may have to be asked before the rest is known.
             ring = key_ring(given["key_file"], given["redis_url"], metrics)
             service = Service(from_arguments(given, settings), metrics, ring)
+            at_url = (given["engine"] or "").startswith(("http://", "https://"))
+            service.follows_engine = at_url and given["model_name"] is None
     except (ConfigError, KeyFileError) as error:
         raise click.ClickException(str(error)) from None
     bound = bind(service.config.host, service.config.port)
@@ -148,6 +150,8 @@ def from_arguments(given: dict[str, Any], settings: Settings) -> Load:
             what = "--engine-arg" if given["engine_args"] else "--adapters"
             raise click.UsageError(f"{what} is for an engine that is started here, not for one at a URL.")
         models = connect(engine, given["model_name"])
+        if given["model_name"] is None:
+            return from_url(given, settings, models)
     elif folder is None:
         raise click.UsageError("Give MODEL_DIR, --config FILE, or --engine URL for an engine that is already running.")
     else:
@@ -159,6 +163,20 @@ def from_arguments(given: dict[str, Any], settings: Settings) -> Load:
     parts = {part: given[name] for part, name in PARTS.items()}
     config = Config.model_validate({**parts, "settings": settings_as_plain(settings), "models": models})
     return lambda metrics, before: (config, build(config, metrics, before))
+
+
+def from_url(given: dict[str, Any], settings: Settings, models: dict[str, Any]) -> Load:
+    """All models of an engine, also those that its list gains later: `before` has the engine that lists them."""
+    parts = {part: given[name] for part, name in PARTS.items()}
+    replica = next(iter(models.values()))
+
+    def load(metrics: Metrics, before: Models | None) -> tuple[Config, Models]:
+        served = [] if before is None else [name for engine in before.engines for name in engine.served]
+        listed = dict.fromkeys([*models, *served], replica)
+        config = Config.model_validate({**parts, "settings": settings_as_plain(settings), "models": listed})
+        return config, build(config, metrics, before)
+
+    return load
 
 
 def connect(given: str, only: str | None) -> dict[str, Any]:

@@ -10,6 +10,17 @@ import orjson
 MESSAGE_LIMIT = 2000
 
 
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 class ApiError(Exception):
     """An answer other than success.
 
@@ -48,6 +59,11 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         return orjson.dumps(self.envelope())
+
+    def anthropic_body(self) -> bytes:
+        """Anthropic's: https://docs.anthropic.com/en/api/errors."""
+        kind = ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return orjson.dumps({"type": "error", "error": {"type": kind, "message": self.message}})
 
     def ollama_body(self) -> bytes:
         """Ollama's: https://github.com/ollama/ollama/blob/main/docs/api.md."""

@@ -109,7 +109,7 @@ def compare(other: Path, turns: int, seconds: float) -> dict[str, dict[str, floa
         for turn in range(turns):
             for name, checkout in checkouts.items():
                 file = Path(folder) / f"{name}{turn}.json"
-                argv = [sys.executable, "-m", "benchmarks.gateway.images", "--rounds", "1", "--workers", "1"]
+                argv = [sys.executable, "benchmarks/gateway/images.py", "--rounds", "1", "--workers", "1"]
                 argv += ["--seconds", str(seconds), "--json", str(file)]
                 environment = {**os.environ, "PYTHONPATH": str(checkout)}
                 subprocess.run(argv, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)

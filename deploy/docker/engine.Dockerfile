@@ -20,5 +20,5 @@ WORKDIR /home/lensmith
 ENV HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 EXPOSE 23333
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m \
-  CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:23333/health', timeout=4)"]
+  CMD ["python3", "-c", "import urllib.request; urllib.request.build_opener(urllib.request.ProxyHandler({})).open('http://127.0.0.1:23333/health', timeout=4)"]
 ENTRYPOINT ["engine"]

@@ -19,7 +19,7 @@ ENV PATH=/opt/lensmith/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8000 9000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+  CMD ["python", "-c", "import urllib.request; urllib.request.build_opener(urllib.request.ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["lensmith", "serve", "--host", "0.0.0.0"]
 CMD ["--config", "/etc/lensmith/gateway.yaml"]

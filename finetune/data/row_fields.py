@@ -48,6 +48,8 @@ def fill_placeholders(messages: list[dict[str, Any]], record: dict[str, Any], la
             raise FinetuneError(f"{source}: the text has {marks[0]}, but 'objects' is {str(objects)[:40]!r}.")
         return
     names, boxes = objects.get("ref") or [], objects.get("bbox") or []
+    if isinstance(names, list) and len(names) == 1:  # the one object may be named in question and answer
+        names = names * max(1, marks.count("<ref-object>"))
     counts = {"ref": (names, "<ref-object>"), "bbox": (boxes, "<bbox>")}
     for key, (values, mark) in counts.items():
         if not isinstance(values, list) or len(values) != marks.count(mark):

@@ -74,6 +74,8 @@ def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | Non
     output = Path(str(recipe.output_dir))
     data = load_rows(str(recipe.eval_dataset), recipe)
     answerer: Answerer
+    if endpoint is not None and recipe.image_sizes:
+        raise FinetuneError("image_sizes is for this machine's answers; an endpoint sizes images itself: unset it.")
     if endpoint is None:
         from finetune.evaluation.local_model import LocalModel
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from finetune.data.datasets import Dataset
 from finetune.encoding.boxes import place_boxes
 from finetune.errors import FinetuneError
+from finetune.evaluation.served_sizes import sized_as_served
 from finetune.families.registry import family_of
 from finetune.model.base import load_base
 from finetune.model.changes import plan_changes, read_trained
@@ -30,7 +31,10 @@ class LocalModel:
         self.folder = open_base(recipe)
         if recipe.adapter_name_or_path:  # as strictly as `export`: nothing that was trained may be passed over
             plan_changes(self.folder, read_trained(Path(recipe.adapter_name_or_path), self.folder))
-        self.recipe = recipe = with_training_limits(recipe)
+        recipe = with_training_limits(recipe)
+        if recipe.image_sizes:
+            recipe, self.folder = sized_as_served(recipe, self.folder)
+        self.recipe = recipe
         self.device = pick_device()
         self.dtype, reason = pick_dtype(recipe, self.device)
         console.print(f"Compute dtype {reason}.", highlight=False)
@@ -73,6 +77,8 @@ def _identity(recipe: Recipe, base: str, data: str, videos: bool) -> str:
     """A sha256 of all that decides the answers."""
     digest = hashlib.sha256(f"{base} {data} {recipe.max_new_tokens} {recipe.quantization_bit}".encode())
     digest.update(f"{recipe.image_min_pixels} {recipe.image_max_pixels} {recipe.fp16} {recipe.bf16}".encode())
+    if recipe.image_sizes:
+        digest.update(recipe.image_sizes.encode())
     if recipe.box_format:
         digest.update(recipe.box_format.encode())
     if videos:

@@ -1,4 +1,4 @@
-"""The images of a dataset: found, their sizes read from headers, decoded and resized when they are needed."""
+"""The images of a dataset: their sizes read from headers at once, their pixels decoded and resized when needed."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ class ImageBank:
         if any(index in self.clips for index in indices):
             return self._mixed(indices, processor, pool)
         images = list(pool.map(self._decode, indices))
-        made = processor(images=images, return_tensors="pt")
-        grids = made["image_grid_thw"]
+        features = processor(images=images, return_tensors="pt")
+        grids = features["image_grid_thw"]
         for index, grid in zip(indices, grids.tolist(), strict=True):
             if tuple(grid) != self.grids[index]:
                 raise FinetuneError(f"{shown(self.paths[index])} is not of the size that its header said.")
-        return made["pixel_values"], grids
+        return features["pixel_values"], grids
 
     def _mixed(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
         """`pixels` one by one, as videos have a processor of their own."""
@@ -119,12 +119,12 @@ class ImageBank:
         pixels, grids = [], []
         for index in indices:
             if index in self.clips:
-                made, grid = self.clips[index].pixels()
+                patches, grid = self.clips[index].pixels()
                 if grid != self.grids[index]:
                     raise FinetuneError(f"{shown(self.paths[index])}: its patches are not those that were counted.")
             else:
-                made, grid = self.pixels([index], processor, pool)[0], self.grids[index]
-            pixels.append(made)
+                patches, grid = self.pixels([index], processor, pool)[0], self.grids[index]
+            pixels.append(patches)
             grids.append(grid)
         return torch.cat(pixels), torch.tensor(grids)
 

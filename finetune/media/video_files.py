@@ -1,7 +1,7 @@
 """Video files by PyAV: what a container's header says, and the frames that are asked for.
 
 A file from outside may lie or attack, so the formats that name other files (playlists, lists of pictures) are not read,
-sizes are limited before anything is decoded, and frames that are not what the header said are errors.
+sizes are limited before anything is decoded, and frames that differ from what the header said are errors.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def _turn(path: Path) -> Image.Transpose | None:
                 if not any(_handler(file, *box) == b"vide" for mdia in _boxes(file, b"mdia", *track)
                            for box in _boxes(file, b"hdlr", *mdia)):  # fmt: skip
                     continue
-                for at, _ in _boxes(file, b"tkhd", *track):
-                    file.seek(at)
+                for start, _ in _boxes(file, b"tkhd", *track):
+                    file.seek(start)
                     head = file.read(100)
                     matrix = 52 if head[:1] == b"\1" else 40
                     if len(head) < matrix + 20:
@@ -157,7 +157,7 @@ def _handler(file: BinaryIO, start: int, end: int) -> bytes:
 
 
 def _boxes(file: BinaryIO, kind: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the contents of the boxes of a kind between two places of an ISO media file."""
+    """(start, end) of the contents of the boxes of a kind between two offsets of an ISO media file."""
     while start + 8 <= end:
         file.seek(start)
         head = file.read(16)

@@ -1,4 +1,4 @@
-"""Videos for the model: which frames are taken, of what size, when they are, and the processor's patches of them.
+"""Videos for the model: which frames are taken, their size and times, and the processor's patches of them.
 
 Frames are sampled as LLaMA-Factory samples them, from headers alone. The model folder's own video processor makes the
 pixels; frames that the recipe wants smaller (or larger) than it would make them are resized before, as for images.
@@ -78,7 +78,7 @@ class Clip:
     def frames(self) -> np.ndarray[Any, Any]:
         """[F, height, width, 3] uint8: the frames as the processor gets them. Raises FinetuneError."""
         source, distinct = self.video.source, sorted(set(self.indices))
-        made = {}
+        frames = {}
         try:
             images = (
                 read_frames(source, self.header, distinct)
@@ -90,17 +90,17 @@ class Clip:
                     raise ValueError(f"frame {index + 1} is not of the size that its header said")
                 if image.size != self.size:
                     image = image.resize(self.size, Image.Resampling.BICUBIC)
-                made[index] = np.asarray(image)
+                frames[index] = np.asarray(image)
         except ValueError as error:
             raise FinetuneError(f"The video {shown(self.video)}: {error}.") from None
-        return np.stack([made[index] for index in self.indices])
+        return np.stack([frames[index] for index in self.indices])
 
     def pixels(self) -> tuple[Any, tuple[int, ...]]:
         """pixel_values [patches, patch dimension] and the grid that the processor made. Raises FinetuneError."""
-        made = self.rules.processor.video_processor(
+        features = self.rules.processor.video_processor(
             videos=[self.frames()], video_metadata=[self.metadata], return_tensors="pt", **self.rules.arguments
         )
-        return made["pixel_values_videos"], tuple(made["video_grid_thw"][0].tolist())
+        return features["pixel_values_videos"], tuple(features["video_grid_thw"][0].tolist())
 
 
 class VideoRules:
@@ -157,12 +157,12 @@ class VideoRules:
             side = limits.patch * limits.merge
             raise ValueError(f"frames of {width}x{height} pixels; the model needs at least {side}x{side}")
         max_pixels = min(max_pixels or limits.max_pixels, recipe.video_max_pixels or limits.max_pixels)
-        together = frames if self.timed else 1
+        counted = frames if self.timed else 1  # frames whose pixels the limits count as one
 
         def pixels(grid: tuple[int, int, int]) -> int:
             return grid[1] * grid[2] * limits.patch**2
 
-        grid = limits.grid(width, height, together)
+        grid = limits.grid(width, height, counted)
         wanted = None
         if pixels(grid) > max_pixels:
             wanted = PixelLimits(limits.patch, limits.merge, 1, max_pixels)
@@ -171,12 +171,12 @@ class VideoRules:
         if wanted is not None:
             _, rows, columns = wanted.grid(width, height)
             width, height = columns * limits.patch, rows * limits.patch
-            grid = limits.grid(width, height, together)
+            grid = limits.grid(width, height, counted)
         return (width, height), (frames // 2, *grid[1:])
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """What the processor is told: frames are sampled already, and its limits are those of its folder alone."""
+        """Arguments of the processor: frames are sampled already, and its limits are those of its folder alone."""
         arguments: dict[str, Any] = {"do_sample_frames": False}
         if hasattr(self.processor.video_processor, "cap_pixels_per_frame"):
             arguments["cap_pixels_per_frame"] = False  # a limit of some versions of transformers 5, unset in folders
@@ -193,13 +193,13 @@ class VideoRules:
         """Whether the processor leaves a video's own start and end around its pairs': transformers 5.23, not 4.57."""
         start, pad, end = self.marks
         side = self.limits.patch * self.limits.merge
-        made = self.processor(
+        features = self.processor(
             text=[f"{start}{pad}{end}"],
             videos=[np.zeros((2, side, side, 3), np.uint8)],
             video_metadata=[{"total_num_frames": 2, "fps": 2.0, "frames_indices": [0, 1]}],
             **self.arguments,
         )
-        ids = list(made["input_ids"][0])
+        ids = list(features["input_ids"][0])
         return ids.count(self.processor.tokenizer.convert_tokens_to_ids(start)) == 2
 
     @cached_property

@@ -22,6 +22,7 @@ from finetune.model.folder import open_base
 from finetune.preflight.data import Checked, check_data
 from finetune.preflight.report import Report
 from finetune.preflight.servers import servers
+from finetune.preflight.serving_sizes import size_warnings
 from finetune.preflight.without_model import check_without_model, say_how_many_images_fit
 from finetune.recipe.schema import Recipe
 from finetune.training.optim import total_steps
@@ -65,6 +66,8 @@ def check_recipe(
     if reader is not None:
         if checked is not None and checked.rows:
             _check_memory(recipe, reader.folder, checked, card or ANY_CARD, report)
+        for warning in size_warnings(recipe, reader.folder):
+            report.warn(warning)
         for name, loads, how in servers(reader.folder):
             report.say(f"{name} {'loads' if loads else '[yellow]does not load[/]'} the merged model: {how}")
     if checked is not None and measured and not report.problems:

@@ -43,7 +43,8 @@ def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
     rows = sound_rows(recipe, report, check)
     if not rows:
         report.say("No row can be trained on.")
-        report.error("no row can be trained on.", hidden=True)
+        if not report.problems:
+            report.error("no row can be trained on.", hidden=True)
         return Checked(bank, [])
     rows = place_boxes(rows, encoder, reader.folder.model_type, recipe)
     encoded: list[Encoded] = list(encoder.encode(rows))
@@ -82,8 +83,9 @@ def _describe_resizing(bank: ImageBank, recipe: Recipe, report: Report) -> None:
     patch = bank.limits.patch
     if grids:
         low, high = min(grids, key=math.prod), max(grids, key=math.prod)
+        span = f" to {high[1] * patch}x{high[0] * patch}" if low != high else ""
         report.say(
-            f"The model gets them as {low[1] * patch}x{low[0] * patch} to {high[1] * patch}x{high[0] * patch} pixels "
+            f"The model gets them as {low[1] * patch}x{low[0] * patch}{span} pixels "
             f"({bank.limits.min_pixels:,} to {bank.limits.max_pixels:,} pixels are allowed)"
         )
     if bank.clips:

@@ -119,7 +119,7 @@ def _choices(rows: Sequence[Row], name: str, folder: str, model: str, card: Card
 
 
 def _sizes(rows: Sequence[Row]) -> dict[Path | str, tuple[int, int]]:
-    """(width, height) of the rows' images; (0, 0) for one that cannot be read, which `lensmith check` names."""
+    """(width, height) of the rows' images; (1, 1) for one that cannot be read, which `lensmith check` names."""
     sizes: dict[Path | str, tuple[int, int]] = {}
     for image in (image for row in rows for image in row.images):
         try:

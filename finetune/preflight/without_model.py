@@ -39,7 +39,8 @@ def check_without_model(recipe: Recipe, report: Report) -> None:
     rows = sound_rows(recipe, report, check)
     if not rows:
         report.say("No row can be trained on.")
-        report.error("no row can be trained on.", hidden=True)
+        if not report.problems:
+            report.error("no row can be trained on.", hidden=True)
         return
     describe_rows(rows, list(images.values()), report)
     lengths = [estimate_tokens(row, images, limits) for row in rows]

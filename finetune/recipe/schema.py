@@ -119,6 +119,12 @@ class Recipe(BaseModel):
     )
     video_maxlen: int = Field(128, ge=1, description="Most frames taken of a video, evenly spread over it.")
 
+    serve_with: str | None = Field(
+        None,
+        description="Servers it is for, of `lensmith`, `lmdeploy` and `ollama`, comma separated: `check` warns of image"
+        " sizes that one of them does not keep.",
+    )
+
     # Training
     output_dir: str | None = Field(None, description="Folder for the adapter, its checkpoints and logs, or the scores.")
     overwrite_output_dir: bool = Field(False, description="Start afresh in an output_dir that holds an earlier run.")
@@ -167,6 +173,9 @@ class Recipe(BaseModel):
     # Evaluation
     per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered, or rows validated on, at once.")
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer in tokens.")
+    image_sizes: Literal["ollama"] | None = Field(
+        None, description="For `eval`: size images as this server does, to see what is lost. Unset: as trained."
+    )
 
     # Export
     export_dir: str | None = Field(None, description="Folder for the merged model.")
@@ -209,13 +218,21 @@ class Recipe(BaseModel):
 
     @field_validator(
         *("dataset", "eval_dataset", "interleave_probs", "lora_target", "additional_target"),
-        *("freeze_trainable_modules", "adapter_name_or_path", "report_to", "fsdp"),
+        *("freeze_trainable_modules", "adapter_name_or_path", "report_to", "fsdp", "serve_with"),
         mode="before",
     )
     @classmethod
     def _joined(cls, value: object) -> object:
         # A YAML list of what LLaMA-Factory wants comma separated; its report_to and fsdp are lists in transformers.
         return ",".join(map(str, value)) if isinstance(value, list) else value
+
+    @field_validator("serve_with")
+    @classmethod
+    def _known_servers(cls, value: str | None) -> str | None:
+        unknown = {name.strip() for name in (value or "lensmith").split(",")} - {"lensmith", "lmdeploy", "ollama"}
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is none of lensmith, lmdeploy and ollama")
+        return value
 
     @field_validator("eval_strategy", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class ConfigFile:
             return location, str(problem["ctx"]["error"]).rstrip(".") + "."
         if kind == "literal_error":
             allowed = str(problem["ctx"]["expected"])
-            near = difflib.get_close_matches(str(given), allowed.replace("'", "").split(" or "), n=1)
+            near = difflib.get_close_matches(str(given), re.findall("'([^']+)'", allowed), n=1)
             return location, f"{_name(path)} must be {allowed}{f'; did you mean {near[0]}?' if near else '.'}"
         return location, f"{_name(path)} {WORDS.get(kind) or problem['msg'].replace('Input should', 'must')}."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import aiohttp
 import orjson
@@ -49,6 +50,7 @@ class Engine:
 
     async def start(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        metrics.expect_engine(self.name)
         self._changed(self.ready)
 
     async def stop(self) -> None:
@@ -83,8 +85,21 @@ def base_url(address: str) -> URL:
     return url
 
 
+@dataclass(frozen=True)
+class ListedModels:
+    """What /v1/models of an engine lists."""
+
+    names: list[str]
+    owners: frozenset[str]  # their `owned_by`
+
+
 async def fetch_models(session: aiohttp.ClientSession, url: URL, key: str | None) -> list[str]:
     """The model names of an engine's /v1/models. Raises EngineUnreachable."""
+    return (await list_models(session, url, key)).names
+
+
+async def list_models(session: aiohttp.ClientSession, url: URL, key: str | None) -> ListedModels:
+    """An engine's /v1/models, at most MAX_MODELS of them. Raises EngineUnreachable."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         async with session.get(
@@ -94,12 +109,13 @@ async def fetch_models(session: aiohttp.ClientSession, url: URL, key: str | None
                 raise EngineUnreachable(f"{url}/v1/models answered HTTP {answer.status}")
             listed = orjson.loads(await answer.read())
         names = [model["id"] for model in listed["data"] if isinstance(model["id"], str)]
+        owners = {model.get("owned_by") for model in listed["data"]}
     except (aiohttp.ClientConnectorError, ConnectionError):
         raise EngineUnreachable(f"nothing answers at {url}") from None
     except (aiohttp.ClientError, asyncio.TimeoutError):
         raise EngineUnreachable(f"{url}/v1/models does not answer") from None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise EngineUnreachable(f"{url}/v1/models is not an OpenAI list of models") from None
     if not names:
         raise EngineUnreachable(f"{url} serves no model")
-    return names[:MAX_MODELS]
+    return ListedModels(names[:MAX_MODELS], frozenset(owner for owner in owners if isinstance(owner, str)))

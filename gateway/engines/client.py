@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -18,31 +19,66 @@ CONNECT_SECONDS = 4.0
 ANSWER_LIMIT = 64 * 1024 * 1024
 
 
+async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx["reused"] = True
+
+
 def new_session(silence: float) -> aiohttp.ClientSession:
     """A session for calls to engines. `silence`: seconds an engine may send nothing."""
+    return _session(
+        aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+        aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence),
+    )
+
+
+def _session(connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence),
+        connector=connector,
+        timeout=timeout,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
         trust_env=False,
+        trace_configs=[trace],
     )
 
 
 @asynccontextmanager
 async def post(
-    session: aiohttp.ClientSession, url: URL, body: bytes, key: str | None, headers: Mapping[str, str]
+    session: aiohttp.ClientSession,
+    url: URL,
+    body: bytes,
+    key: str | None,
+    headers: Mapping[str, str],
+    resend: bool = False,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Send `body` and give the answer, whose status is 200; leaving early closes the connection, which aborts the work.
+
+    An engine may close an idle connection at the moment it is used again. With `resend`, what breaks such a connection
+    before anything of an answer came is sent once more, on a new one; without, the caller has another engine to ask.
 
     Raises ApiError for every other status and for every way a connection can fail, here and inside the `with` block.
     """
     sent = {"content-type": "application/json", **headers}
     if key:
         sent["authorization"] = f"Bearer {key}"
-    response = None
+    response, fresh = None, None
+    trace = {"reused": False}
     try:
-        response = await session.post(url, data=body, headers=sent, allow_redirects=False)
+        try:
+            response = await session.post(url, data=body, headers=sent, allow_redirects=False, trace_request_ctx=trace)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as broken:
+            if not resend or not trace["reused"] or isinstance(broken, aiohttp.ClientConnectorError):
+                raise
+            fresh = _session(aiohttp.TCPConnector(force_close=True), session.timeout)
+            try:
+                response = await fresh.post(
+                    url, data=body, headers=sent, allow_redirects=False, trace_request_ctx=trace
+                )
+            except aiohttp.ClientConnectorError:
+                raise broken from None  # it has died since, which is what the client should know
         if response.status != 200:
             raise normalise(response.status, await read_all(response), response.headers.get("retry-after"))
         yield response
@@ -58,6 +94,8 @@ async def post(
         if response is not None:
             # Back to the pool if the answer was read to its end, closed otherwise.
             response.release()
+        if fresh is not None:
+            await fresh.close()
 
 
 async def read_all(response: aiohttp.ClientResponse) -> bytes:

@@ -19,6 +19,7 @@ from gateway.engines.local import LocalEngine
 from gateway.engines.spec import LAUNCHED, EngineSpec
 from gateway.planning.gpu import Gpu, NoGpu, query_gpus
 from gateway.planning.plan import make_engine_plan
+from gateway.planning.tool_parsers import answer_flags
 from gateway.planning.types import EnginePlan, Workload
 from modelfiles.adapter.lmdeploy import write_lmdeploy_adapter
 from modelfiles.adapter.reader import AdapterError
@@ -54,7 +55,7 @@ def launch(
         written, size = write_adapters(folder, adapters, where)
         engine_plan = plan_for_replica(folder, replica, given, size, where)
         if engine_plan is None:
-            arguments = ["--backend", "pytorch", *arguments]
+            arguments = command_line({**answer_flags(folder), "backend": "pytorch", **given})
         else:
             arguments, pixels = engine_plan.arguments(), engine_plan.image_pixels
             spec = dataclasses.replace(spec, slots=int(engine_plan.value("max-batch-size")))
@@ -62,7 +63,7 @@ def launch(
             arguments += ["--adapters", *(f"{engine_name(adapter)}={path}" for adapter, path in written.items())]
     if spec.raw_tokens:
         spec = dataclasses.replace(spec, byte_level=folder.byte_level)
-    if "tool-call-parser" in given:
+    if "--tool-call-parser" in arguments:
         refused = {field: why for field, why in spec.refused.items() if field != "tools"}
         spec = dataclasses.replace(spec, refused=refused)
     engine = LocalEngine(

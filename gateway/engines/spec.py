@@ -57,7 +57,7 @@ TRANSFORMERS = EngineSpec(
     ),
     environment={"LENSMITH_ENGINE_KEY": "{key}"},
     slots=16,  # two of its batches: the next one is complete when one ends
-    modules=("torch", "transformers"),
+    modules=("torch", "transformers", "llguidance"),
     extra="cpu",
     tokenize_path="tokenize",
     extra_fields={},
@@ -65,12 +65,12 @@ TRANSFORMERS = EngineSpec(
 
 LMDEPLOY = EngineSpec(
     name="lmdeploy",
-    # LMDeploy 0.18; what depends on the model and the card is in the plan. Without `--logprobs-mode` it refuses
-    # `logprobs`. At INFO it tells how far it has come, and no prompts.
+    # LMDeploy 0.18; what depends on the model and the card is in the plan. At INFO it logs how far it has come, and
+    # no prompts.
     command=(
         *("{python}", "-m", "gateway.engines.lmdeploy_main", "serve", "api_server", "{folder}"),
         *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
-        *("--logprobs-mode", "raw_logprobs", "--disable-fastapi-docs", "--log-level", "INFO"),
+        *("--disable-fastapi-docs", "--log-level", "INFO"),
     ),
     # Its access log would hold a line for every health probe.
     environment={"LENSMITH_ENGINE_KEY": "{key}", "UVICORN_LOG_LEVEL": "warning"},

@@ -36,5 +36,7 @@ async def respond_error(scope: Scope, send: Send, error: ApiError) -> None:
 
 
 def error_body(scope: Scope, error: ApiError) -> bytes:
-    """OpenAI's envelope; on Ollama's routes the one that its clients read."""
-    return error.ollama_body() if scope["path"].startswith("/api/") else error.body()
+    """OpenAI's envelope; on Ollama's and Anthropic's routes the one that their clients read."""
+    if scope["path"].startswith("/api/"):
+        return error.ollama_body()
+    return error.anthropic_body() if scope["path"].startswith("/v1/messages") else error.body()

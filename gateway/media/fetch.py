@@ -20,7 +20,7 @@ HEADERS = {"user-agent": "lensmith", "accept": ", ".join(MEDIA_TYPES.values()), 
 
 
 class ImageFetcher:
-    """Downloads files from the hosts in `settings.image_hosts`. To be made and closed in a running event loop."""
+    """Downloads files from the hosts in `settings.image_hosts`. Make and close it in a running event loop."""
 
     def __init__(self, settings: Settings, resolver: AbstractResolver | None = None) -> None:
         """`resolver`: must itself refuse addresses that aren't public; PublicResolver by default."""
@@ -41,13 +41,13 @@ class ImageFetcher:
 
     def remote(self, parts: list[ImagePart]) -> list[ImagePart]:
         """Those of a request's images that have to be fetched. Raises ApiError 400 for one that can't be."""
-        found = [part for part in parts if part.url[:5].lower() != "data:"]
-        for part in found:
+        remote = [part for part in parts if part.url[:5].lower() != "data:"]
+        for part in remote:
             try:
                 self.hosts.check(part.url)
             except BadImage as error:
                 raise part.refused(error) from None
-        return found
+        return remote
 
     async def fetch(self, parts: list[ImagePart], reserve: Callable[[int], None]) -> list[ImageFile]:
         """The files at every part's http(s) URL, at the same time.

@@ -147,7 +147,7 @@ def _webp(file: bytes) -> ImageHeader:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         plain = not bits >> 28 & 1  # may have transparent pixels
     elif kind == b"VP8X" and len(head) == 30:
-        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        width, height = (int.from_bytes(head[start : start + 3], "little") + 1 for start in (24, 27))
         plain = not head[20] & 0b0001_0010  # alpha, animation
     else:
         raise BadImage("is a WebP file with a broken header")

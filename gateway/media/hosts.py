@@ -68,7 +68,7 @@ class ImageHosts:
             host, port = (url.host or "").lower(), url.port
         except ValueError:
             raise BadImage("has a URL that cannot be read") from None
-        suffixes = [host, *(host[at:] for at, letter in enumerate(host) if letter == "." and at)]
+        suffixes = [host, *(host[index:] for index, letter in enumerate(host) if letter == "." and index)]
         names = suffixes if port in DEFAULT_PORTS else [f"{suffix}:{port}" for suffix in suffixes]
         if self._entries.isdisjoint(names):
             raise BadImage("is at a host that this server does not fetch images from")
@@ -88,10 +88,10 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        if not all(self._allowed(result["host"]) for result in found):
+        addresses = await self._resolver.resolve(host, port, family)
+        if not all(self._allowed(result["host"]) for result in addresses):
             raise BadImage("is at a host without a public address")
-        return found
+        return addresses
 
     async def close(self) -> None:
         await self._resolver.close()

@@ -64,9 +64,9 @@ async def read_images(
             except BadImage as error:
                 raise part.refused(error) from None
             images[id(part)].fetched = True
-    found = [images[id(part)] for part in parts]
-    check_pixels([image.header for image in found], settings)
-    return found
+    read = [images[id(part)] for part in parts]
+    check_pixels([image.header for image in read], settings)
+    return read
 
 
 def _checked(part: ImagePart, file: ImageFile, settings: Settings, budget: PixelBudget) -> RequestImage:

@@ -28,8 +28,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind the first, as phones write
 LOSSY = (*JPEGS, "WEBP")
 JPEG_QUALITY = 95
-# How much larger than the target the JPEG decoder's own scaling (by 2, 4 or 8) may leave a picture, and how much larger
-# averaging whole pixels may. docs/decisions/2026-11-28-large-photos.md has what both save and cost.
+# Before the bicubic resize, the JPEG decoder's own scaling (by 2, 4 or 8) or an average of neighbouring pixels makes a
+# large picture smaller, but leaves it at least this many times as large as the target.
+# docs/decisions/2026-11-28-large-photos.md has what both save and cost.
 DRAFT_RATIO = 1.5
 REDUCING_GAP = 1.5
 

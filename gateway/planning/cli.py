@@ -63,7 +63,7 @@ def serve(
     if as_json:
         click.echo(json.dumps(as_json_object(engine_plan), indent=1))
     else:
-        show_engine_plan(engine_plan, card, workload)
+        show_engine_plan(engine_plan, model_dir, card, workload)
     raise SystemExit(1 if engine_plan.problems else 0)
 
 
@@ -75,7 +75,7 @@ def as_json_object(engine_plan: EnginePlan) -> dict[str, Any]:
     return {**value, "arguments": engine_plan.arguments()}
 
 
-def show_engine_plan(engine_plan: EnginePlan, card: Gpu, workload: Workload) -> None:
+def show_engine_plan(engine_plan: EnginePlan, model_dir: Path, card: Gpu, workload: Workload) -> None:
     console = Console(highlight=False)
     sizes = Table(show_header=False, box=None)
     size = "x".join(map(str, workload.image_size))
@@ -105,7 +105,7 @@ def show_engine_plan(engine_plan: EnginePlan, card: Gpu, workload: Workload) -> 
         console.print(flags)
         fractions = ", ".join(f"{share:g}: {tokens:,}" for share, tokens in engine_plan.by_fraction.items())
         console.print(Text(f"cache tokens by cache-max-entry-count: {fractions}"))
-        command = ["lmdeploy", "serve", "api_server", engine_plan.model, *engine_plan.arguments()]
+        command = ["lmdeploy", "serve", "api_server", str(model_dir), *engine_plan.arguments()]
         console.print(Text(shlex.join(command)), soft_wrap=True)
     for problem in engine_plan.problems:
         console.print(Text(f"Does not fit: {problem.what} Change: {problem.change}.", style="red"), soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.planning.gpu import Gpu
 from gateway.planning.lmdeploy_memory import KvCache
+from gateway.planning.tool_parsers import answer_flags
 from gateway.planning.types import Choice
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.hardware.gpus import GIB
@@ -56,6 +57,7 @@ def choices(
             f"keeps {left / GIB:.2f} GiB beside the cache; a step needs {plan.activations / GIB:.2f}",
         ),
         _prefix_caching(folder),
+        *_answers(folder),
     ]
     known = {choice.option: choice for choice in chosen}
     for option, text in given.items():
@@ -71,6 +73,15 @@ def _prefix_caching(folder: ModelFolder) -> Choice:
     # lmdeploy 0.18, pytorch/multimodal/data_type.py: SHA-256 over the float32 pixels, 14 MB for 768x768, in the
     # engine's loop. benchmarks/results/lmdeploy_serving.json: 42.7 instead of 55.3 req/s where every picture is new.
     return Choice(option, False, "hashing each image's pixels costs a quarter of the answers; true if images recur")
+
+
+def _answers(folder: ModelFolder) -> list[Choice]:
+    """What an answer may hold. The gateway expects both of an engine that it reaches at a URL, too."""
+    reasons = {
+        "logprobs-mode": "without it LMDeploy refuses `logprobs`",
+        "tool-call-parser": "reads the tool calls that the chat template asks for",
+    }
+    return [Choice(option, value, reasons[option]) for option, value in answer_flags(folder).items()]
 
 
 def _dtype(folder: ModelFolder, gpu: Gpu) -> Choice:

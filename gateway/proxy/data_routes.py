@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from fastapi.params import Depends
 from pydantic import BaseModel
 
+from gateway.api.anthropic.models import (
+    AnthropicError,
+    CountedTokens,
+    CountTokensRequest,
+    MessageAnswer,
+    MessagesRequest,
+)
+from gateway.api.anthropic.requests import check_count, translate_count, translate_messages
 from gateway.api.chat import check_chat
 from gateway.api.completions import check_completion
 from gateway.api.ollama.models import OllamaAnswer, OllamaChatRequest, OllamaError, OllamaGenerateRequest
@@ -46,6 +54,17 @@ DATA_ROUTES = (
         translate=translate_response,
     ),
     DataRoute("/tokenize", "Count a prompt's tokens", TokenizeRequest, TokenCount, "", check=check_tokenize),
+    DataRoute(
+        *("/v1/messages", "Anthropic's messages", MessagesRequest, MessageAnswer),
+        translate=translate_messages,
+        error=AnthropicError,
+    ),
+    DataRoute(
+        *("/v1/messages/count_tokens", "Count a message's tokens", CountTokensRequest, CountedTokens, ""),
+        translate=translate_count,
+        check=check_count,
+        error=AnthropicError,
+    ),
     DataRoute(
         *("/api/chat", "Ollama's chat", OllamaChatRequest, OllamaAnswer, LINES),
         translate=translate_chat,

@@ -90,7 +90,8 @@ class Handover:
             log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
         with call.attempt(engine.name) as called:
             url = engine.url / request.path
-            async with post(self._gateway.session, url, body, engine.key, called.headers) as response:
+            only = len(self._model.replicas) == 1
+            async with post(self._gateway.session, url, body, engine.key, called.headers, resend=only) as response:
                 called.answered = call.since()
                 if request.stream:
                     await self._stream(response, log_probs, assignment)

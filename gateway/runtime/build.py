@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gateway.api.unsupported import HARMLESS
 from gateway.config.schema import Config, ConfigError, ModelConfig, ReplicaConfig
@@ -13,8 +14,10 @@ from gateway.config.settings import Settings
 from gateway.engines.base import Engine, base_url
 from gateway.engines.launch import engine_name, launch
 from gateway.engines.local import LocalEngine
-from gateway.engines.remote import RemoteEngine
+from gateway.engines.remote import RemoteEngine, spec_at_url
+from gateway.engines.spec import AT_URL
 from gateway.media.pixel_budget import PixelBudget
+from gateway.planning.sampling_defaults import sampling_defaults
 from gateway.runtime.models import Model, Models, Replica
 from gateway.telemetry.metrics import Metrics
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -67,23 +70,28 @@ class _Builder:
     def _model(self, name: str, config: ModelConfig) -> Model:
         settings = self._settings
         replicas, budgets = [], []
+        defaults: dict[str, Any] = {}  # of the first folder: all replicas serve the same model
+        byte_level = True
         if config.folder is not None:
-            budgets.append(pixel_budget(open_folder(config.folder, ("models", name, "folder")), settings))
+            folder = open_folder(config.folder, ("models", name, "folder"))
+            budgets.append(pixel_budget(folder, settings))
+            defaults, byte_level = sampling_defaults(folder), folder.byte_level
         for at, described in enumerate(config.replicas):
             where = ("models", name, "replicas", at)
             if described.folder is not None:
                 folder = open_folder(described.folder, (*where, "folder"))
                 engine = self._local(described, folder, config.adapters, where)
                 budgets.append(pixel_budget(folder, settings, engine.image_pixels))
+                defaults = defaults or sampling_defaults(folder)
             else:
-                engine = self._remote(described, where)
+                engine = self._remote(described, where, byte_level)
             slots = settings.max_running or described.slots or engine.spec.slots
             replicas.append(self._replica(name, engine, described.model or name, slots))
         model = Model(
             name,
             replicas,
             aliases=config.aliases,
-            sampling=config.sampling.model_dump(exclude_none=True),
+            sampling={**defaults, **config.sampling.model_dump(exclude_none=True)},
             # An engine elsewhere says nothing of its model's images; a folder for the same model does.
             budget=min(budgets, key=_max_pixels, default=PixelBudget(max_pixels=settings.image_pixels)),
             max_waiting=settings.max_waiting,
@@ -107,6 +115,7 @@ class _Builder:
             yield Model(
                 name,
                 [self._replica(name, at.engine, engine_name(name), slots or at.engine.spec.slots) for at in local],
+                sampling=base.sampling,
                 budget=base.budget,
                 max_waiting=self._settings.max_waiting,
                 metrics=self._metrics,
@@ -134,7 +143,7 @@ class _Builder:
             self._engines[identity] = engine
         return self._engines[identity]
 
-    def _remote(self, described: ReplicaConfig, where: tuple[str | int, ...]) -> Engine:
+    def _remote(self, described: ReplicaConfig, where: tuple[str | int, ...], byte_level: bool) -> Engine:
         assert described.url is not None
         try:
             url = base_url(described.url)
@@ -142,9 +151,10 @@ class _Builder:
             raise ConfigError(str(error), (*where, "url")) from None
         key = engine_key(described, where)
         # One engine, and one health check, for all models that are served at the same address.
-        identity = ("url", url, key)
+        identity = ("url", url, key, described.engine, byte_level)
         if identity not in self._engines:
-            self._engines[identity] = RemoteEngine(url, key)
+            spec = None if described.engine is None else spec_at_url(AT_URL[described.engine])
+            self._engines[identity] = RemoteEngine(url, key, spec, byte_level)
             self._engines[identity].identity = identity
         return self._engines[identity]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.engines.base import Engine
+from gateway.engines.extra_fields import ExtraField
 from gateway.engines.spec import EngineSpec
 from gateway.errors import ApiError, bad_request
 from gateway.media.checks import ImagePart
@@ -16,6 +17,8 @@ from gateway.scheduling.router import Assignment, Outcome, Router, Target
 from gateway.scheduling.slots import Slots
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import Tenant
+
+Fields = Mapping[str, ExtraField] | None
 
 
 class Replica(Target):
@@ -50,7 +53,7 @@ class Model:
         self.aliases = list(aliases)
         self.sampling = dict(sampling or {})
         self.budget = budget
-        self.spec = combined([replica.engine.spec for replica in replicas])
+        self.spec = self._combined_spec()
         self.router = Router(self.replicas)
         self.slots: Slots = before.slots if before is not None else Slots(metrics, name)
         self.retired = False  # another configuration has taken over
@@ -58,12 +61,17 @@ class Model:
 
     def look(self) -> None:
         """See which replicas are up, and let as many requests run as they have places."""
+        self.spec = self._combined_spec()  # what answers at a URL is known once it has answered
         for replica in self.replicas:
             up = replica.engine.ready and replica.model in replica.engine.served
             if up and not replica.up:
                 self.router.restore(replica)
             replica.up = up
         self._resize()
+
+    def _combined_spec(self) -> EngineSpec:
+        spec = combined([replica.engine.spec for replica in self.replicas])
+        return dataclasses.replace(spec, max_pixels=self.budget.max_pixels)
 
     def _resize(self) -> None:
         # At least one, so that those who wait are told when nothing is up any more.
@@ -160,12 +168,20 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             refused={**spec.refused, **first.refused},
             developer_role=first.developer_role and spec.developer_role,
             drops_stop=first.drops_stop or spec.drops_stop,
+            extra_fields=_common(first.extra_fields, spec.extra_fields),
             raw_tokens=first.raw_tokens or spec.raw_tokens,
             refused_in_text={**spec.refused_in_text, **first.refused_in_text},
             tokenize_path=first.tokenize_path if first.tokenize_path == spec.tokenize_path else "",
             encode_path=first.encode_path if first.encode_path == spec.encode_path else "",
         )
     return first
+
+
+def _common(first: Fields, other: Fields) -> Fields:
+    """The extra fields that both engines take; None is an engine that is not known."""
+    if first is None or other is None:
+        return other if first is None else first
+    return {name: rule for name, rule in first.items() if other.get(name) == rule}
 
 
 class Models:

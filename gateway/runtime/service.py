@@ -77,6 +77,8 @@ class Service:
         self.metrics = metrics
         self.tracing = Tracing()
         self.draining = False  # new requests are refused, those in progress go on
+        self.follows_engine = False  # models that the engine lists later are served, too
+        self._following: asyncio.Task[None] | None = None
         self.on_failure: Callable[[], None] = lambda: None  # called when all engines were given up
         self._load = load
         self.config, self.models = load(metrics, None)
@@ -108,6 +110,10 @@ class Service:
     def _changed(self) -> None:
         for gateway in (*self._old, self.gateway):
             gateway.models.look()
+        if self.follows_engine and {name for engine in self.models.engines for name in engine.served} - set(
+            self.models.names
+        ):
+            self._following = asyncio.create_task(self.reload())
         if self.failure is not None:
             self.on_failure()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,12 @@ class ModelFolder:
             positive_int(self.preprocessor.get("max_pixels")) or positive_int(size.get("longest_edge")) or fixed
         )
         return min_pixels, max_pixels
+
+    def with_image_pixel_limits(self, min_pixels: int, max_pixels: int) -> ModelFolder:
+        """The same folder with other `image_pixel_limits`, as if its processor named them."""
+        copy = replace(self)
+        copy.__dict__["preprocessor"] = self.preprocessor | {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        return copy
 
     def fingerprint(self) -> str:
         """A sha256 that tells models apart without reading them whole.

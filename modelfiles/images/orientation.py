@@ -1,6 +1,6 @@
 """How a picture is to be turned before it is shown: its orientation by Exif (CIPA DC-008, section 4.6.4) or by XMP.
 
-The readers take bytes from outside: broken blocks have no orientation, as in viewers, and nothing here raises.
+The bytes come from outside: nothing here raises, and a broken block has no orientation, as in viewers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TAG = 0x0112
 TAG_FORMATS = {1: "B", 3: "H", 4: "I"}  # Exif says SHORT; some programs write BYTE or LONG
 MAX_ENTRIES = 1000
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-SIDEWAYS = (5, 6, 7, 8)  # width and height change places
+SIDEWAYS = (5, 6, 7, 8)  # width and height are exchanged
 MAX_CHUNKS = 65_536  # of a PNG: 0.5 GB in the small ones that libpng writes
 MAX_TEXT = 1 << 20  # bytes of metadata in a compressed chunk
 UPRIGHT = {
@@ -37,10 +37,10 @@ def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
 
     Exif counts where it has the tag, XMP otherwise.
     """
-    found = _exif_orientation(exif)
-    if found is None and (match := XMP_ORIENTATION.search(xmp)):
-        found = int(match[1])
-    return found if found in UPRIGHT else 1
+    value = _exif_orientation(exif)
+    if value is None and (match := XMP_ORIENTATION.search(xmp)):
+        value = int(match[1])
+    return value if value in UPRIGHT else 1
 
 
 def _exif_orientation(exif: bytes) -> int | None:
@@ -94,14 +94,14 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
 
 def png_orientation(file: IO[bytes]) -> int:
     """The orientation of a PNG file, 1 to 8, from its metadata before and after the pixels; decodes nothing."""
-    found = {"exif": b"", "xmp": b""}
+    metadata = {"exif": b"", "xmp": b""}
     for kind, position, length in png_chunks(file):
         if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") and length <= MAX_TEXT:
             file.seek(position)
             name, value = png_metadata(kind, file.read(length))
             if name:
-                found[name] = value
-    return orientation_of(found["exif"], found["xmp"])
+                metadata[name] = value
+    return orientation_of(metadata["exif"], metadata["xmp"])
 
 
 def png_metadata(kind: bytes, data: bytes) -> tuple[str, bytes]:

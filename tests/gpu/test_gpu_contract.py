@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -12,32 +10,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from PIL import Image
 
 from tests.support.gateway.processes import Process, until
+from tests.support.gpu_requests import ask, picture, question
 from tests.support.gpu_server import wait_ready
-
-
-def picture(size: tuple[int, int] = (224, 224), mode: str = "RGB", format: str = "PNG", kind: int = 0) -> str:
-    image = Image.linear_gradient("L").rotate(90 * kind).resize(size).convert("RGB")
-    if mode == "I;16":
-        image = Image.new("I;16", size)
-    elif mode != "RGB":
-        image = image.convert(mode)
-    file = io.BytesIO()
-    image.save(file, format)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def question(*images: str, text: str = "Describe the picture.") -> Any:
-    parts = [{"type": "image_url", "image_url": {"url": uri}} for uri in images]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
-def ask(client: openai.OpenAI, messages: Any, **fields: Any) -> Any:
-    return client.chat.completions.create(
-        **{"model": "model", "messages": messages, "temperature": 0, "max_tokens": 12, **fields}
-    )
 
 
 def test_plain_and_streamed_answers_are_alike(client: openai.OpenAI) -> None:

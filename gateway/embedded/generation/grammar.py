@@ -19,8 +19,9 @@ from gateway.embedded.protocol import GenerationRequest
 from gateway.embedded.tools import CLOSE, OPEN, Tool
 from gateway.errors import ApiError, bad_request
 
-# Without a limit, a model that is undecided may write white space until its tokens are used up.
-WHITE_SPACE = r"[ \n\t]{1,24}"
+# JSON on one line, or indented. Where any white space is allowed, a model that is undecided writes it until its tokens
+# are used up.
+WHITE_SPACE = r" |\n[ \t]{0,24}"
 FREE_TEXT = r"TEXT: /(.|\n)*/"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 

@@ -89,6 +89,15 @@ def test_the_better_answer_is_read_where_the_columns_say_so(recipe: MakeRecipe) 
     assert row.messages[1]["content"][0]["text"] == "good"
 
 
+def test_one_object_may_be_named_often(recipe: MakeRecipe) -> None:
+    answer = '{"bbox_2d": <bbox>, "label": "<ref-object>"}'
+    objects = {"ref": ["sheep"], "bbox": [[9.9, 1, 12, 6]]}
+    (row,) = rows_of(recipe(box_format="original"), chat("Find the <ref-object>", answer, objects=objects))
+    assert [message["content"][0]["text"] for message in row.messages] == [
+        "Find the sheep", '{"bbox_2d": [9.9, 1, 12, 6], "label": "sheep"}',
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("objects", "complaint"),
     [

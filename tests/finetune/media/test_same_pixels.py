@@ -30,6 +30,7 @@ def modes() -> dict[str, bytes]:
         "grey PNG": saved(quarters(mode="L"), "PNG"),
         "16-bit grey PNG": saved(grey, "PNG"),
         "transparent 16-bit grey PNG": saved(grey, "PNG", transparency=0x4000),
+        "JPEG with a second picture": saved(quarters(), "MPO", save_all=True, append_images=[quarters((20, 10))]),
         "RGBA WebP": saved(transparent, "WEBP", lossless=True),
         "transparent GIF": saved(transparent, "GIF"),
     }

@@ -109,7 +109,7 @@ def test_fastapis_router_and_the_fast_path_reach_the_same_application(engine: Pr
                 row.path, json={"model": "nobody's", "messages": ask("hi"), "prompt": "hi", "input": "hi"}
             )
             assert answer.status_code in (400, 404), answer.text
-            assert answer.json().keys() == {"error"}
+            assert "error" in answer.json()
         body = {"model": "fake", "messages": ask("count 3"), "stream": True}
         assert client.post("/v1/chat/completions", json=body).text.endswith("data: [DONE]\n\n")
 

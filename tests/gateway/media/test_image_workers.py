@@ -100,6 +100,15 @@ def test_a_large_photo_is_shrunk_in_proportion(shrinking: Process) -> None:
     assert close(image, 0.25, 0.75, BLUE)
 
 
+def test_a_large_photo_with_a_second_picture_is_still_a_photo(shrinking: Process) -> None:
+    second = [Image.new("RGB", (40, 20), "black")]
+    url = uri(quarters("RGB", (2400, 1200)), "MPO", save_all=True, append_images=second)
+    image, written = sent_on(shrinking, url)
+    assert written.startswith("data:image/jpeg;base64,")
+    assert image.width / image.height == pytest.approx(2, rel=0.02)
+    assert close(image, 0.25, 0.75, BLUE)
+
+
 def test_a_large_drawing_stays_lossless(shrinking: Process) -> None:
     image, url = sent_on(shrinking, uri(quarters("RGB", (1000, 1000)), "PNG"))
     assert url.startswith("data:image/png")

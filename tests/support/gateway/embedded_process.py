@@ -72,7 +72,7 @@ class EngineProcess:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.communicate(timeout=30)
 
 
 def data_uri(image: Image.Image, kind: str = "PNG") -> str:

@@ -1,0 +1,30 @@
+"""LMDeploy's flags for what an answer may hold, among them the parser of a model's tool calls."""
+
+from __future__ import annotations
+
+from modelfiles.folder.model_folder import ModelFolder
+
+
+def tool_call_parser(folder: ModelFolder) -> str | None:
+    """The name for `--tool-call-parser` (lmdeploy 0.18, serve/parsers/tool_parser); None if the template has no tools.
+
+    The template decides and not the architecture: a fine-tuned model may have another one than its base.
+    """
+    template = folder.chat_template or ""
+    if "tools" not in template:
+        return None
+    if "<tool_call>" in template:
+        # Qwen3.5 and Qwen3-Coder write XML into the tag, all others JSON.
+        return "qwen3coder" if "<function=" in template else "qwen3"
+    if "<|plugin|>" in template:
+        return "internlm"
+    if "<|python_tag|>" in template:
+        return "llama3"
+    return None
+
+
+def answer_flags(folder: ModelFolder) -> dict[str, str]:
+    """Options of `lmdeploy serve api_server` that the gateway counts on, wherever the engine runs."""
+    flags = {"logprobs-mode": "raw_logprobs"}
+    parser = tool_call_parser(folder)
+    return flags if parser is None else {**flags, "tool-call-parser": parser}
