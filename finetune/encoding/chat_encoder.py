@@ -1,4 +1,4 @@
-"""Videos in a chat's text and positions, as the model's own processor and model have them."""
+"""The Qwen-VL families' encoder: chats to token ids, label masks and M-RoPE positions, images and videos included."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from modelfiles.folder.model_folder import ModelFolder
 
 
 def write_times(text: str, clips: Sequence[Clip]) -> str:
-    """A rendered chat with each video's mark once for each pair of frames and its time before it, for Qwen3-VL.
+    """Writes videos into a rendered chat as Qwen3-VL reads them: for each pair of frames its time, then a video mark.
 
-    clips: the chat's videos in order, of which the text may hold only the first. Other families' texts stay.
+    clips: the chat's videos in order, of which the text may hold only the first. Other families' texts are not changed.
     """
     rules = clips[0].rules
     if not rules.timed:
@@ -84,7 +84,7 @@ class ChatEncoder:
         return encoded
 
     def _encode_texts(self, items: Sequence[tuple[str, Row]]) -> None:
-        """Tokenises distinct chats and marks their answers."""
+        """Tokenises chats that differ, and finds their label masks."""
         plain = [(key, row) for key, row in items if row.tools is None]
         groups = [plain] if plain else []
         groups += [[item] for item in items if item[1].tools is not None]
@@ -177,14 +177,14 @@ class ChatEncoder:
         return [self.bank.clips[self.bank.add_video(video, row.source)] for video in row.videos]
 
     def _key(self, row: Row) -> str:
-        """What decides the text and the times in it."""
+        """A key that is equal for chats with the same text, times and labels."""
         chat: list[Any] = [row.messages, row.tools, row.unlabelled]
         if row.videos:
             chat.append([(clip.times, clip.seconds_a_pair) for clip in self._clips(row)])
         return json.dumps(chat, ensure_ascii=False)
 
     def _with_times(self, texts: list[str], rows: Sequence[Row]) -> list[str]:
-        """The texts, in which the rows' videos stand as the model reads them."""
+        """The texts with the rows' videos written as the model reads them."""
         return [
             write_times(text, self._clips(row)) if row.videos else text for text, row in zip(texts, rows, strict=True)
         ]

@@ -22,8 +22,8 @@ from finetune.recipe.schema import Recipe
 class CutoffResult:
     """Rows that fit, in order.
 
-    longest: tokens of the longest row before, of which longest_images are its images' and videos'; videos: whether it
-    has any; resizes: whether images can be made smaller, which only the Qwen-VL families' can.
+    longest: tokens of the longest row before any was left out; longest_images: those of them that are image or video
+    tokens; videos: whether that row has videos; resizes: whether this family's images can be made smaller.
     """
 
     kept: list[Encoded]
@@ -87,7 +87,7 @@ def apply_cutoff(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe
 
 
 def _shrink(row: Row, whole: Encoded, cutoff: int, encoder: ChatEncoder) -> Encoded | None:
-    """The row with its larger images and frames of as many pixels as let it fit; None if the fewest are too many."""
+    """The row encoded with the largest images and frames that let it fit; None if the smallest do not."""
     bank, limits = encoder.bank, encoder.bank.limits
     pixels = (limits.patch * limits.merge) ** 2  # of a token
     text = len(whole) - sum(bank.tokens(index) for index in whole.images)

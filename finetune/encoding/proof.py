@@ -17,7 +17,8 @@ from finetune.media.videos import Clip
 def chat_ids(row: Row, clips: Sequence[Clip], processor: Any) -> Any:
     """[L] ids of a whole chat with videos by the processor itself. Raises FinetuneError.
 
-    They follow from the frames' number, size and times, so black ones do, and nothing of a long video is decoded.
+    The ids depend on the frames' number, size and times alone: black frames stand for the real ones, and no video is
+    decoded.
     """
     made = processor(
         text=[processor.apply_chat_template(row.messages, tools=row.tools, tokenize=False)],

@@ -44,6 +44,8 @@ class Endpoint:
                 "evaluate without --endpoint, or write the boxes as its model does and unset box_format."
             )
         self.url = url.rstrip("/")
+        if self.url.count("/") == 2:  # a host alone, as `lensmith bench` takes it too
+            self.url += "/v1"
         self.recipe, self.rows = recipe, data.rows
         key = os.environ.get("OPENAI_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}

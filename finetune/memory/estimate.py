@@ -1,7 +1,7 @@
 """How much GPU memory training takes, from config.json, safetensors headers and the recipe alone.
 
-Memory is what stands all the time (weights, trained parameters, their gradients and the optimiser's states) and what
-the heaviest moment adds: the vision tower, the loss, or the backward pass. Bytes a token were derived from what
+Memory is the model states (weights, trained parameters, their gradients and the optimiser's states) and what the moment
+of the peak adds: the vision tower, the loss, or the backward pass. Bytes a token were derived from what
 autograd keeps in transformers' decoder layers with PEFT's adapters, and checked against measured peaks
 (`python -m benchmarks.finetune_memory`).
 """
@@ -33,7 +33,7 @@ LOGITS = 3 * 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. model_states: by what they are for; moments: what each moment adds at its peak; reserved: the whole."""
+    """In bytes. model_states: what stays allocated, by use; moments: what each adds at its peak; reserved: in all."""
 
     model_states: dict[str, int]
     moments: dict[str, int]

@@ -13,7 +13,7 @@ LINEAR = re.compile(r"^(?!.*visual).*layers\.\d+\..*_proj\.weight$")
 
 
 def model_state_bytes(folder: ModelFolder, recipe: Recipe) -> dict[str, int]:
-    """Bytes that stand all the time: frozen weights; what is trained, in float32; gradients; the optimiser's states."""
+    """Bytes allocated for the whole run, by use. Trained weights, gradients and the optimiser are in float32."""
     four_bit = recipe.quantization_bit == 4
     small = frozen = trained = 0
     for name, info in folder.tensors.items():

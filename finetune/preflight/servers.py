@@ -1,4 +1,4 @@
-"""Which servers will load what a recipe makes: what loads the base, for merging leaves its layout as it is."""
+"""Which servers load what a recipe makes. Those that load the base do: merging changes no name, shape or layout."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ class Engine:
 
     async def start(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        metrics.expect_engine(self.name)
         self._changed(self.ready)
 
     async def stop(self) -> None:

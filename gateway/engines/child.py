@@ -26,6 +26,7 @@ LINE_LIMIT = 2000  # bytes
 EXIT_SECONDS = 0.3  # from a connection that broke to the end of the process, if that was why
 TRACEBACK_SECONDS = 0.5  # from the line after which LMDeploy answers nothing more to the end of its traceback
 DIED = "stopped working and was ended"
+FAILURE_LABELS = ("exit", "hang", "out_of_memory", "start")
 
 
 class EngineChild:
@@ -139,7 +140,7 @@ class EngineChild:
 
     @property
     def failure_label(self) -> str:
-        """The `reason` of `lensmith_engine_failures_total`."""
+        """The `reason` of `lensmith_engine_failures_total`, one of FAILURE_LABELS."""
         if self.cause is not None and self.cause.what.startswith(MEMORY):
             return "out_of_memory"
         if self.ready_since is None:

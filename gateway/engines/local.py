@@ -13,7 +13,7 @@ import aiohttp
 from yarl import URL
 
 from gateway.engines.base import Engine
-from gateway.engines.child import EngineChild
+from gateway.engines.child import FAILURE_LABELS, EngineChild
 from gateway.engines.smoke_test import SmokeTestFailed, run_smoke_test
 from gateway.engines.spec import EngineSpec
 from gateway.engines.startup_log import Cause
@@ -93,7 +93,9 @@ class LocalEngine(Engine):
 
     async def start(self, metrics: Metrics) -> None:
         await super().start(metrics)
-        metrics.engine_restarts.labels(self.name)  # from 0, so that the first restart is an increase
+        metrics.engine_restarts.labels(self.name)  # from 0, so that the first one is an increase
+        for reason in FAILURE_LABELS:
+            metrics.engine_failures.labels(self.name, reason)
         self._task = asyncio.create_task(self._run(metrics))
 
     async def stop(self) -> None:

@@ -57,7 +57,7 @@ TRANSFORMERS = EngineSpec(
     ),
     environment={"LENSMITH_ENGINE_KEY": "{key}"},
     slots=16,  # two of its batches: the next one is complete when one ends
-    modules=("torch", "transformers"),
+    modules=("torch", "transformers", "llguidance"),
     extra="cpu",
     tokenize_path="tokenize",
     extra_fields={},

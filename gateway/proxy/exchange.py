@@ -26,6 +26,7 @@ from gateway.proxy.payload import Payload
 from gateway.runtime.models import Model
 from gateway.runtime.service import SHUTDOWN_RETRY, Gateway, Service
 from gateway.streaming.sse import error_event
+from gateway.telemetry.logs import log_refusal
 
 Translate = Callable[[Object], Translation]
 Check = Callable[[Object, EngineSpec], EngineRequest]
@@ -45,6 +46,10 @@ class ChatCompletions:
         if self._service.draining:
             error = ApiError(503, "The gateway is shutting down.", code="shutdown", retry_after=SHUTDOWN_RETRY)
             error.headers["connection"] = "close"
+            metrics = self._service.metrics
+            metrics.child(metrics.requests, "unknown", "503").inc()
+            metrics.child(metrics.rejections, "shutdown").inc()
+            log_refusal(scope, 503, "shutdown")
             await respond_error(scope, send, error)
             return
         gateway = self._service.gateway  # the request keeps it, whatever configuration comes meanwhile

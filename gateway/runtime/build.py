@@ -14,11 +14,10 @@ from gateway.config.settings import Settings
 from gateway.engines.base import Engine, base_url
 from gateway.engines.launch import engine_name, launch
 from gateway.engines.local import LocalEngine
-from gateway.engines.recognise import spec_at_url
-from gateway.engines.remote import RemoteEngine
-from gateway.engines.sampling_defaults import sampling_defaults
+from gateway.engines.remote import RemoteEngine, spec_at_url
 from gateway.engines.spec import AT_URL
 from gateway.media.pixel_budget import PixelBudget
+from gateway.planning.sampling_defaults import sampling_defaults
 from gateway.runtime.models import Model, Models, Replica
 from gateway.telemetry.metrics import Metrics
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError

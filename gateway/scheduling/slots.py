@@ -15,6 +15,7 @@ class Slots:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._admission = Admission(1, 0)  # until `resize` says how many there are
         self._metrics = metrics
+        metrics.expect_model(model)
         self._running = metrics.running.labels(model)
         self._queued = metrics.waiting.labels(model)
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+
+import orjson
+from starlette.types import Scope
 
 GATEWAY = "lensmith"
 ENGINES = f"{GATEWAY}.engines"  # the parent of each engine's own lines
@@ -37,3 +41,17 @@ def configure_logging() -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger(GATEWAY).setLevel(logging.INFO)
+
+
+def log_refusal(scope: Scope, status: int, reason: str) -> None:
+    """The line of a request that was refused before its account began, with the fields that all lines share."""
+    line = {
+        "time": round(time.time(), 3),
+        "request_id": scope.get("request_id"),
+        "path": scope["path"],
+        "key": None,
+        "model": "unknown",
+        "status": status,
+        "outcome": reason,
+    }
+    sys.stderr.write(orjson.dumps(line).decode() + "\n")

@@ -33,6 +33,23 @@ IMAGES = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 PIXELS = (4_096, 65_536, 262_144, 589_824, 1_048_576, 2_097_152, 4_194_304, 12_582_912, 50_331_648)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
+# Labels that are known before anything has happened: a counter that first appears at 1 never shows as an increase.
+STATUSES = ("200", "400", "401", "404", "413", "429", "499", "500", "502", "503", "504")
+OUTCOMES = ("ok", "aborted", "engine_error", "engine_refused", "engine_timeout", "engine_unavailable")
+REASONS = (
+    *("invalid_api_key", "invalid_json", "invalid_type", "invalid_value", "missing_required_parameter"),
+    *(
+        "unsupported_parameter",
+        "model_not_found",
+        "model_not_allowed",
+        "request_too_large",
+        "concurrency_limit",
+        "rate_limit_exceeded",
+    ),
+    *("queue_full", "queue_timeout", "bytes_in_flight", "shutdown", "client_gone", "request_timeout", "internal_error"),
+    *("engine_error", "engine_refused", "engine_timeout", "engine_unavailable"),
+)
+
 Labelled = TypeVar("Labelled", Counter, Histogram)
 
 LAG_PERIOD = 0.25  # seconds between two measurements of the event loop's lag
@@ -129,6 +146,24 @@ class Metrics:
         self.loop_lag = histogram(
             "lensmith_event_loop_lag_seconds", "How late the event loop runs a task that is due.", LAG_SECONDS
         )
+        for reason in REASONS:
+            self.child(self.rejections, reason)
+
+    def expect_model(self, model: str) -> None:
+        """Give a model's series the value 0, so that its first burst of requests is an increase."""
+        for status in STATUSES:
+            self.child(self.requests, model, status)
+        for histogram in (self.request_seconds, self.first_token_seconds, self.gap_seconds):
+            self.child(histogram, model)
+        for counter in (self.prompt_tokens, self.generation_tokens):
+            self.child(counter, model)
+
+    def expect_engine(self, engine: str) -> None:
+        """The same for an engine's series."""
+        for outcome in OUTCOMES:
+            self.child(self.upstream_requests, engine, outcome)
+        for histogram in (self.upstream_seconds, self.upstream_first_byte):
+            self.child(histogram, engine)
 
     def child(self, metric: Labelled, *labels: str) -> Labelled:
         """`metric.labels(*labels)`, remembered: the library looks it up under a lock, ten times a request."""

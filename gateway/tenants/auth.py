@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import ApiError
 from gateway.http.respond import header, respond_error
+from gateway.telemetry.logs import log_refusal
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import KeyRing
 
@@ -38,6 +39,7 @@ class Authenticate:
         if tenant is None:
             self._metrics.requests.labels("unknown", "401").inc()
             self._metrics.rejections.labels("invalid_api_key").inc()
+            log_refusal(scope, 401, "invalid_api_key")
             problem = "The API key is not valid." if secret else "An API key is needed: Authorization: Bearer <key>."
             headers = {"www-authenticate": "Bearer"}
             await respond_error(scope, send, ApiError(401, problem, code="invalid_api_key", headers=headers))

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.bench.cli import image_files
+from gateway.engines.base import base_url
 from gateway.verify.cases import Case, cases
 from gateway.verify.compare import EngineComparison, compare_engines
 from gateway.verify.greedy import GreedyAnswer, ask_all
 from gateway.verify.record import record_results
-from gateway.verify.servers import running
+from gateway.verify.servers import check_available, running
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.provenance import PROVENANCE
 
@@ -30,9 +31,15 @@ SHOWN_PROBLEMS = 5
 
 def parse_engine(context: Any, parameter: Any, values: tuple[str, ...]) -> list[str]:
     for value in values:
-        if value not in ("transformers", "lmdeploy") and not value.startswith(("http://", "https://")):
+        if value in ("transformers", "lmdeploy"):
+            continue
+        if not value.startswith(("http://", "https://")):
             raise click.BadParameter(f"'{value}' is not transformers, lmdeploy or a URL.")
-    return [REFERENCE, *(value for value in values if value != REFERENCE)]
+        try:
+            base_url(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return [REFERENCE, *dict.fromkeys(value for value in values if value != REFERENCE)]
 
 
 @click.command()
@@ -89,6 +96,10 @@ def verify(
         asked = cases(folder, prompts, questions, files)
     except (ModelFolderError, OSError) as error:
         raise click.ClickException(str(error)) from None
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise click.ClickException(f"The folder of {json_file} does not exist.")
+    for engine in engines:  # before the reference is loaded and answers
+        check_available(engine, folder)
     expected, compared = [], []
     for engine in engines:
         answers = answers_of(engine, folder, asked, max_tokens)

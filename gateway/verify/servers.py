@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from yarl import URL
 from gateway.bench.cli import KEY
 from gateway.engines.base import EngineUnreachable, base_url, fetch_models
 from gateway.engines.process import free_port
+from gateway.engines.spec import LAUNCHED
 from modelfiles.folder.model_folder import ModelFolder
 
 START_SECONDS = 900
@@ -30,6 +32,17 @@ class RunningEngine:
     url: URL
     key: str | None
     model: str
+
+
+def check_available(engine: str, folder: ModelFolder) -> None:
+    """Raises ClickException if the engine cannot be started or asked: not installed, or no answer at its URL."""
+    if engine.startswith(("http://", "https://")):
+        remote_engine(engine, folder)
+        return
+    spec = LAUNCHED[engine]
+    for module in spec.modules:
+        if importlib.util.find_spec(module) is None:
+            raise click.ClickException(f"The {engine} engine needs {module}: pip install 'lensmith[{spec.extra}]'")
 
 
 @contextmanager

@@ -56,9 +56,10 @@ def _findings(folder: ModelFolder, route: str, ollama: Version) -> Iterator[Find
         )
     if architecture and architecture.since and route == "safetensors":
         yield from _check_configs(folder, architecture)
-        yield from _check_experts(folder)
     if architecture:
         yield from folder_image_findings(folder, architecture, ollama)
+        if architecture.experts_transposed:  # llama.cpp's converter transposes them as well
+            yield from _check_experts(folder)
     yield from _check_weights(folder, architecture, route)
     yield from _check_tokens(folder, facts)
 
@@ -161,8 +162,11 @@ def _counts(folder: ModelFolder) -> dict[str, range | list[int]]:
 def _check_experts(folder: ModelFolder) -> Iterator[Finding]:
     text = folder.text_config
     inner, hidden = positive_int(text.get("moe_intermediate_size")), positive_int(text.get("hidden_size"))
+    # A square tensor says nothing, but then the other one of the two is not square.
+    saved_by_transformers_5 = {"down_proj": (hidden, inner), "gate_up_proj": (2 * inner, hidden)}
     for name, tensor in folder.tensors.items():
-        if name.endswith("mlp.experts.down_proj") and inner != hidden and tensor.shape[1:] == (hidden, inner):
+        rows, columns = saved_by_transformers_5.get(name.rpartition("mlp.experts.")[2], (0, 0))
+        if rows != columns and tensor.shape[1:] == (rows, columns):
             yield Finding("MF214", f"{name!r} has the shape {list(tensor.shape)}.")
             return
 

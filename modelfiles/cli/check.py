@@ -23,6 +23,7 @@ from modelfiles.cli.options import IMAGES, SIZE, VERSION
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language import gotemplate
+from modelfiles.language.create_request import FLOATS, INTEGERS, RequestError, parameter_value
 from modelfiles.language.gotemplate import GoTemplateError
 from modelfiles.language.grammar import Command, ModelfileSyntaxError, parse
 from modelfiles.ollama.budget import image_tokens
@@ -224,7 +225,15 @@ def _listing(commands: list[Command]) -> list[str]:
     }
     kept = [c for c in commands if c.name in ("stop", "message", "license", "model") or single[c.name] is c]
     ordered = sorted(kept, key=lambda command: (command.name != "model", command.name))
-    return [f"{command.name.upper()} {line}" for command in ordered for line in command.args.split("\n")]
+    return [f"{command.name.upper()} {line}" for command in ordered for line in _comparable(command).split("\n")]
+
+
+def _comparable(command: Command) -> str:
+    """The value, a number as itself: 0.70 is 0.7."""
+    try:
+        return f"{parameter_value(command):g}" if command.name in (*INTEGERS, *FLOATS) else command.args
+    except RequestError:
+        return command.args
 
 
 def _read_conversation(path: Path) -> Conversation:

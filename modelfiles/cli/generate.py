@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from modelfiles.checks.image_rules import folder_image_findings, fused_findings
-from modelfiles.cli.options import IMAGES, SIZE, VERSION
+from modelfiles.cli.options import IMAGES, SIZE, VERSION, read_system
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.grammar import UnrepresentableError
 from modelfiles.ollama.plan import PROMPTS, ROUTES, ModelfilePlan, ModelfilePlanError, Options, make_modelfile_plan
 from modelfiles.ollama.versions import Version
 from modelfiles.staging.gguf import can_try, open_adapter, try_pair
-from modelfiles.staging.stage import SCRIPT, write_stage
+from modelfiles.staging.stage import SCRIPT, stage_option, write_stage
 
 
 @click.command()
@@ -35,6 +35,7 @@ from modelfiles.staging.stage import SCRIPT, write_stage
 @click.option("--route", type=click.Choice(ROUTES), help="How the weights get into Ollama.")
 @click.option("--quantize", default="", help="F32, F16, Q4_K_S, Q4_K_M or Q8_0.")
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="A llama.cpp checkout whose converter to run.")
+@click.option("--python", default="", help="The Python that runs the converter.  [default: this one]")
 @click.option("--base", default="", help="Ollama's name of the base model (for --route adapter-gguf).")
 def generate(
     model_dir: Path,
@@ -47,11 +48,12 @@ def generate(
     route: str | None,
     quantize: str,
     llama_cpp: Path | None,
+    python: str,
     base: str,
 ) -> None:
     """Write a stage folder that `ollama create` accepts; MODEL_DIR itself is never changed."""
     try:
-        system = system_file.read_bytes().decode("utf-8") if system_file else None
+        system = read_system(system_file) if system_file else None
     except (OSError, UnicodeDecodeError) as error:
         raise click.ClickException(f"--system-file {system_file} cannot be read as UTF-8 text: {error}.") from None
     if llama_cpp and route not in ("gguf", "adapter-gguf"):
@@ -60,12 +62,12 @@ def generate(
     try:
         folder = open_adapter(model_dir) if route == "adapter-gguf" else ModelFolder.open(model_dir)
         plan = make_modelfile_plan(folder, options)
-        write_stage(plan, out, llama_cpp, model_dir)
+        write_stage(plan, out, llama_cpp, model_dir, python)
     except (ModelFolderError, ModelfilePlanError, UnrepresentableError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{out}: {plan.architecture.name} by {plan.route}, {len(plan.changes)} keys repaired")
     print_summary(plan)
-    _print_next_steps(plan, out)
+    _print_next_steps(plan, out, model_dir)
     if plan.route == "gguf" and llama_cpp:
         _try(out)
 
@@ -86,11 +88,15 @@ def print_summary(plan: ModelfilePlan) -> None:
         click.echo(str(finding), err=True)
 
 
-def _print_next_steps(plan: ModelfilePlan, out: Path) -> None:
+def _print_next_steps(plan: ModelfilePlan, out: Path, model_dir: Path) -> None:
     if (out / SCRIPT).exists():
         click.echo(f"next: LLAMA_CPP=/path/to/llama.cpp sh {out / SCRIPT}")
-    quantize = f" -q {plan.options.quantize.upper()}" if plan.options.quantize else ""
-    name = re.sub(r"[^a-z0-9._-]+", "-", plan.folder.name.lower()).strip("-.") or "model"
+    kind = stage_option(out, "quantize")
+    quantize = f" -q {kind}" if kind else ""
+    # An adapter's model must not take the name of its base.
+    named = model_dir.resolve().name if plan.route == "adapter-gguf" else plan.folder.name
+    name = re.sub(r"[^a-z0-9._-]+", "-", named.lower()).strip("-.") or "model"
+    name = f"{name}-tuned" if name == plan.options.base else name
     click.echo(f"\n  cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile{quantize}")
     click.echo(f'  ollama run {name} "What is in this picture?" ./picture.png')
 

@@ -20,13 +20,12 @@ from modelfiles.cli.server import (
     push_with_progress,
     read_stage,
     run_checks,
-    stage_option,
 )  # fmt: skip
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.grammar import UnrepresentableError
 from modelfiles.ollama.plan import PROMPTS, ModelfilePlanError, Options, make_modelfile_plan
 from modelfiles.server.client import OllamaClient
-from modelfiles.staging.stage import write_stage
+from modelfiles.staging.stage import stage_option, write_stage
 
 
 @click.command()

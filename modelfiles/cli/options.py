@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from modelfiles.ollama.versions import NEWEST, Version, parse_version, version_text
@@ -19,6 +21,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
         raise click.BadParameter(f"{value!r} is not a size in pixels; write it like 1280x720")
     return int(width), int(height)
+
+
+def read_system(path: Path) -> str:
+    """A system prompt from a UTF-8 file without the line end that editors put at its end.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    return path.read_bytes().decode("utf-8").removesuffix("\n").removesuffix("\r")
 
 
 VERSION = click.option(

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.text import Text
 
 from modelfiles.checks.lint_sources import local_path
+from modelfiles.cli.options import read_system
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.create_request import RequestError
@@ -30,7 +31,7 @@ from modelfiles.server.client import DEFAULT_SERVER, OllamaClient, OllamaError
 from modelfiles.server.push import push, total_bytes
 from modelfiles.server.questions import QuestionError, read_questions
 from modelfiles.server.verify import Check, verify
-from modelfiles.staging.stage import LOCK
+from modelfiles.staging.stage import stage_option
 
 SERVER = click.option(
     "--server",
@@ -74,7 +75,7 @@ def push_command(stage: Path, name: str, server: str, system_file: Path | None, 
         raise click.ClickException(f"Ollama cannot quantize to {quantize}; it can to {', '.join(QUANTIZATIONS)}.")
     try:
         if system_file:
-            system = system_file.read_bytes().decode("utf-8")
+            system = read_system(system_file)
             commands = [command for command in commands if command.name != "system"] + [Command("system", system)]
         push_with_progress(OllamaClient(server), name, commands, stage, quantize)
     except FAULTS as error:
@@ -172,11 +173,3 @@ def read_stage(stage: Path) -> list[Command]:
         raise click.ClickException(f"{stage} has no Modelfile; write one with `lensmith modelfile generate`.") from None
     except ModelfileSyntaxError as error:
         raise click.ClickException(f"{stage / 'Modelfile'}: {error}") from None
-
-
-def stage_option(stage: Path, name: str) -> str:
-    """An option that `generate` recorded, or ""."""
-    try:
-        return str(json.loads((stage / LOCK).read_text(encoding="utf-8"))["options"][name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

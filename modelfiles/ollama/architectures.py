@@ -25,6 +25,7 @@ class Architecture:
     template, a file of templates/. image_tokens: what an image costs, None for Qwen's rule (by its size).
     resized_by_ollama: whether Ollama >= 0.30 sizes images to 1024 tokens and more, whatever the model's limits are.
     reads_rope_parameters: whether Ollama knows transformers 5's place for the rope settings.
+    experts_transposed: whether converters transpose the experts' weights, which transformers 5 saves transposed.
     tensors: names every checkpoint has; {layer} and {block} run over the text layers and vision blocks.
     wrong_prefixes: prefixes Ollama does not map, and what is wrong with them.
     """
@@ -41,6 +42,7 @@ class Architecture:
     resized_by_ollama: bool = False
     mrope_section: tuple[int, ...] = ()
     reads_rope_parameters: bool = False
+    experts_transposed: bool = False
     tensors: tuple[str, ...] = ()
     wrong_prefixes: dict[str, str] = field(default_factory=dict)
     traps: tuple[str, ...] = ()
@@ -126,6 +128,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         since=(0, 12, 7),
         template="chatml",
         resized_by_ollama=True,
+        experts_transposed=True,
         renderers={
             "instruct": ("qwen3-vl-instruct", "qwen3-vl-instruct"),
             "thinking": ("qwen3-vl-thinking", "qwen3-vl-thinking"),
@@ -197,6 +200,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         traps=("Its published models think by default: use the renderer unless the fine-tune unlearned it.",),
     ),
     Architecture(
+        name="qwen3_5_moe",
+        architectures=("Qwen3_5MoeForConditionalGeneration",),
+        since=(0, 17, 1),
+        template="chatml",
+        renderers={"instruct": ("qwen3.5", "qwen3.5"), "thinking": ("qwen3.5", "qwen3.5")},
+        reads_rope_parameters=True,
+        tensors=(*_QWEN3_TEXT, *_each(_QWEN3_LAYER, *_NORMS, *_EXPERTS), *_QWEN3_TOWER),
+        wrong_prefixes=_OLD_NAMES,
+        traps=("Its published models think by default: use the renderer unless the fine-tune unlearned it.",),
+    ),
+    Architecture(
         name="gemma3",
         architectures=("Gemma3ForConditionalGeneration",),
         since=(0, 6, 0),
@@ -235,6 +249,18 @@ CHATML = Architecture(
     needed_files=("tokenizer.json",),
     traps=("Not in the table: only the GGUF route, and only if llama.cpp converts it.",),
 )
+
+
+# What Ollama's converter also has (convert/convert.go), but no Modelfile is written for here: none of their chat
+# templates has been compared with what Ollama sends.
+ALSO_IMPORTED: dict[str, Version] = {
+    "Gemma4ForConditionalGeneration": (0, 20, 0),
+    "Gemma3nForConditionalGeneration": (0, 12, 0),
+    "Mistral3ForConditionalGeneration": (0, 6, 5),
+    "Lfm2VlForConditionalGeneration": (0, 17, 1),
+    "GlmOcrForConditionalGeneration": (0, 15, 5),
+    "Llama4ForConditionalGeneration": (0, 12, 0),
+}
 
 
 def find_architecture(name: str) -> Architecture | None:

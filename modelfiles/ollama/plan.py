@@ -10,9 +10,10 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language import gotemplate
 from modelfiles.language.gotemplate import GoTemplateError
 from modelfiles.language.grammar import Command
-from modelfiles.ollama.architectures import ARCHITECTURES, CHATML, Architecture, find_architecture
+from modelfiles.ollama.architectures import ALSO_IMPORTED, ARCHITECTURES, CHATML, Architecture, find_architecture
 from modelfiles.ollama.budget import context_needed, image_tokens, kv_cache_bytes
 from modelfiles.ollama.chat_facts import ChatFacts, read_chat_facts
+from modelfiles.ollama.parameters import Line, answer_limit, sampling_lines
 from modelfiles.ollama.prompts import CASES, RENDERERS, render_folder, render_renderer, render_template
 from modelfiles.ollama.repair import Change, RepairError, repaired_configs
 from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, OLDEST, Version, version_text
@@ -38,15 +39,6 @@ class Options:
     system: str | None = None
     quantize: str = ""
     base: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A directive, why it is there and the file and key that say so ("" if it is a matter of Ollama alone)."""
-
-    command: Command
-    reason: str
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,10 +97,11 @@ def make_modelfile_plan(folder: ModelFolder, options: Options) -> ModelfilePlan:
     if system:
         chosen = "--system-file" if options.system is not None else folder.chat_template_and_source[1]
         lines.append(Line(Command("system", system), "sent when a request brings no system message", chosen))
-    lines += _sampling_lines(folder)
+    lines += sampling_lines(folder)
     context, warning = _context_line(folder, architecture, options)
     lines.append(context)
     warnings += [warning] if warning else []
+    lines += answer_limit(folder, facts)
     lines += [
         Line(Command("stop", text), f"ends an answer (token {token})", source)
         for token, text, source in stop_tokens(folder, facts)
@@ -127,6 +120,12 @@ def choose_architecture(folder: ModelFolder, facts: ChatFacts | None = None) -> 
         return architecture
     if folder.architecture and facts and facts.chatml and folder.vision_config:
         return CHATML
+    if folder.architecture in ALSO_IMPORTED:
+        since = version_text(ALSO_IMPORTED[folder.architecture])
+        raise ModelfilePlanError(
+            f"{folder.path} is a {folder.architecture}, which Ollama imports since {since}, but no Modelfile is "
+            "written for it here: write one with `FROM .` and check it with `lensmith modelfile lint`."
+        )
     known = ", ".join(row.name for row in ARCHITECTURES)
     what = f"the architecture {folder.architecture}" if folder.architecture else "a config.json without architectures"
     raise ModelfilePlanError(
@@ -238,33 +237,6 @@ def _prompt_lines(folder: ModelFolder, architecture: Architecture, strategy: str
         return lines, {}
     pairs = zip(CASES, prompts, expected, strict=True)
     return lines, {case.name: ours == theirs for case, ours, theirs in pairs if theirs is not None}
-
-
-def _sampling_lines(folder: ModelFolder) -> list[Line]:
-    settings, source = folder.generation_config, "generation_config.json"
-    lines = []
-    if settings.get("do_sample") is False:
-        lines.append(Line(Command("temperature", "0"), "do_sample is false", f"{source}:do_sample"))
-    elif number(settings.get("temperature")):
-        lines.append(
-            Line(Command("temperature", number(settings["temperature"])), "the model's own", f"{source}:temperature")
-        )
-    for name in ("top_p", "top_k"):
-        if number(settings.get(name)) and settings.get("do_sample") is not False:
-            lines.append(Line(Command(name, number(settings[name])), "the model's own", f"{source}:{name}"))
-    penalty = number(settings.get("repetition_penalty"))
-    reason = (
-        "the model's own" if penalty else "none; Ollama's default was 1.1 before 0.32.10, which harms short answers"
-    )
-    where = f"{source}:repetition_penalty" if penalty else ""
-    return [*lines, Line(Command("repeat_penalty", penalty or "1.0"), reason, where)]
-
-
-def number(value: object) -> str:
-    """A finite number from a config as Ollama reads it, or ""."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
-        return ""
-    return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) and value != int(value) else f"{value}"
 
 
 def _context_line(folder: ModelFolder, architecture: Architecture, options: Options) -> tuple[Line, str]:

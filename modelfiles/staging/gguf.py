@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,20 +49,58 @@ def script(route: str, source: Path, base: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def convert(route: str, source: Path, base: Path, llama_cpp: Path, out: Path) -> dict[str, Path]:
-    """Runs the converter; the files by name, in `out`. Raises ModelfilePlanError with the converter's last line."""
+def convert(route: str, source: Path, base: Path, llama_cpp: Path, out: Path, python: str = "") -> dict[str, Path]:
+    """Runs the converter with `python` (this one unless given); the files by name, in `out`.
+
+    Raises ModelfilePlanError with the converter's last line, or with the package that it lacks.
+    """
+    python = python or sys.executable
     written: dict[str, Path] = {}
     for name, (program, *arguments) in conversions(route, source, base):
         path = llama_cpp / program
         if not path.is_file():
             raise ModelfilePlanError(f"{llama_cpp} has no {program}; give a llama.cpp checkout.")
-        command = [sys.executable, str(path), *arguments, "--outfile", str(out / name)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        command = [python, str(path), *arguments, "--outfile", str(out / name)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise ModelfilePlanError(f"--python {python} cannot be run: {error.strerror}.") from None
         if done.returncode != 0 or not (out / name).is_file():
-            lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no message"]
-            raise ModelfilePlanError(f"llama.cpp's {program} could not write {name}: {lines[-1][:300]}")
+            last = _last_line(done.stderr)
+            lacks = re.search(r"No module named '([\w.]+)'", last)
+            if lacks:
+                raise ModelfilePlanError(
+                    f"llama.cpp's {program} needs the package {lacks[1]!r}, which {python} lacks: install what the "
+                    "checkout's requirements.txt lists, or name another Python with --python."
+                )
+            raise ModelfilePlanError(f"llama.cpp's {program} could not write {name}: {last[:300]}")
         written[name] = out / name
     return written
+
+
+def find_quantizer(llama_cpp: Path) -> Path | None:
+    """llama.cpp's llama-quantize: of the checkout's build, or on the PATH."""
+    for candidate in (llama_cpp / "build" / "bin" / "llama-quantize", llama_cpp / "llama-quantize"):
+        if candidate.is_file():
+            return candidate.resolve()
+    found = shutil.which("llama-quantize")
+    return Path(found) if found else None
+
+
+def quantize(tool: Path, model: Path, kind: str) -> None:
+    """Replaces a GGUF by its quantized copy, as `ollama create -q` would make it. Raises ModelfilePlanError."""
+    target = model.with_suffix(".quantized")
+    done = subprocess.run(
+        [tool, model, target, kind], capture_output=True, text=True, errors="replace", check=False
+    )  # fmt: skip
+    if done.returncode != 0 or not target.is_file():
+        raise ModelfilePlanError(f"{tool} could not quantize to {kind}: {_last_line(done.stderr)[:300]}")
+    target.replace(model)
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
 def open_adapter(path: Path) -> ModelFolder:
@@ -100,19 +140,26 @@ def try_pair(model: Path, mmproj: Path) -> tuple[bool, str]:
     """Loads a GGUF pair in llama.cpp and asks about two images: (whether they change the answer, what was seen)."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "modelfiles.staging.gguf", str(model), str(mmproj)],
-            capture_output=True, timeout=TRY_SECONDS, check=False, cwd=Path(__file__).parents[1],
+            [sys.executable, "-m", "modelfiles.staging.gguf", str(model.resolve()), str(mmproj.resolve())],
+            capture_output=True, text=True, errors="replace", timeout=TRY_SECONDS, check=False,
+            cwd=Path(__file__).parents[2],
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False, f"llama.cpp did not answer within {TRY_SECONDS} seconds"
     if done.returncode != 0:
-        return False, f"llama.cpp could not run the pair (exit status {done.returncode})"
-    red, striped = json.loads(done.stdout.splitlines()[-1])
-    return red != striped, f"log-probabilities of the first token: {red:.4f} and {striped:.4f}"
+        why = _last_line(done.stderr)[:300]
+        return False, f"llama.cpp could not run the pair (exit status {done.returncode}: {why})"
+    red, striped = json.loads(_last_line(done.stdout))
+    if not red or not striped:
+        return False, "llama.cpp gave no log-probabilities for any token of the answers"
+    return red != striped, f"log-probabilities of the first token: {red[0]:.4f} and {striped[0]:.4f}"
 
 
 def _child(model: str, mmproj: str) -> None:
-    """Prints the log-probabilities of the first token's likeliest choice after two different images."""
+    """Prints the log-probabilities of an answer's tokens after each of two different images.
+
+    A token that ends inside a character has none until the character is whole, so one token is not enough.
+    """
     from modelfiles.server.probe import encoded_image
 
     xllamacpp: Any = importlib.import_module("xllamacpp")
@@ -126,12 +173,13 @@ def _child(model: str, mmproj: str) -> None:
         content = [image, {"type": "text", "text": "What is in this picture?"}]
         request = {
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": 1,
+            "max_tokens": 8,
             "temperature": 0,
             "logprobs": True,
         }
         answer = server.handle_chat_completions(request)
-        answers.append(answer["choices"][0]["logprobs"]["content"][0]["logprob"])
+        tokens = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+        answers.append([token["logprob"] for token in tokens])
     print(json.dumps(answers))
 
 

@@ -18,7 +18,7 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.grammar import emit
 from modelfiles.ollama.plan import ModelfilePlan, ModelfilePlanError
 from modelfiles.ollama.versions import version_text
-from modelfiles.staging.gguf import convert, script
+from modelfiles.staging.gguf import convert, find_quantizer, quantize, script
 
 LOCK = "modelfile.lock.json"
 SCRIPT = "convert-to-gguf.sh"
@@ -32,16 +32,20 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-def write_stage(plan: ModelfilePlan, out: Path, llama_cpp: Path | None = None, source: Path | None = None) -> Path:
+def write_stage(
+    plan: ModelfilePlan, out: Path, llama_cpp: Path | None = None, source: Path | None = None, python: str = ""
+) -> Path:
     """Writes `out` in one step: it appears whole or not at all. An earlier stage there is replaced.
 
-    `llama_cpp` runs that checkout's converter for the GGUF routes; `source` is what it converts if that is not the
-    plan's folder (an adapter). Raises ModelfilePlanError, and UnrepresentableError for text a Modelfile cannot hold.
+    `llama_cpp` runs that checkout's converter, with `python`, for the GGUF routes, and its llama-quantize if that is
+    built; `source` is what it converts if that is not the plan's folder (an adapter). Raises ModelfilePlanError, and
+    UnrepresentableError for text a Modelfile cannot hold.
     """
     modelfile = emit(plan.commands)
     if plan.route != "adapter-gguf":
         _refuse_broken(plan)
     source = source.expanduser().resolve() if source else plan.folder.path
+    kind = plan.options.quantize.upper()
     out = Path(os.path.abspath(out))
     resolved = out.resolve()
     for folder in {plan.folder.path, source}:
@@ -62,12 +66,16 @@ def write_stage(plan: ModelfilePlan, out: Path, llama_cpp: Path | None = None, s
         names = _copy_model(plan, work)
         texts = {name: to_json(content) for name, content in plan.files.items()} | {"Modelfile": modelfile}
         if plan.route != "safetensors" and llama_cpp:
-            convert(plan.route, source, plan.folder.path, llama_cpp, work)
+            convert(plan.route, source, plan.folder.path, llama_cpp, work, python)
+            tool = find_quantizer(llama_cpp) if kind and plan.route == "gguf" else None
+            if tool:
+                quantize(tool, work / "model.gguf", kind)
+                kind = ""  # is done: Ollama does not quantize what is quantized
         elif plan.route != "safetensors":
             texts[SCRIPT] = script(plan.route, source, plan.folder.path)
         for name, text in texts.items():
             (work / name).write_bytes(text.encode())
-        lock = _lock(plan, names, sorted(texts))
+        lock = _lock(plan, names, sorted(texts), kind)
         (work / LOCK).write_bytes(to_json(lock).encode())
         work.chmod(0o755)
         if out.exists():
@@ -78,6 +86,14 @@ def write_stage(plan: ModelfilePlan, out: Path, llama_cpp: Path | None = None, s
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def stage_option(stage: Path, name: str) -> str:
+    """An option that `generate` recorded, or ""."""
+    try:
+        return str(json.loads((stage / LOCK).read_text(encoding="utf-8"))["options"][name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _refuse_broken(plan: ModelfilePlan) -> None:
@@ -122,8 +138,11 @@ def _copy_model(plan: ModelfilePlan, work: Path) -> list[str]:
     return sorted(companions + targets)
 
 
-def _lock(plan: ModelfilePlan, unchanged: list[str], written: list[str]) -> dict[str, Any]:
-    """Everything that decided the stage, without times or paths of this machine."""
+def _lock(plan: ModelfilePlan, unchanged: list[str], written: list[str], kind: str) -> dict[str, Any]:
+    """Everything that decided the stage, without times or paths of this machine.
+
+    kind: what Ollama is to quantize to, "" for nothing.
+    """
     options = plan.options
     return {
         "generator": "lensmith modelfile generate",
@@ -137,7 +156,7 @@ def _lock(plan: ModelfilePlan, unchanged: list[str], written: list[str]) -> dict
             "prompt": options.prompt,
             "images_per_request": options.images_per_request,
             "image_size": "x".join(map(str, options.image_size)),
-            "quantize": options.quantize.upper(),
+            "quantize": kind,
         },
         "lines": [
             {"name": line.command.name, "args": line.command.args, "reason": line.reason, "source": line.source}

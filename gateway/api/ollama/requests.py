@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,12 +44,6 @@ OFF: Mapping[str, tuple[object, ...]] = {
 }
 # Fields that change no answer, because models stay loaded and prompts are never cut.
 IGNORED = frozenset({"keep_alive", "truncate", "shift", "_debug_render_only"})
-SIGNATURES = (
-    (b"\x89PNG", "png"),
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"RIFF", "webp"),
-    (b"GIF8", "gif"),
-)
 
 
 def translate_chat(body: Object) -> Translation:
@@ -188,16 +181,8 @@ def _content(text: str, images: object, where: str, chat_where: str, names: dict
 
 
 def _data_uri(image: str) -> str:
-    """Raw base64 as a `data:` URI; what kind of file it is stands in its first bytes. Checked as every image is."""
-    image = "".join(image.split())  # `base64` wraps its lines
-    if image[:5].lower() == "data:":
-        return image
-    try:
-        head = binascii.a2b_base64(image[:16])
-    except (ValueError, UnicodeEncodeError):
-        head = b""
-    kind = next((kind for signature, kind in SIGNATURES if head.startswith(signature)), "png")
-    return f"data:image/{kind};base64,{image}"
+    """Raw base64 as a `data:` URI. Checked as every image is: the bytes say what kind of file it is."""
+    return image if image[:5].lower() == "data:" else f"data:;base64,{image}"
 
 
 class ToolCalls:

@@ -138,6 +138,7 @@ def test_a_refusal_stops_and_the_same_command_goes_on(
     assert len(server.asked) == 4 + 7
 
 
-def test_an_endpoint_that_is_not_there_is_one_sentence(recipe: MakeRecipe) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1/", "http://127.0.0.1:9"])
+def test_an_endpoint_that_is_not_there_is_one_sentence(recipe: MakeRecipe, url: str) -> None:
     with pytest.raises(FinetuneError, match=r"--endpoint: http://127.0.0.1:9/v1/models cannot be read"):
-        evaluate(recipe(), endpoint="http://127.0.0.1:9/v1")
+        evaluate(recipe(), endpoint=url)

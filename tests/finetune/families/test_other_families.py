@@ -243,6 +243,15 @@ def test_answers_are_transformers_generates(recipe_of: MakeRecipe, tmp_path: Pat
         assert json.loads(line)["predict"] == data.processor.tokenizer.decode(ids, skip_special_tokens=True), row.source
 
 
+def test_an_answer_that_is_turned_off_has_no_labels(llava: Callable[..., Recipe]) -> None:
+    turns = [("human", "hello", {}), ("gpt", "WRONG", {"loss": False}), ("human", "what?", {}), ("gpt", "red", {})]
+    chat = {"conversations": [{"from": who, "value": text} | flags for who, text, flags in turns]}
+    data = load_training_data(llava([chat] * 2, keys={"eval_dataset": None}), Console(quiet=True))
+    decoded = data.processor.tokenizer.decode(data.rows[0].ids[data.rows[0].labelled])
+    assert "red" in decoded
+    assert "WRONG" not in decoded
+
+
 def test_check_shows_what_is_learnt_and_says_what_it_cannot_tell(
     llava: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:

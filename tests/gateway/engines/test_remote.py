@@ -11,8 +11,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway.engines.recognise import spec_at_url
-from gateway.engines.remote import RemoteEngine
+from gateway.engines.remote import RemoteEngine, spec_at_url
 from gateway.engines.spec import AT_URL, LMDEPLOY
 from gateway.telemetry.metrics import Metrics
 

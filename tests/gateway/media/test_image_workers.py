@@ -327,12 +327,12 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
     return 10 * math.log10(255**2 / max(1e-9, sum(stat.sum2) / sum(stat.count)))
 
 
-@pytest.mark.parametrize("size", [(1184, 864), (880, 640), (500, 375), (224, 160)])
+@pytest.mark.parametrize("size", [(1600, 1200), (1184, 864), (880, 640), (224, 160)])
 def test_the_jpeg_decoders_own_scaling_costs_less_than_writing_the_jpeg_again(size: tuple[int, int]) -> None:
     soft = [
         Image.effect_noise((40 + band, 30), 120).resize((4000, 3000), Image.Resampling.BICUBIC) for band in range(3)
     ]
-    grain = Image.effect_noise((1000, 750), 25).resize((4000, 3000), Image.Resampling.BICUBIC)
+    grain = Image.effect_noise((1600, 1200), 60).resize((4000, 3000), Image.Resampling.BICUBIC)
     photo = Image.merge("RGB", [Image.blend(band, grain, 0.3) for band in soft])
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=90)
@@ -341,7 +341,7 @@ def test_the_jpeg_decoders_own_scaling_costs_less_than_writing_the_jpeg_again(si
     exact.save(written, "JPEG", quality=95, subsampling=0)
     fast, _ = decode(file.getvalue(), (4000, 3000), size)
     assert fast.size == size
-    assert psnr(fast, exact) > max(44, psnr(Image.open(written), exact))
+    assert psnr(fast, exact) > max(48, psnr(Image.open(written), exact))
 
 
 SIDES = st.integers(1, 5000)

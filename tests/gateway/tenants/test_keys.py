@@ -170,6 +170,16 @@ def test_the_file_holds_no_secret_and_is_the_owners(guarded: tuple[Process, str]
     assert "first" in {json.loads(line)["key"] for line in gateway.log().splitlines() if line.startswith("{")}
 
 
+def test_a_refused_key_has_its_line_in_the_log(guarded: tuple[Process, str]) -> None:
+    gateway, _ = guarded
+    headers = {"authorization": "Bearer wrong", "x-request-id": "refused-1"}
+    assert httpx.get(gateway.url + "/v1/models", headers=headers).status_code == 401
+    lines = [json.loads(line) for line in gateway.log().splitlines() if line.startswith("{")]
+    line = next(line for line in lines if line["request_id"] == "refused-1")
+    assert (line["status"], line["outcome"], line["path"]) == (401, "invalid_api_key", "/v1/models")
+    assert "wrong" not in gateway.log()
+
+
 def test_the_list_shows_names_and_limits(key_file: Path, add: Callable[..., str]) -> None:
     add("listed", "--model", "fake", "--requests-per-minute", "3", "--concurrency", "2")
     line = next(

@@ -190,9 +190,15 @@ def test_a_result_is_kept_once_for_each_engine_and_does_not_make_another_model(t
         (["/nowhere", "--engine", "lmdeploy"], "/nowhere does not exist"),
         ([str(SHAPES_VL), "--engine", "ollama"], "'ollama' is not transformers, lmdeploy or a URL"),
         ([str(SHAPES_VL)], "Missing option '--engine'"),
+        ([str(SHAPES_VL), "--engine", "http://"], "http:// is not the address of an engine"),
+        ([str(SHAPES_VL), "--engine", "http://127.0.0.1:9/v1"], "nothing answers at http://127.0.0.1:9"),
+        ([str(SHAPES_VL), "--engine", "transformers", "--json", "/nowhere/x.json"], "The folder of /nowhere/x.json"),
     ],
 )
-def test_a_mistake_is_one_sentence(argv: list[str], sentence: str) -> None:
+def test_a_mistake_is_one_sentence_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], sentence: str
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
     done = CliRunner().invoke(verify, argv)
     assert done.exit_code in (1, 2)
     assert sentence in " ".join(done.output.split())

@@ -245,6 +245,33 @@ def test_qwen3_5_is_read_where_transformers_5_writes(tmp_path: Path) -> None:
     assert rules(make_folder(tmp_path / "model", "qwen3_5")) == {"MF204"}, "only preprocessor_config.json is missing"
 
 
+@pytest.mark.parametrize(("inner", "hidden"), [(32, 64), (64, 64), (48, 96)])
+@pytest.mark.parametrize("route", ["safetensors", "gguf"])
+def test_experts_saved_by_transformers_5_are_seen_by_either_tensor(
+    inner: int, hidden: int, route: str, tmp_path: Path
+) -> None:
+    """With equal sizes one of the two is square and says nothing."""
+
+    def rules_of(**shapes: list[int]) -> set[str]:
+        model = make_folder(tmp_path / "model", "qwen3_vl_moe")
+        config = json.loads((model / "config.json").read_text())
+        config["text_config"] |= {"moe_intermediate_size": inner, "hidden_size": hidden}
+        write_json(model / "config.json", config)
+        layer = "model.language_model.layers.0.mlp.experts."
+        named = {**FOLDERS["qwen3_vl_moe"]["tensors"], **{layer + name: shape for name, shape in shapes.items()}}
+        kept = {name: shape for name, shape in named.items() if ".experts." not in name or name.startswith(layer)}
+        write_safetensors(model / "model.safetensors", kept)
+        return {finding.rule for finding in check_folder(model, route)}
+
+    assert "MF214" in rules_of(gate_up_proj=[4, 2 * inner, hidden], down_proj=[4, hidden, inner])
+    assert "MF214" not in rules_of(gate_up_proj=[4, hidden, 2 * inner], down_proj=[4, inner, hidden])
+
+
+def test_qwen3_5_moe_is_imported(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "model", "qwen3_5", architectures=["Qwen3_5MoeForConditionalGeneration"])
+    assert not rules(model) & {"MF202", "MF203", "MF214"}
+
+
 def test_the_gguf_route_forgives_what_llama_cpp_understands(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "model", "qwen2_vl", ENOUGH_PIXELS)
     assert [finding.rule for finding in check_folder(model, "gguf")] == []
@@ -462,6 +489,14 @@ def test_diff_compares_meaning(tmp_path: Path) -> None:
     assert "-TOP_K 1" in result.output
     assert "+TOP_K 2" in result.output
     assert "SYSTEM" not in "".join(line for line in result.output.splitlines() if line[:1] in "+-")
+
+
+def test_diff_compares_numbers_as_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("FROM x\nPARAMETER temperature 0.70\nPARAMETER stop 1.0\n")
+    (tmp_path / "b").write_text("FROM x\nPARAMETER temperature 7e-1\nPARAMETER stop 1\n")
+    output = run("diff", tmp_path / "a", tmp_path / "b").output
+    assert "+TEMPERATURE" not in output
+    assert "-STOP 1.0" in output, "a stop is a text"
 
 
 def test_render_shows_the_space_that_the_renderer_adds(model: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.support.modelfiles.fake_ollama import FakeOllama, running
 from tests.support.modelfiles.model_folders import make_folder, write_json
 
 ROWS = 40
+STOPS = 'stop "<|im_end|>"\nstop "<|endoftext|>"'
 COLOURS = ("red", "blue", "green", "black")
 
 
@@ -53,7 +54,7 @@ def ollama(model: Path) -> Iterator[FakeOllama]:
             "model_info": {
                 "general.architecture": "qwen3vl", "qwen3vl.block_count": 2, "qwen3vl.embedding_length": 64,
             },
-            "parameters": "num_ctx 11264\nrepeat_penalty 1.0\nstop \"<|im_end|>\"\nstop \"<|endoftext|>\"",
+            "parameters": "num_ctx 11264\nnum_predict 2048\nrepeat_penalty 1.0\n" + STOPS,
         }  # fmt: skip
         right = {f"Question {n}?": COLOURS[n % 4] for n in range(ROWS)}
         server.answers, server.reference = dict(right), dict(right)

@@ -216,7 +216,8 @@ def test_a_real_ollama_refuses_the_raw_folder_and_takes_its_stage(tmp_path: Path
 def test_a_real_ollama_holds_eight_images_only_with_our_num_ctx(tmp_path: Path) -> None:
     assert run("generate", SHAPES_VL, "-o", tmp_path / "stage").exit_code == 0
     assert run("push", tmp_path / "stage", NAME, "--server", LIVE).exit_code == 0
-    message = {"role": "user", "content": "Colours?", "images": [encoded_image(0)] * 8}
+    # Neighbouring images of equal size are taken for one in some versions, unless a blank keeps them apart.
+    message = {"role": "user", "content": "[img] " * 8 + "Colours?", "images": [encoded_image(0)] * 8}
     server = OllamaClient(LIVE)
     assert server.chat(NAME, [message], options={"num_predict": 1})["prompt_eval_count"] > 8 * 1024
     with pytest.raises(OllamaError, match="context size"):
@@ -226,8 +227,11 @@ def test_a_real_ollama_holds_eight_images_only_with_our_num_ctx(tmp_path: Path) 
 QUESTION = "What is in this picture?"
 
 
-def likeliest_by_transformers(folder: Path, kind: int | None) -> dict[str, float]:
-    """The five likeliest first tokens and their log-probabilities; pictures are 1024 x 1024, as Ollama has them."""
+def likeliest_by_transformers(folder: Path, kind: int | None) -> list[float]:
+    """The log-probabilities of the five likeliest first tokens; pictures are 1024 x 1024, as Ollama has them.
+
+    Ollama prints special tokens as "", so their texts are no keys.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     processor = transformers.AutoProcessor.from_pretrained(folder)
@@ -240,16 +244,16 @@ def likeliest_by_transformers(folder: Path, kind: int | None) -> dict[str, float
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(text=[prompt], images=images, return_tensors="pt")
     with torch.no_grad():
-        values, ids = model(**inputs).logits[0, -1].log_softmax(-1).topk(5)
-    return {processor.tokenizer.decode([token]): float(value) for token, value in zip(ids, values, strict=True)}
+        values, _ = model(**inputs).logits[0, -1].log_softmax(-1).topk(5)
+    return [float(value) for value in values]
 
 
-def likeliest_by_ollama(kind: int | None) -> dict[str, float]:
+def likeliest_by_ollama(kind: int | None) -> list[float]:
     images = {} if kind is None else {"images": [encoded_image(kind, 1024)]}
     options = {"temperature": 0, "num_predict": 1}
     message = {"role": "user", "content": QUESTION, **images}
     answer = OllamaClient(LIVE).chat(NAME, [message], options=options, logprobs=True, top_logprobs=5)
-    return {entry["token"]: entry["logprob"] for entry in answer["logprobs"][0]["top_logprobs"]}
+    return sorted((entry["logprob"] for entry in answer["logprobs"][0]["top_logprobs"]), reverse=True)
 
 
 @pytest.mark.parametrize(("kind", "within"), [(None, 1e-2), (0, 2e-2), (1, 2e-2)], ids=["text", "red", "stripes"])
@@ -316,4 +320,4 @@ def test_a_real_ollama_answers_with_a_qwen2_5_vl_that_transformers_5_saved(tmp_p
     result = run("push", tmp_path / "stage", NAME, "--server", LIVE)
     assert result.exit_code == 0, result.output
     message = {"role": "user", "content": QUESTION, "images": [encoded_image(0)]}
-    assert OllamaClient(LIVE).chat(NAME, [message], options={"num_predict": 4})["eval_count"] >= 1
+    assert OllamaClient(LIVE).chat(NAME, [message], options={"num_predict": 4})["prompt_eval_count"] > 1000

@@ -82,6 +82,7 @@ def test_the_example_model_gets_every_line(tmp_path: Path) -> None:
     assert values["repeat_penalty"] == ["1.0"]
     assert values["num_ctx"] == ["11264"]
     assert values["requires"] == ["0.14.0"]
+    assert values["num_predict"] == ["2048"]
 
 
 def test_a_folder_of_transformers_5_is_repaired_beside_itself(model: Path, tmp_path: Path) -> None:
@@ -358,6 +359,30 @@ def test_the_hints_are_safe_to_paste(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "Mein Modell; rm -rf ~")
     result = run("generate", model, "-o", tmp_path / "a stage")
     assert f"cd '{tmp_path / 'a stage'}' && ollama create mein-modell-rm--rf -f Modelfile" in result.output
+
+
+def test_an_answer_that_derails_ends(model: Path, tmp_path: Path) -> None:
+    edit_json(model / "generation_config.json", max_new_tokens=77)
+    assert generate(model, tmp_path / "own")["num_predict"] == ["77"]
+    thinking = make_folder(tmp_path / "thinking")
+    template = (thinking / "chat_template.jinja").read_text()
+    opened = template.replace(
+        "'<|im_start|>assistant\\n' -}}{%- endif", "'<|im_start|>assistant\\n<think>\\n' -}}{%- endif"
+    )
+    assert opened != template
+    (thinking / "chat_template.jinja").write_text(opened)
+    assert "num_predict" not in generate(thinking, tmp_path / "thinking-stage"), "thinking may need them"
+
+
+def test_what_ollama_imports_but_is_not_written_here_is_said(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "model", architectures=["Gemma4ForConditionalGeneration"], vision_config=None)
+    assert "which Ollama imports since 0.20.0" in refused(model, tmp_path)
+
+
+def test_a_system_file_loses_the_line_end_that_editors_add(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_bytes(b"Be brief.\n\r\n")
+    values = generate(model, tmp_path / "stage", "--system-file", tmp_path / "system.txt")
+    assert values["system"] == ["Be brief.\n"]
 
 
 def test_greedy_models_get_temperature_zero(model: Path, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_a_broken_pair_is_a_finding_not_a_crash(tmp_path: Path) -> None:
     sees, seen = try_pair(TINY / "model.gguf", tmp_path / "mmproj.gguf")
     assert not sees
     assert "could not run the pair" in seen
+    assert "exit status" in seen
 
 
 @needs_llama_cpp
@@ -134,6 +135,49 @@ def test_a_converter_that_fails_leaves_nothing_behind(tmp_path: Path, llama_cpp:
     assert not (tmp_path / "stage").exists()
 
 
+def test_a_package_that_the_converter_lacks_is_named(tmp_path: Path, llama_cpp: Path) -> None:
+    converter = (llama_cpp / "convert_hf_to_gguf.py").read_text()
+    (llama_cpp / "convert_hf_to_gguf.py").write_text("import no_such_package\n" + converter)
+    args = ("generate", make_folder(tmp_path / "model"), "-o", tmp_path / "stage", "--route", "gguf")
+    result = run(*args, "--llama-cpp", llama_cpp)
+    assert "needs the package 'no_such_package'" in result.output
+    assert "--python" in result.output
+    (tmp_path / "python").write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "no_such_package.py").touch()
+    result = run(*args, "--llama-cpp", llama_cpp, "--python", tmp_path / "python")
+    assert (tmp_path / "stage" / "mmproj.gguf").exists(), result.output
+    assert "cannot be run" in run(*args, "--llama-cpp", llama_cpp, "--python", tmp_path / "nowhere").output
+
+
+@needs_llama_cpp
+def test_the_output_may_be_relative(llama_cpp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    result = run("generate", "model", "-o", "stage", "--route", "gguf", "--llama-cpp", "llama.cpp")
+    assert result.exit_code == 0, result.output
+    assert "an image changes the answer" in result.output
+
+
+def test_a_built_llama_quantize_quantizes_in_the_stage(llama_cpp: Path, tmp_path: Path) -> None:
+    tool = llama_cpp / "build" / "bin" / "llama-quantize"
+    tool.parent.mkdir(parents=True)
+    tool.write_text('#!/bin/sh\n[ "$3" = Q4_K_M ] && printf quantized > "$2"\n')
+    tool.chmod(0o755)
+    args = ("generate", make_folder(tmp_path / "model"), "-o", tmp_path / "stage", "--route", "gguf", "--llama-cpp")
+    result = run(*args, llama_cpp, "--quantize", "q4_k_m")
+    assert (tmp_path / "stage" / "model.gguf").read_text() == "quantized"
+    assert json.loads((tmp_path / "stage" / "modelfile.lock.json").read_text())["options"]["quantize"] == ""
+    assert "ollama create" in result.output or result.exit_code == 1
+    assert "-q Q4_K_M" not in result.output, "Ollama does not quantize what is quantized"
+    tool.unlink()
+    run(*args, llama_cpp, "--quantize", "q4_k_m")
+    assert json.loads((tmp_path / "stage" / "modelfile.lock.json").read_text())["options"]["quantize"] == "Q4_K_M"
+    tool.write_text("#!/bin/sh\necho no such type >&2; exit 1\n")
+    tool.chmod(0o755)
+    assert "could not quantize to Q8_0: no such type" in run(*args, llama_cpp, "--quantize", "q8_0").output
+
+
 def test_an_adapter_goes_without_a_merge(adapter: Path, llama_cpp: Path, tmp_path: Path) -> None:
     args = ("generate", adapter, "-o", tmp_path / "stage", "--route", "adapter-gguf", "--llama-cpp", llama_cpp)
     assert "needs --base" in run(*args).output
@@ -143,6 +187,7 @@ def test_an_adapter_goes_without_a_merge(adapter: Path, llama_cpp: Path, tmp_pat
     assert commands[:2] == [("model", "qwen3-vl:2b-instruct"), ("adapter", "./adapter.gguf")]
     assert (tmp_path / "stage" / "adapter.gguf").exists()
     assert not (tmp_path / "stage" / "model.safetensors").exists()
+    assert "ollama create adapter -f" in result.output, "the base's name would replace the base"
 
 
 PARITY = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.sampling_defaults import sampling_defaults
+from gateway.planning.sampling_defaults import sampling_defaults
 from modelfiles.folder.model_folder import ModelFolder
 from tests.support.paths import ROOT
 
