@@ -110,7 +110,7 @@ class Router:
 
     def _choose(self, working: list[Target], affinity: bytes | None) -> Target:
         emptiest = min(working, key=lambda target: (target.load, target.chosen))
-        if affinity is not None and len(working) > 1:
+        if affinity is not None:
             preferred = max(working, key=lambda target: _rank(affinity, target))
             if preferred.load < 1 and preferred.load - emptiest.load <= IMBALANCE:
                 return preferred

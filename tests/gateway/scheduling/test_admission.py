@@ -70,6 +70,34 @@ def test_what_was_broken_off_says_nothing_about_the_time_an_answer_takes() -> No
     assert admission.retry_after() == UNKNOWN_RETRY
 
 
+def test_the_time_an_answer_takes_is_a_mean_that_a_single_one_changes_by_a_tenth() -> None:
+    clock = Clock()
+    admission = Admission(slots=1, max_waiting=1, clock=clock)
+    for seconds in (10.0, 20.0):
+        ticket = admission.enter("")
+        clock.now += seconds
+        admission.release(ticket)
+    assert admission.retry_after() == pytest.approx(11.0)
+
+
+def test_nobody_is_told_to_come_back_in_less_than_a_second() -> None:
+    clock = Clock()
+    admission = Admission(slots=1, max_waiting=1, clock=clock)
+    ticket = admission.enter("")
+    clock.now = 0.1
+    admission.release(ticket)
+    assert admission.retry_after() == 1.0
+
+
+def test_those_who_wait_run_as_soon_as_there_are_more_slots() -> None:
+    admission = Admission(slots=1, max_waiting=10)
+    first, second, third, fourth = (admission.enter("") for _ in range(4))
+    assert admission.resize(3) == [second, third]
+    assert admission.resize(1) == []
+    assert [admission.release(ticket) for ticket in (first, second)] == [[], []]
+    assert admission.release(third) == [fourth]
+
+
 def test_tenants_take_turns() -> None:
     admission = Admission(slots=1, max_waiting=10)
     running = admission.enter("greedy")

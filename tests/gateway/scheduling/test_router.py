@@ -112,6 +112,57 @@ def test_an_answer_that_begins_ends_the_trial_but_one_more_failure_is_enough() -
     assert first.cooldown_until == clock.now + 2 * FIRST_COOLDOWN
 
 
+def test_the_end_of_an_answer_that_passed_its_trial_starts_no_second_trial() -> None:
+    routes, _, clock = router(4)
+    fail(routes, Outcome.UNREACHABLE)
+    clock.now += FIRST_COOLDOWN
+    passed = entered(routes)
+    routes.begun(passed)
+    fail(routes, Outcome.UNREACHABLE, times=1)
+    clock.now += 2 * FIRST_COOLDOWN
+    assert entered(routes).half_open
+    routes.release(passed, Outcome.NONE)
+    assert routes.enter() is None, "one trial at a time"
+
+
+def test_a_whole_answer_makes_the_next_rest_as_short_as_the_first() -> None:
+    routes, (only,), clock = router(1)
+    fail(routes, Outcome.UNREACHABLE)
+    clock.now += FIRST_COOLDOWN
+    fail(routes, Outcome.UNREACHABLE, times=1)
+    clock.now += 2 * FIRST_COOLDOWN
+    routes.release(entered(routes), Outcome.ANSWERED)
+    fail(routes, Outcome.UNREACHABLE)
+    assert only.cooldown_until == clock.now + FIRST_COOLDOWN
+
+
+def test_a_replica_is_closed_to_all_while_it_is_down_or_rests_because_it_was_unreachable() -> None:
+    routes, (first, second), clock = router(4, 4)
+    assert not routes.is_closed_to_all(first)
+    first.up = False
+    assert routes.is_closed_to_all(first)
+    first.up = True
+    fail(routes, Outcome.FAILED, tried=[second])
+    assert not routes.is_closed_to_all(first), "it still answers when there is no better one"
+    fail(routes, Outcome.UNREACHABLE, tried=[first])
+    assert routes.is_closed_to_all(second)
+    clock.now += FIRST_COOLDOWN
+    assert not routes.is_closed_to_all(second)
+
+
+def test_the_time_to_retry_is_that_of_the_first_replica_to_come_back() -> None:
+    routes, (first, second), clock = router(4, 4)
+    assert routes.retry_after == routes.cooldown(first) == 0
+    fail(routes, Outcome.UNREACHABLE, tried=[second])
+    clock.now += 0.25 * FIRST_COOLDOWN
+    fail(routes, Outcome.UNREACHABLE, tried=[first])
+    assert routes.retry_after == routes.cooldown(first) == 0.75 * FIRST_COOLDOWN
+    first.up = False
+    assert routes.retry_after == routes.cooldown(second) == FIRST_COOLDOWN
+    second.up = False
+    assert routes.retry_after == 0
+
+
 def test_errors_of_the_only_replica_refuse_nobody() -> None:
     """A client can make an engine fail with its requests; that must not shut out the others."""
     routes, (only,), _ = router(4)
@@ -140,6 +191,20 @@ def test_requests_with_the_same_beginning_go_to_the_same_replica_while_it_is_not
     home = entered(routes, affinity=b"a").target
     assert [entered(routes, affinity=b"a").target for _ in range(2)] == [home] * 2
     assert entered(routes, affinity=b"a").target is not home, "3 of 8 here, 0 of 8 elsewhere"
+
+
+def test_requests_with_the_same_beginning_stay_together_when_all_replicas_are_equally_busy() -> None:
+    routes, _, _ = router(8, 8)
+    home = entered(routes, weight=4, affinity=b"a").target
+    assert entered(routes, weight=4, tried=[home]).target is not home
+    assert [entered(routes, affinity=b"a").target for _ in range(2)] == [home] * 2
+
+
+def test_a_replica_without_a_free_slot_gets_no_request_for_its_cache() -> None:
+    routes, _, _ = router(4, 4)
+    home = entered(routes, weight=4, affinity=b"a").target
+    assert entered(routes, weight=3, tried=[home]).target is not home
+    assert entered(routes, affinity=b"a").target is not home
 
 
 def test_many_beginnings_spread_evenly_and_stay_when_a_replica_goes() -> None:

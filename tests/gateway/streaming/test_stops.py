@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import httpx
@@ -44,6 +44,118 @@ def test_the_text_is_cut_before_the_first_stop_string_however_it_comes(
     given_back += cutter.end()
     assert given_back == reference(text, stops)
     assert cutter.hit == (reference(text, stops) != text)
+
+
+def words(longest: int) -> list[str]:
+    return ["".join(letters) for length in range(1, longest + 1) for letters in product("ab", repeat=length)]
+
+
+@pytest.mark.parametrize("stop", words(4))
+def test_only_what_could_begin_a_stop_string_is_kept_back(stop: str) -> None:
+    for text in words(6):
+        cutter = StopCutter([stop])
+        given_back = ""
+        for end in range(1, len(text) + 1):
+            given_back += cutter.feed(text[end - 1])
+            if cutter.hit:
+                break
+            beginning = max(size for size in range(len(stop)) if text[:end].endswith(stop[:size]))
+            assert given_back == text[: end - beginning]
+            assert cutter.pending == beginning
+        else:
+            assert given_back + cutter.end() == text
+            assert cutter.pending == 0
+
+
+def test_without_stop_strings_all_text_passes_at_once() -> None:
+    assert StopCutter([]).feed("text") == "text"
+
+
+def sent(stops: Stops, *choices: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The choices of a chunk that are left to be sent; None if the chunk is not sent."""
+    payload: dict[str, Any] = {"choices": list(choices)}
+    return payload["choices"] if stops.cut_chunk(payload) else None
+
+
+def test_a_chunk_with_nothing_but_pending_text_is_not_sent() -> None:
+    stops = Stops(["END"], n=1)
+    assert sent(stops, {"index": 0, "delta": {"content": "E"}}) is None
+    assert sent(stops, {"index": 0, "delta": {"content": "N"}}) is None
+    assert sent(stops, {"index": 0, "delta": {"content": "x"}}) == [{"index": 0, "delta": {"content": "ENx"}}]
+
+
+def test_the_role_is_sent_though_the_text_beside_it_is_pending() -> None:
+    first = {"index": 0, "delta": {"role": "assistant", "content": "E"}}
+    assert sent(Stops(["END"], n=1), first) == [{"index": 0, "delta": {"role": "assistant", "content": ""}}]
+
+
+@pytest.mark.parametrize("last", [{"delta": {}}, {"delta": {"content": ""}}, {}, {"delta": None}])
+def test_pending_text_comes_with_the_end_of_an_answer(last: dict[str, Any]) -> None:
+    stops = Stops(["END"], n=1)
+    sent(stops, {"index": 0, "delta": {"content": "E"}})
+    expected = [{"index": 0, "delta": {"content": "E"}, "finish_reason": "length"}]
+    assert sent(stops, {"index": 0, "finish_reason": "length", **last}) == expected
+
+
+def test_a_complete_stop_string_ends_the_answer_in_the_chunk_that_completes_it() -> None:
+    stops = Stops(["END"], n=1)
+    sent(stops, {"index": 0, "delta": {"content": "E"}})
+    expected = [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]
+    assert sent(stops, {"index": 0, "delta": {"content": "ND and more"}}) == expected
+    assert stops.all_hit
+
+
+def test_each_answer_of_a_request_is_cut_for_itself() -> None:
+    stops = Stops(["END"], n=2)
+    one, two = ({"index": index, "delta": {"content": text}} for index, text in ((0, "E"), (1, "text")))
+    assert sent(stops, one, two) == [{"index": 1, "delta": {"content": "text"}}]
+    sent(stops, {"delta": {"content": "ND"}})
+    assert not stops.all_hit, "the other one goes on"
+    sent(stops, {"index": 1, "delta": {"content": "END"}})
+    assert stops.all_hit
+
+
+def test_an_index_that_nobody_asked_for_does_no_harm() -> None:
+    assert sent(Stops(["END"], n=2), {"index": 7, "delta": {"content": "text"}}) is not None
+
+
+@pytest.mark.parametrize(
+    "delta", [{"content": None}, {"content": ""}, {"tool_calls": [{"index": 0}]}, {"refusal": "no"}]
+)
+def test_a_choice_without_text_is_sent_as_it_is(delta: dict[str, Any]) -> None:
+    assert sent(Stops(["END"], n=1), {"index": 0, "delta": dict(delta)}) == [{"index": 0, "delta": delta}]
+
+
+@pytest.mark.parametrize("payload", [{"choices": [], "usage": {}}, {"object": "ping"}, {"choices": "none"}])
+def test_a_chunk_without_choices_is_sent_as_it_is(payload: dict[str, Any]) -> None:
+    before = dict(payload)
+    assert Stops(["END"], n=1).cut_chunk(payload)
+    assert payload == before
+
+
+def test_streamed_text_completions_are_cut_too() -> None:
+    stops = Stops(["END"], n=1)
+    assert sent(stops, {"index": 0, "text": "a E"}) == [{"index": 0, "text": "a "}]
+    assert sent(stops, {"index": 0, "text": "ND"}) == [{"index": 0, "text": "", "finish_reason": "stop"}]
+
+
+def test_whole_answers_are_cut_each_for_itself() -> None:
+    choices: list[dict[str, Any]] = [
+        {"message": {"content": "aENDb"}, "finish_reason": "length"},
+        {"message": {"content": "aE"}, "finish_reason": "length"},
+        {"message": {"content": None}, "finish_reason": "tool_calls"},
+        {"text": "ENDb", "finish_reason": None},
+        {"message": {"content": "one more than was asked for: END"}, "finish_reason": "length"},
+    ]
+    untouched = dict(choices[4])
+    Stops(["END"], n=4).cut_answer({"choices": choices})
+    assert choices == [
+        {"message": {"content": "a"}, "finish_reason": "stop"},
+        {"message": {"content": "aE"}, "finish_reason": "length"},
+        {"message": {"content": None}, "finish_reason": "tool_calls"},
+        {"text": "", "finish_reason": "stop"},
+        untouched,
+    ]
 
 
 @given(

@@ -67,6 +67,60 @@ def test_positions_count_lines_as_editors_do() -> None:
     assert caught.value.ollama.startswith("(line 3)")  # Ollama counts \r\n twice
 
 
+def pairs(text: str) -> list[tuple[str, str]]:
+    return [command.pair for command in parse(text)]
+
+
+def test_a_comment_goes_from_the_start_of_a_line_to_its_end() -> None:
+    assert pairs("# SYSTEM a\n  # FROM y\r\nFROM x # no comment\n#") == [("model", "x # no comment")]
+
+
+def test_a_carriage_return_alone_ends_a_line() -> None:
+    assert [(c.pair, c.line, c.column) for c in parse("FROM x\rSYSTEM y\r")] == [
+        (("model", "x"), 1, 1),
+        (("system", "y"), 2, 1),
+    ]
+
+
+def test_the_last_line_need_not_be_ended() -> None:
+    assert pairs("FROM x\nMESSAGE user hi") == [("model", "x"), ("message", "user: hi")]
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_messages_are_of_three_roles(role: str) -> None:
+    assert pairs(f"FROM x\nMESSAGE {role} hi\nSYSTEM s\n")[1:] == [("message", f"{role}: hi"), ("system", "s")]
+
+
+def test_only_the_name_of_a_parameter_may_have_digits_and_underscores() -> None:
+    assert pairs("FROM x\nPARAMETER f16_kv true\n")[1] == ("f16_kv", "true")
+    for text in ("FROM x\nSYST3M y\n", "FROM x\nSYS_TEM y\n"):
+        with pytest.raises(ModelfileSyntaxError, match=r"line 2, column 1: \(line 2\): command must be one of"):
+            parse(text)
+    for text, word in (("PARAMETER top-k 1", "top"), ("MESSAGE us3r hi", "us"), ("MESSAGE us_er hi", "us")):
+        with pytest.raises(ModelfileSyntaxError) as caught:
+            parse(f"FROM x\n{text}\n")
+        assert caught.value.ollama == f"unexpected EOF: {word}"
+
+
+def test_an_opening_quote_is_not_also_the_closing_one() -> None:
+    assert pairs('FROM x\nSYSTEM  "\na"\n')[1] == ("system", "\na")
+    assert pairs('FROM x\nSYSTEM  """\na"""\n')[1] == ("system", "\na")
+
+
+def test_blanks_after_a_closing_quote_do_not_matter() -> None:
+    assert pairs('FROM x\nSYSTEM "a" \t\nPARAMETER top_k 1\n')[1:] == [("system", "a"), ("top_k", "1")]
+
+
+def test_a_byte_order_mark_before_text_is_passed_over() -> None:
+    assert pairs("\ufeffFROM x\n") == [("model", "x")]
+
+
+def test_a_missing_from_is_reported_at_the_start() -> None:
+    with pytest.raises(ModelfileSyntaxError) as caught:
+        parse("# nothing\n  SYSTEM a\n")
+    assert (caught.value.ollama, caught.value.line, caught.value.column) == ("no FROM line", 1, 1)
+
+
 # Text that is dense in what matters: quotes, ends of lines, characters that vanish, and what looks like a directive.
 PIECES = [
     '"', '""', '"""', "\n", "\r", "\r\n", " ", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "👩", "中文", "#", "\\n",
