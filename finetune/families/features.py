@@ -18,6 +18,7 @@ import torch
 
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
+from finetune.model.tensors import is_sharded
 
 CHUNK_PATCHES = 4096  # patches that go through the tower at once while the cache is filled
 THREADS = 2  # decoding threads; Pillow and torch work outside Python's lock
@@ -48,23 +49,37 @@ class PixelLoader:
 
 
 class TrainedVision:
-    """The pixels of each batch's images, for a vision tower that changes with every step."""
+    """The pixels of each batch's images, for a vision tower that changes with every step.
+
+    `model` is the *ForConditionalGeneration module.
+    """
 
     cached = False
 
-    def __init__(self, device: torch.device, bank: ImageBank, processor: Any) -> None:
-        self.device, self.loader = device, PixelLoader(bank, processor)
+    def __init__(self, model: Any, device: torch.device, bank: ImageBank, processor: Any) -> None:
+        self.visual, self.device, self.loader = model.model.visual, device, PixelLoader(bank, processor)
 
     def prefetch(self, images: Sequence[int]) -> None:
         if images:
             self.loader.prefetch(tuple(images))
 
     def get(self, images: Sequence[int]) -> tuple[Any, Any] | None:
-        """(pixels, grids) on the device, or None without images. Raises FinetuneError."""
+        """(pixels, grids) on the device. Raises FinetuneError.
+
+        Without images None, or those of a blank one where FSDP has sharded the tower: its weights are gathered by all
+        processes or by none, and another process may have images in its batch.
+        """
         if not images:
-            return None
+            return self._blank() if is_sharded(self.visual) else None
         pixels, grids = self.loader.get(tuple(images))
         return pixels.to(self.device, non_blocking=True), grids.to(self.device)
+
+    def _blank(self) -> tuple[Any, Any]:
+        config = self.visual.config
+        side = config.spatial_merge_size
+        values = getattr(config, "in_channels", 3) * config.temporal_patch_size * config.patch_size**2
+        grids = torch.tensor([[1, side, side]], device=self.device)
+        return torch.zeros(side * side, values, device=self.device), grids
 
     def close(self) -> None:
         self.loader.close()

@@ -68,8 +68,12 @@ class LabelLoss(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, batch: Batch, images: Any | None) -> Any:
         """images: the features of the batch's images, or their (pixels, grids) if the vision tower is trained."""
+        unused: Any = 0.0
         if isinstance(images, tuple):
-            images = encode_images(self.base, *images)
+            features = encode_images(self.base, *images)
+            images = features
+            if not batch.images:  # a blank one, so that this process takes part in gathering the tower's weights
+                images, unused = None, 0.0 * features.float().sum()
         states = hidden_states(self.base, batch, images, noise=self.noise if self.noisy else 0.0)
         logits = self.base.lm_head(states[batch.labelled]).float()
-        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum") + unused

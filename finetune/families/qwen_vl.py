@@ -19,6 +19,7 @@ from finetune.media.bank import ImageBank
 from finetune.media.pixel_limits import PixelLimits, pixel_limits
 from finetune.media.videos import VideoRules
 from finetune.model.structure import trains_vision
+from finetune.model.whole_base import refuse_incomplete
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -30,6 +31,7 @@ class QwenVL:
     """family.Family for Qwen3-VL, Qwen2.5-VL and Qwen2-VL."""
 
     def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
+        refuse_incomplete(folder)
         limits = pixel_limits(folder, recipe)
         processor = load_processor(folder, limits)
         bank = ImageBank(limits, VideoRules(folder, processor, recipe))
@@ -55,7 +57,7 @@ class QwenFeed:
         self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
         self.images: FrozenFeatures | TrainedVision
         if trains_vision(base):
-            self.images = TrainedVision(self.device, self.bank, self.processor)
+            self.images = TrainedVision(base, self.device, self.bank, self.processor)
         else:
             self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), reused, processes_per_host)
 

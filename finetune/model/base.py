@@ -42,7 +42,12 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
         )
     if device.type == "cuda" and not recipe.fsdp:  # FSDP moves a layer at a time, as it shards it
         settings["device_map"] = {"": device.index or 0}
-    model = AutoModelForImageTextToText.from_pretrained(folder.path, **settings)
+    model, info = AutoModelForImageTextToText.from_pretrained(folder.path, output_loading_info=True, **settings)
+    for problem in ("missing_keys", "mismatched_keys"):  # which transformers fills with random numbers
+        if info.get(problem):
+            raise FinetuneError(
+                f"{folder.path}: transformers finds no weights for {min(map(str, info[problem]))} in it."
+            )
     model.requires_grad_(False)
     # bitsandbytes repacks a 4-bit layer for bfloat16 inference the first time it runs in eval mode on a CPU, and
     # cannot train it afterwards. Nothing in these models but the adapters' dropout depends on the mode, once other

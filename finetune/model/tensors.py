@@ -41,3 +41,8 @@ def shard_like(value: Any, parameter: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+def is_sharded(module: Any) -> bool:
+    """Whether FSDP has shared out the module's weights."""
+    return any(hasattr(parameter, "placements") for parameter in module.parameters())

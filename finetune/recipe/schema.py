@@ -120,9 +120,7 @@ class Recipe(BaseModel):
     video_maxlen: int = Field(128, ge=1, description="Most frames taken of a video, evenly spread over it.")
 
     serve_with: str | None = Field(
-        None,
-        description="Servers it is for, of `lensmith`, `lmdeploy` and `ollama`, comma separated: `check` warns of image"
-        " sizes that one of them does not keep.",
+        None, description="Of `lensmith`, `lmdeploy`, `ollama`: `check` warns of image sizes that one does not keep."
     )
 
     # Training

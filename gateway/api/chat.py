@@ -16,7 +16,7 @@ from gateway.contract.requests import ChatRequest, Generation
 from gateway.contract.validation import validate
 from gateway.engines.extra_fields import apply_extra_fields
 from gateway.engines.spec import EngineSpec
-from gateway.errors import bad_request
+from gateway.errors import ApiError, bad_request
 from gateway.media.checks import ImagePart
 from gateway.streaming.completion import read_completion
 from gateway.streaming.logprobs import RawLogProbs
@@ -26,6 +26,7 @@ from gateway.streaming.stops import Stops
 CHAT_PATH = "v1/chat/completions"
 # What an engine gets of a message. Templates read `reasoning_content`; other keys are clients' own.
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+IMAGE_ROLES = ("user", "tool")
 # A whole answer -> what the client gets, and the usage; as `read_completion`. Raises ApiError 502.
 Reader = Callable[[bytes, Stops | None, RawLogProbs | None, Normaliser | None], tuple[bytes, Object]]
 
@@ -74,6 +75,8 @@ def engine_request(
 ) -> EngineRequest:
     """What chat and text completions have in common. Raises ApiError 400."""
     n = request.n or 1
+    if request.top_k == -1 and not spec.negative_top_k:
+        body["top_k"] = 0
     return EngineRequest(
         body,
         request.model,
@@ -109,16 +112,40 @@ def cut_stops(body: Object, n: int, spec: EngineSpec) -> Stops | None:
 def engine_messages(messages: list[Object], spec: EngineSpec) -> tuple[list[Object], list[ImagePart]]:
     """Checked messages as the engine gets them, and their images, which are the same objects as in the messages."""
     images: list[ImagePart] = []
-    written = []
+    written: list[Object] = []
     for index, message in enumerate(messages):
         kept = {key: message[key] for key in MESSAGE_KEYS if message.get(key) is not None}
         kept.setdefault("content", None)  # of an assistant's message that is its tool calls
         if kept["role"] == "developer" and not spec.developer_role:
             kept["role"] = "system"
         if isinstance(kept.get("content"), list):
+            before = len(images)
             kept["content"] = _engine_content(kept["content"], f"messages[{index}].content", images)
-        written.append(kept)
+            if len(images) > before and kept["role"] not in IMAGE_ROLES:
+                raise _misplaced(images[before], message["role"])
+        if kept["role"] == "system" and not spec.developer_role and [known["role"] for known in written] == ["system"]:
+            _append_text(written[0], kept)  # instructions and a developer's message are one to such templates
+        else:
+            written.append(kept)
+    if written[-1]["role"] == "assistant" and not spec.continues_answer and not written[-1].get("tool_calls"):
+        location = f"messages[{len(messages) - 1}]"
+        raise bad_request(
+            f"'{location}' is an assistant's, and this engine cannot go on with an answer; end with a user's message.",
+            location,
+            "unsupported_parameter",
+        )
     return written, images
+
+
+def _misplaced(image: ImagePart, role: str) -> ApiError:
+    message = f"'{image.location}' is an image in a message of the role {role}; put images into a user's message."
+    return bad_request(message, image.location, "unsupported_parameter")
+
+
+def _append_text(first: Object, second: Object) -> None:
+    """Both are texts or lists of one text."""
+    texts = [kept if isinstance(kept, str) else kept[0]["text"] for kept in (first["content"], second["content"])]
+    first["content"] = "\n\n".join(text for text in texts if text)
 
 
 def _engine_content(parts: list[Object], location: str, images: list[ImagePart]) -> str | list[Object]:

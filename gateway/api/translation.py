@@ -50,6 +50,12 @@ class Translation:
     ready: bytes | None = None
 
 
+def thought(message: Object) -> str:
+    """What a reasoning model thought before its answer, by either name that engines have for it."""
+    text = message.get("reasoning_content") or message.get("reasoning")
+    return text if isinstance(text, str) else ""
+
+
 def write_events(writer: Writer, events: bytes) -> bytes:
     """Whole events of a stream of chat completion chunks, written anew."""
     written: list[bytes] = []

@@ -30,6 +30,8 @@ class EngineSpec:
     slots: int = 128  # answers to hand to it at once
     refused: Mapping[str, str] = field(default_factory=dict)
     developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
+    continues_answer: bool = True  # of a last message that is an assistant's; False: the gateway refuses it
+    negative_top_k: bool = True  # -1 means all tokens; False: it is refused there, and the gateway sends 0
     drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
     raw_tokens: bool = False  # its log-probabilities spell tokens as its vocabulary: the gateway makes text of them
     byte_level: bool = True  # and that vocabulary is byte-level BPE's, else SentencePiece's
@@ -60,6 +62,7 @@ TRANSFORMERS = EngineSpec(
     modules=("torch", "transformers", "llguidance"),
     extra="cpu",
     tokenize_path="tokenize",
+    continues_answer=False,
     extra_fields={},
 )
 
@@ -85,6 +88,7 @@ LMDEPLOY = EngineSpec(
         "reasoning_effort": "the LMDeploy engine hands it to the chat template, and those of these models ignore it",
     },
     developer_role=False,
+    negative_top_k=False,
     drops_stop=True,
     raw_tokens=True,
     refused_in_text={

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gateway.config.options import ENGINE_ARG
 from gateway.planning.gpu import CARDS, Gpu, NoGpu, parse_gpu, query_gpus
+from gateway.planning.other_servers import OTHER_SERVERS, serve_command
 from gateway.planning.plan import make_engine_plan
 from gateway.planning.types import EnginePlan, Workload
 from modelfiles.cli.options import SIZE
@@ -35,6 +36,14 @@ def plan() -> None:
 @click.option("--concurrency", type=click.IntRange(1), help="Answers at once.  [default: what fits, up to 64]")
 @click.option("--session-len", type=click.IntRange(1), help="Most tokens of prompt and answer.  [default: what fits]")
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the model.")
+@click.option(
+    "--for",
+    "server",
+    type=click.Choice(["lmdeploy", *OTHER_SERVERS]),
+    default="lmdeploy",
+    show_default=True,
+    help="Another server than LMDeploy gets its command alone, with the image sizes and chat template of training.",
+)
 @ENGINE_ARG
 @click.option("--json", "as_json", is_flag=True, help="Print the plan for programs.")
 def serve(
@@ -45,6 +54,7 @@ def serve(
     concurrency: int | None,
     session_len: int | None,
     tp: int,
+    server: str,
     engine_args: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -54,6 +64,9 @@ def serve(
     """
     workload = Workload(images, image_size, concurrency, session_len)
     try:
+        if server != "lmdeploy":
+            click.echo(serve_command(ModelFolder.open(model_dir), server, workload))
+            return
         card = parse_gpu(gpu) if gpu else query_gpus()[0]
         engine_plan = make_engine_plan(ModelFolder.open(model_dir), card, workload, tp, engine_args)
     except NoGpu as error:

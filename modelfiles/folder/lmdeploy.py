@@ -10,7 +10,7 @@ PYTORCH_ARCHITECTURES = frozenset(
         *("Qwen3_5MoeForConditionalGeneration", "InternVLChatModel", "InternVLForConditionalGeneration"),
         *("Gemma3ForConditionalGeneration", "Glm4vForConditionalGeneration", "LlavaForConditionalGeneration"),
         *("LlavaNextForConditionalGeneration", "DeepseekVLV2ForCausalLM", "Llama4ForConditionalGeneration"),
-        *("Phi3VForCausalLM", "MiniCPMV"),
+        *("Phi3VForCausalLM", "MiniCPMV", "MllamaForConditionalGeneration", "KimiK25ForConditionalGeneration"),
     )
 )
 # Model types with images that its other engine has too (lmdeploy/turbomind/supported_models.py).

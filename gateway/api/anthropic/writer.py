@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from gateway.api.translation import thought
 from gateway.contract.fields import Object
 from gateway.errors import ApiError
 from gateway.streaming.sse import CONTENT_TYPE
@@ -38,8 +39,8 @@ class MessageWriter:
         message = choice.get("message") or {}
         self._take(completion, choice)
         content: list[Object] = []
-        if thought := _thought(message):
-            content.append({"type": "thinking", "thinking": thought, "signature": ""})
+        if thinking := thought(message):
+            content.append({"type": "thinking", "thinking": thinking, "signature": ""})
         if message.get("content"):
             content.append({"type": "text", "text": message["content"]})
         for call in message.get("tool_calls") or []:
@@ -53,9 +54,9 @@ class MessageWriter:
         self._take(chunk, choice)
         delta = choice.get("delta") or {}
         events = self._begin()
-        if thought := _thought(delta):
+        if thinking := thought(delta):
             events += self._open({"type": "thinking", "thinking": "", "signature": ""})
-            events += self._delta({"type": "thinking_delta", "thinking": thought})
+            events += self._delta({"type": "thinking_delta", "thinking": thinking})
         if delta.get("content"):
             events += self._open({"type": "text", "text": ""})
             events += self._delta({"type": "text_delta", "text": delta["content"]})
@@ -155,12 +156,6 @@ class CountWriter:
 
 def _event(name: str, /, **fields: Any) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps({"type": name, **fields}))
-
-
-def _thought(message: Object) -> str:
-    """What a reasoning model thought before its answer, by either name that engines have for it."""
-    thought: str = message.get("reasoning_content") or message.get("reasoning") or ""
-    return thought
 
 
 def _tool_use(call: Object) -> Object:

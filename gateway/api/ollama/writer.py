@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.api.translation import Object
+from gateway.api.translation import Object, thought
 from gateway.errors import ApiError
 
 
@@ -29,8 +29,8 @@ class OllamaWriter:
         self._reason = "stop"
         self._calls: dict[int, Object] = {}
 
-    def text(self, content: str, calls: list[Object]) -> Object:
-        """The fields that hold the answer's text."""
+    def text(self, content: str, calls: list[Object], thinking: str = "") -> Object:
+        """The fields that hold the answer's text, and what was thought before it."""
         raise NotImplementedError
 
     def loaded(self) -> bytes:
@@ -42,7 +42,7 @@ class OllamaWriter:
         message = choice.get("message") or {}
         self._take(completion, choice)
         calls = [call["function"] for call in message.get("tool_calls") or []]
-        fields = self.text(message.get("content") or "", [_called(call) for call in calls])
+        fields = self.text(message.get("content") or "", [_called(call) for call in calls], thought(message))
         return self._line({**fields, **_log_probs(choice)}, **self._last())
 
     def chunk(self, chunk: Object) -> bytes:
@@ -52,11 +52,12 @@ class OllamaWriter:
         delta = choice.get("delta") or {}
         for call in delta.get("tool_calls") or []:
             self._collect(call)
-        if not delta.get("content"):
+        content, thinking = delta.get("content") or "", thought(delta)
+        if not content and not thinking:
             return b""
         if self._first is None:
             self._first = time.monotonic()
-        return self._line({**self.text(delta["content"], []), **_log_probs(choice)}, done=False) + b"\n"
+        return self._line({**self.text(content, [], thinking), **_log_probs(choice)}, done=False) + b"\n"
 
     def end(self) -> bytes:
         lines = b""
@@ -102,15 +103,16 @@ class OllamaWriter:
 class ChatWriter(OllamaWriter):
     """/api/chat."""
 
-    def text(self, content: str, calls: list[Object]) -> Object:
-        return {"message": {"role": "assistant", "content": content, **({"tool_calls": calls} if calls else {})}}
+    def text(self, content: str, calls: list[Object], thinking: str = "") -> Object:
+        more = {**({"thinking": thinking} if thinking else {}), **({"tool_calls": calls} if calls else {})}
+        return {"message": {"role": "assistant", "content": content, **more}}
 
 
 class GenerateWriter(OllamaWriter):
     """/api/generate."""
 
-    def text(self, content: str, calls: list[Object]) -> Object:
-        return {"response": content}
+    def text(self, content: str, calls: list[Object], thinking: str = "") -> Object:
+        return {"response": content, **({"thinking": thinking} if thinking else {})}
 
 
 def _called(function: Object) -> Object:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.api.translation import Object
+from gateway.api.translation import Object, thought
 from gateway.errors import ApiError
 from gateway.streaming.sse import COMMENT, CONTENT_TYPE
 
@@ -38,6 +38,8 @@ class ResponseWriter:
         message = choice.get("message") or {}
         self._take(completion, choice)
         text, calls = message.get("content"), message.get("tool_calls") or []
+        if thinking := thought(message):
+            self._output.append({**_reasoning_item("completed"), "content": [_reasoning_text(thinking)]})
         if text or not calls:
             item = _message_item("completed")
             item["content"] = [{**_text_part(), "text": text or "", "logprobs": _log_probs(choice)}]
@@ -55,6 +57,8 @@ class ResponseWriter:
         self._take(chunk, choice)
         delta = choice.get("delta") or {}
         events = b"" if self._number else self._begin()
+        if thinking := thought(delta):
+            events += self._think(thinking)
         if delta.get("content"):
             events += self._text(delta["content"], _log_probs(choice))
         for call in delta.get("tool_calls") or []:
@@ -81,6 +85,19 @@ class ResponseWriter:
     def _begin(self) -> bytes:
         events = self._event("response.created", response=self._response("in_progress"))
         return events + self._event("response.in_progress", response=self._response("in_progress"))
+
+    def _think(self, text: str) -> bytes:
+        events = b""
+        item = self._open()
+        if item is None or item["type"] != "reasoning":
+            events = self._close()
+            item = _reasoning_item("in_progress")
+            self._output.append(item)
+            events += self._event("response.output_item.added", output_index=self._at(), item=item)
+            item["content"] = [_reasoning_text("")]
+            events += self._part("response.content_part.added", part=_reasoning_text(""))
+        item["content"][0]["text"] += text
+        return events + self._part("response.reasoning_text.delta", delta=text)
 
     def _text(self, text: str, log_probs: list[Object]) -> bytes:
         events = b""
@@ -122,7 +139,12 @@ class ResponseWriter:
         if item is None:
             return b""
         item["status"] = self._last_status()
-        if item["type"] == "message":
+        if item["type"] == "reasoning":
+            item["status"] = "completed"
+            part = item["content"][0]
+            events = self._part("response.reasoning_text.done", text=part["text"])
+            events += self._part("response.content_part.done", part=part)
+        elif item["type"] == "message":
             part = item["content"][0]
             events = self._part("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
             events += self._part("response.content_part.done", part=part)
@@ -203,6 +225,14 @@ def _new_id(prefix: str) -> str:
 
 def _message_item(status: str) -> Object:
     return {"id": _new_id("msg"), "type": "message", "status": status, "role": "assistant", "content": []}
+
+
+def _reasoning_item(status: str) -> Object:
+    return {"id": _new_id("rs"), "type": "reasoning", "status": status, "summary": [], "content": []}
+
+
+def _reasoning_text(text: str) -> Object:
+    return {"type": "reasoning_text", "text": text}
 
 
 def _text_part() -> Object:

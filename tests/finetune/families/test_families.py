@@ -179,7 +179,7 @@ def test_each_method_trains_what_it_says(recipe_of: MakeRecipe, method: str) -> 
     else:
         assert trained.keys() == expected(base, method)
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    vision = TrainedVision(CPU, data.bank, data.processor)
+    vision = TrainedVision(base, CPU, data.bank, data.processor)
     batch = collate_train(data.rows, CPU)
     optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
     found: set[str] = set()

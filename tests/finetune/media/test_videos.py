@@ -152,7 +152,7 @@ def test_gradients_flow_through_the_tower(recipe_of: MakeRecipe) -> None:
     data = load(made)
     base = load_base(data.folder, made, CPU, torch.float32)
     model = make_trainable(base, made)
-    vision = TrainedVision(CPU, data.bank, data.processor)
+    vision = TrainedVision(base, CPU, data.bank, data.processor)
     batch = collate_train(data.rows[:3], CPU)
     for _ in range(2):
         model.zero_grad()

@@ -37,6 +37,9 @@ SAME = {
     "ddp-full-with-vision": FULL,
     "fsdp-lora": {"fsdp": "full_shard", "load_best_model_at_end": True},
     "fsdp-full-with-vision": FULL | {"fsdp": "full_shard"},
+    # Every third row has no image, so that one process has some where the other has none.
+    "fsdp-full-mixed": FULL
+    | {"fsdp": "full_shard", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
 }
 LONG = {"max_steps": 40, "val_size": 0.0, "eval_strategy": "no"}
 BROKEN = {"ddp": LONG | {"lora_dropout": 0.2}, "fsdp": LONG | {"fsdp": "full_shard"}}
@@ -69,12 +72,18 @@ class Pair:
             for question, answer in (("color?", colour), ("is it red?", "no"), ("what is it?", f"a {colour} rectangle"))
         ]
         write_dataset(folder / "data", rows)
+        mixed = [row if number % 3 else ask("hello", "hi") for number, row in enumerate(rows)]
+        write_dataset(folder / "mixed", mixed)
+        write_dataset(folder / "torn", rows)
+        image = folder / "torn/images/4.png"
+        image.write_bytes(image.read_bytes()[:60])
         jobs = [(name, self.recipe(name, **keys), None) for name, keys in SAME.items()]
         for name, keys in BROKEN.items():
             broken = self.recipe(f"broken-{name}", **keys)
             jobs += [(f"stopped-{name}", broken, STOP), (f"resumed-{name}", broken, None)]
             jobs += [(f"unbroken-{name}", self.recipe(f"unbroken-{name}", **keys), None)]
         jobs.append(("error", self.recipe("error", lora_target="z_proj"), None))
+        jobs.append(("torn", self.recipe("torn-out", **FULL | LONG | {"dataset_dir": str(folder / "torn")}), None))
         written = []
         for name, recipe, stop in jobs:
             save_recipe(recipe, folder / f"{name}.yaml")
@@ -89,7 +98,12 @@ class Pair:
 
     def recipe(self, name: str, **keys: Any) -> Recipe:
         return make_recipe(
-            KEYS | {"dataset_dir": str(self.folder / "data"), "output_dir": str(self.folder / name)} | keys
+            KEYS
+            | {
+                "dataset_dir": str(self.folder / ("mixed" if "mixed" in name else "data")),
+                "output_dir": str(self.folder / name),
+            }
+            | keys
         )
 
 
@@ -141,6 +155,14 @@ def test_the_first_process_speaks_alone(pair: Pair) -> None:
     assert pair.results[1]["error"] == {"error": None}
     assert "2 processes, DDP" in pair.said[0][2]
     assert pair.said[1][1:] == ("", "")
+
+
+def test_a_broken_image_of_one_process_saves_the_step_of_both(pair: Pair) -> None:
+    first, second = (results["torn"] for results in pair.results)
+    assert "4.png" in first["error"]
+    assert second == {"error": None}
+    (saved,) = (pair.folder / "torn-out").glob("checkpoint-*")
+    assert f"Step {saved.name.rpartition('-')[2]} is saved; the same command goes on from there." in first["error"]
 
 
 def test_fsdp_without_torchrun_is_explained(pair: Pair) -> None:

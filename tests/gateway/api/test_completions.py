@@ -74,11 +74,11 @@ def test_what_lmdeploy_drops_in_text_completions_is_refused_or_settled(lmdeploy:
     for field, value in {"n": 2, "logprobs": 1, "presence_penalty": 1, "logit_bias": {"3": 1}}.items():
         answer = httpx.post(lmdeploy.url + PATH, json={"model": "fake", "prompt": "x", field: value})
         assert envelope(answer, 400)["param"] == field
-    client = openai.OpenAI(base_url=lmdeploy.url + "/v1", api_key="x", max_retries=0)
     fields = {"model": "fake", "prompt": "count 6", "stop": ["3 4"], "n": 1}
-    whole = client.completions.create(**fields)
+    with openai.OpenAI(base_url=lmdeploy.url + "/v1", api_key="x", max_retries=0) as client:
+        whole = client.completions.create(**fields)
+        chunks = list(client.completions.create(**fields, stream=True))
     assert (whole.choices[0].text, whole.choices[0].finish_reason) == ("0 1 2 ", "stop")
-    chunks = list(client.completions.create(**fields, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "0 1 2 "
     assert chunks[-1].choices[0].finish_reason == "stop"
 

@@ -17,7 +17,7 @@ from gateway.api.completions import check_completion
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
 from gateway.contract.requests import ChatRequest, CompletionRequest, Message
 from gateway.contract.validation import explain_validation
-from gateway.engines.spec import OPENAI
+from gateway.engines.spec import LMDEPLOY, OPENAI, TRANSFORMERS
 from gateway.errors import ApiError
 
 numbers = st.integers(-3, 130) | st.floats(-3, 130) | st.sampled_from([2**63, -(2**63), 2**31, 0.0, 1, 2, 20, 21])
@@ -99,7 +99,7 @@ def test_a_request_is_refused_if_and_only_if_its_model_says_so(model: Any, check
     compare()
 
 
-@given(message=st.builds(dict, role=st.just("assistant"), content=st.lists(parts, max_size=4)))
+@given(message=st.builds(dict, role=st.just("user"), content=st.lists(parts, max_size=4)))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_what_an_engine_gets_of_a_message_keeps_to_the_contract(message: dict[str, Any]) -> None:
     body = {"model": "m", "messages": [message]}
@@ -126,7 +126,7 @@ def test_content_is_written_anew_of_what_is_known() -> None:
         {"type": "refusal", "refusal": "No."},
     ]
     message = {
-        "role": "assistant",
+        "role": "user",
         "content": content,
         "id": "1",
         "prefix": False,
@@ -137,10 +137,55 @@ def test_content_is_written_anew_of_what_is_known() -> None:
     written = {"type": "image_url", "image_url": {"url": image["url"], "detail": "low"}}
     assert request.body["messages"] == [
         {
-            "role": "assistant",
+            "role": "user",
             "content": [{"type": "text", "text": "ab"}, written, {"type": "text", "text": "cNo."}],
             "reasoning_content": "hm",
         }
     ]
     assert [part.location for part in request.images] == ["messages[0].content[2]"]
     assert request.images[0].image is request.body["messages"][0]["content"][1]["image_url"]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+ASKED = {"role": "user", "content": "?"}
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "assistant"])
+@pytest.mark.parametrize("spec", [OPENAI, LMDEPLOY, TRANSFORMERS], ids=lambda spec: spec.name)
+def test_an_image_in_a_message_that_is_no_users_is_refused_by_name(role: str, spec: Any) -> None:
+    message = {"role": role, "content": [{"type": "text", "text": "x"}, IMAGE]}
+    with pytest.raises(ApiError) as caught:
+        check_chat({"model": "m", "messages": [message, ASKED]}, spec)
+    assert (caught.value.param, caught.value.code) == ("messages[0].content[1]", "unsupported_parameter")
+
+
+def test_an_answer_is_continued_where_the_engine_can_and_else_refused() -> None:
+    messages = [ASKED, {"role": "assistant", "content": "It is"}]
+    for spec in (OPENAI, LMDEPLOY):
+        assert check_chat({"model": "m", "messages": copy.deepcopy(messages)}, spec).body["messages"] == messages
+    with pytest.raises(ApiError) as caught:
+        check_chat({"model": "m", "messages": messages}, TRANSFORMERS)
+    assert (caught.value.param, caught.value.code) == ("messages[1]", "unsupported_parameter")
+
+
+def test_instructions_and_a_developers_message_are_one_where_templates_know_one() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": [{"type": "text", "text": "No jokes."}]},
+        ASKED,
+    ]
+    one = check_chat({"model": "m", "messages": copy.deepcopy(messages)}, LMDEPLOY).body["messages"]
+    assert one == [{"role": "system", "content": "Be brief.\n\nNo jokes."}, ASKED]
+    assert check_chat({"model": "m", "messages": copy.deepcopy(messages)}, OPENAI).body["messages"] == messages
+
+
+def test_all_tokens_are_zero_where_minus_one_is_refused() -> None:
+    body = {"model": "m", "messages": [ASKED], "top_k": -1}
+    assert check_chat(copy.deepcopy(body), LMDEPLOY).body["top_k"] == 0
+    assert check_chat(copy.deepcopy(body), OPENAI).body["top_k"] == -1
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant", "content": []}, {"role": "tool", "content": []}])
+def test_empty_lists_and_values_that_ask_for_nothing_are_served(message: dict[str, Any]) -> None:
+    body = {"model": "m", "messages": [ASKED, message, ASKED], "top_logprobs": 0}
+    assert check_chat(body, OPENAI).body["messages"][1]["content"] == ""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -28,8 +29,9 @@ def base64_of(data: bytes) -> str:
 
 
 @pytest.fixture
-def client(gateway: Process) -> ollama.Client:
-    return ollama.Client(host=gateway.url)
+def client(gateway: Process) -> Iterator[ollama.Client]:
+    with ollama.Client(host=gateway.url) as client:
+        yield client
 
 
 def engine_saw(answer: Any) -> dict[str, Any]:
@@ -214,9 +216,9 @@ def test_a_client_that_goes_aborts_the_engines_work(gateway: Process, engine: Pr
 
 def test_the_asynchronous_client(gateway: Process) -> None:
     async def texts() -> list[str]:
-        client = ollama.AsyncClient(host=gateway.url)
-        stream = await client.chat(model="fake", messages=ask("count 3"), stream=True)
-        return [part.message.content async for part in stream]
+        async with ollama.AsyncClient(host=gateway.url) as client:
+            stream = await client.chat(model="fake", messages=ask("count 3"), stream=True)
+            return [part.message.content async for part in stream]
 
     assert asyncio.run(texts()) == ["0 ", "1 ", "2 ", ""]
 

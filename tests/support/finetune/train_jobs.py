@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from finetune.errors import FinetuneError
 from finetune.recipe.load import load_recipe
 from finetune.reporting.runlog import read_log
@@ -43,8 +45,10 @@ def main() -> None:
             results.append(asdict(train(recipe)))
         except FinetuneError as error:
             results.append({"error": error.message})
+            dist.destroy_process_group()  # the other process waits until this one has gone
         except SystemExit:  # the first process has the error
             results.append({"error": None})
+            dist.destroy_process_group()
     Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(results))
 
 

@@ -127,12 +127,17 @@ class FakeEngine:
         if not body.get("stream"):
             whole = self._whole("".join(tokens), len(tokens))
             whole["choices"][0]["finish_reason"] = finish
+            if words[:1] == ["think"]:
+                whole["choices"][0]["message"]["reasoning_content"] = "Let me see."
             if body.get("user") == "uncounted":
                 del whole["usage"]
             if body.get("logprobs"):
                 whole["choices"][0]["logprobs"] = {"content": [raw_log_prob(token) for token in tokens]}
             return web.json_response(whole)
         stream = await self._open(request)
+        if words[:1] == ["think"]:
+            for thought in ("Let me", " see."):
+                await stream.write(self._chunk({"reasoning_content": thought}))
         for token in tokens:
             log_prob = raw_log_prob(token) if body.get("logprobs") else None
             await stream.write(self._chunk({"content": token}, log_prob=log_prob))
