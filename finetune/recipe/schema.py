@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.errors import FinetuneError
+from finetune.recipe.values import joined, known_servers, number_in_text, old_quantizer, same_optimizer, yaml_no
 
 
 class Recipe(BaseModel):
@@ -202,45 +203,16 @@ class Recipe(BaseModel):
 
     _warnings: list[str] = PrivateAttr(default_factory=list)
 
-    @field_validator("quantization_method", mode="before")
-    @classmethod
-    def _old_name(cls, value: object) -> object:
-        # LLaMA-Factory renamed it in v0.9.3 and silently stopped quantising for the old name.
-        return "bnb" if value == "bitsandbytes" else value
-
-    @field_validator("optim", mode="before")
-    @classmethod
-    def _same_optimizer(cls, value: object) -> object:
-        # transformers' names of other programs for the same arithmetic.
-        return {"adamw_torch_fused": "adamw_torch", "adamw_hf": "adamw_torch"}.get(str(value), value)
-
-    @field_validator(
+    _quantizer = field_validator("quantization_method", mode="before")(old_quantizer)
+    _optimizer = field_validator("optim", mode="before")(same_optimizer)
+    _lists = field_validator(
         *("dataset", "eval_dataset", "interleave_probs", "lora_target", "additional_target"),
         *("freeze_trainable_modules", "adapter_name_or_path", "report_to", "fsdp", "serve_with"),
         mode="before",
-    )
-    @classmethod
-    def _joined(cls, value: object) -> object:
-        # A YAML list of what LLaMA-Factory wants comma separated; its report_to and fsdp are lists in transformers.
-        return ",".join(map(str, value)) if isinstance(value, list) else value
-
-    @field_validator("serve_with")
-    @classmethod
-    def _known_servers(cls, value: str | None) -> str | None:
-        unknown = {name.strip() for name in (value or "lensmith").split(",")} - {"lensmith", "lmdeploy", "ollama"}
-        if unknown:
-            raise ValueError(f"{min(unknown)!r} is none of lensmith, lmdeploy and ollama")
-        return value
-
-    @field_validator("eval_strategy", mode="before")
-    @classmethod
-    def _yaml_no(cls, value: object) -> object:
-        return "no" if value is False else value  # YAML 1.1 reads `no` as false
-
-    @field_validator("quantization_bit", mode="before")
-    @classmethod
-    def _int_from_text(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
+    )(joined)
+    _servers = field_validator("serve_with")(known_servers)
+    _strategy = field_validator("eval_strategy", mode="before")(yaml_no)
+    _bits = field_validator("quantization_bit", mode="before")(number_in_text)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

@@ -1,4 +1,8 @@
-"""An engine's greedy answers with the log-probabilities of their tokens."""
+"""An engine's greedy answers with the log-probabilities of their tokens.
+
+The answer is read as plain JSON and not by the `openai` client: what an engine gets wrong must become a sentence in the
+report, and aiohttp is what the gateway is installed with.
+"""
 
 from __future__ import annotations
 

