@@ -35,7 +35,8 @@ SENTENCES = {
     "union_tag_invalid": NOT_SERVED,
     "model_attributes_type": NOT_SERVED,
 }
-CODES = {"missing": "missing_required_parameter", "missing_required_parameter": "missing_required_parameter"}
+# An empty list of messages is as good as none.
+CODES = dict.fromkeys(("missing", "too_short", "missing_required_parameter"), "missing_required_parameter")
 
 
 def parse_json(raw: bytes) -> Object:
