@@ -221,6 +221,8 @@ class Line:
             raise click.ClickException(f"lensmith modelfile generate failed: {done.stderr.strip()}")
         print((stage / "Modelfile").read_text().rstrip())
         self.console.print(f"\nollama create {MODEL} -f {os.path.relpath(stage / 'Modelfile')}")
+        # What Ollama would make of this model's small images, and the llama-server line that keeps their size.
+        self.console.print(done.stderr.strip(), style="yellow", markup=False, highlight=False)
 
     def show(self, summary: dict[str, Any]) -> None:
         table = Table(title="\neasy-VQA, test questions", title_justify="left", title_style="bold")

@@ -25,10 +25,10 @@ class ApiError(Exception):
     """An answer other than success.
 
     `reason` is the label of `lensmith_rejections_total`: the code, unless that came from an engine, whose codes may be
-    any number of strings. `retry_after` is in seconds. `again` and `unreachable` are as in `engine_lost`.
+    any number of strings. `retry_after` is in seconds. `retryable` and `unreachable` are as in `engine_lost`.
     """
 
-    again = False
+    retryable = False
     unreachable = False
 
     def __init__(
@@ -75,16 +75,17 @@ def engine_lost(
     message: str,
     code: str = "engine_error",
     *,
-    again: bool = True,
+    retryable: bool = True,
     unreachable: bool = False,
     retry_after: float | None = None,
 ) -> ApiError:
     """No whole answer came from the engine.
 
-    `again`: another one may be asked. `unreachable`: it refused the connection or was silent, which no request causes.
+    `retryable`: another one may be asked. `unreachable`: it refused the connection or was silent, which no request
+    causes.
     """
     error = ApiError(status, message, code=code, retry_after=retry_after)
-    error.again, error.unreachable = again, unreachable
+    error.retryable, error.unreachable = retryable, unreachable
     return error
 
 
@@ -121,7 +122,7 @@ def normalise(status: int, body: bytes, retry_after: str | None = None) -> ApiEr
     elif status in (401, 403):
         # The client's key is never forwarded, so the key that was refused is the gateway's own.
         error = ApiError(502, "The engine refused the gateway's own key.", code="engine_error")
-    error.again = status in (502, 503)  # whatever stands there, no engine has worked on the request
+    error.retryable = status in (502, 503)  # whatever stands there, no engine has worked on the request
     if retry_after is not None and error.status in (429, 503):
         error.headers["retry-after"] = retry_after
     return error

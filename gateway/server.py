@@ -14,7 +14,7 @@ from types import FrameType
 import click
 import uvicorn
 
-from gateway import allocator as memory
+from gateway import allocator
 from gateway.app import create_app
 from gateway.http.connection import connection_class, drop_stalled
 from gateway.runtime.service import Service
@@ -58,7 +58,7 @@ def address(bound: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """Drains on the first SIGINT or SIGTERM: it goes on listening and refuses new requests until those there are ended.
 
     The second signal cuts the rest short.
@@ -118,7 +118,7 @@ def run(service: Service, bound: socket.socket, management: socket.socket | None
         timeout_keep_alive=math.ceil(service.settings.keepalive_timeout),
         timeout_graceful_shutdown=1,  # the time to drain is over by then
     )
-    server = Server(config, service)
+    server = GatewayServer(config, service)
     sockets = [bound] if management is None else [bound, management]
     for listening in sockets:
         drop_stalled(listening, service.settings.stall_timeout)
@@ -131,7 +131,7 @@ def run(service: Service, bound: socket.socket, management: socket.socket | None
     click.echo(f"lensmith: Listening on {address(bound)}/v1", err=True)
     if management is not None:
         click.echo(f"lensmith: Metrics and details at {address(management)}/metrics and /ready", err=True)
-    memory.tune()
+    allocator.tune()
     server.run(sockets=sockets)
     if service.failure is not None:
         raise click.ClickException(service.failure)

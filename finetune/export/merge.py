@@ -18,6 +18,7 @@ from rich.console import Console
 
 from finetune.errors import FinetuneError
 from finetune.export.losses import merge_losses
+from finetune.export.model_card import CARD, model_card
 from finetune.export.processor_limits import narrow_limits
 from finetune.export.provenance import make_provenance
 from finetune.export.shards import INDEX, TensorLocation, copy_weights
@@ -66,6 +67,7 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
         provenance = make_provenance(folder, adapter, len(changes), delta_norm, weight_norm)
         provenance |= {"merge_base": merge_base, "validation_loss": losses}
         (partial / PROVENANCE).write_bytes(to_bytes(provenance))
+        (partial / CARD).write_text(model_card(folder, provenance, trained_by), encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
@@ -115,7 +117,7 @@ def _files(folder: ModelFolder) -> list[Path]:
         file
         for file in sorted(folder.path.iterdir())
         if file.is_file()
-        and file.name not in (PROVENANCE, INDEX)
+        and file.name not in (PROVENANCE, INDEX, CARD)
         and not file.name.startswith(".")
         and file.suffix not in WEIGHT_SUFFIXES
     ]

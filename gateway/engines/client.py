@@ -87,7 +87,7 @@ async def post(
         raise engine_lost(503, message, "engine_unavailable", unreachable=True, retry_after=5) from None
     except (aiohttp.ServerTimeoutError, asyncio.TimeoutError):
         message = "The engine did not answer in time."
-        raise engine_lost(504, message, "engine_timeout", again=False, unreachable=True) from None
+        raise engine_lost(504, message, "engine_timeout", retryable=False, unreachable=True) from None
     except (aiohttp.ClientError, OSError):
         raise engine_lost(502, "The engine broke off the connection.") from None
     finally:

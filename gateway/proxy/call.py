@@ -21,7 +21,7 @@ from gateway.tenants.limits import Tenant
 
 
 @dataclass
-class Attempt:
+class EngineCall:
     """One call to an engine. Times are in seconds after the request's head."""
 
     engine: str
@@ -52,9 +52,9 @@ class Call:
     status: int = 200
     reason: str = ""
     bytes_held: int = 0
-    steps: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (start, end), as `Attempt.started`
-    attempts: list[Attempt] = field(default_factory=list)
-    first_token: float | None = None  # as `Attempt.started`
+    steps: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (start, end), as `EngineCall.started`
+    attempts: list[EngineCall] = field(default_factory=list)
+    first_token: float | None = None  # as `EngineCall.started`
 
     @property
     def tokens(self) -> int:
@@ -82,17 +82,17 @@ class Call:
         """Seconds since the request's head."""
         return time.monotonic() - self.started
 
-    def took(self, step: str, started: float) -> float:
-        """Note that a step is over that began at `started`: the seconds it took."""
+    def record(self, step: str, started: float) -> float:
+        """Record that a step which began at `started` has ended now; its duration in seconds."""
         now = self.since()
         self.steps[step] = started, now
         return now - started
 
     @contextmanager
-    def attempt(self, engine: str) -> Iterator[Attempt]:
+    def attempt(self, engine: str) -> Iterator[EngineCall]:
         """Account for what is done in the block, which calls this engine."""
         headers = {"x-request-id": self.request_id, **self.trace.call_engine(engine)}
-        attempt = Attempt(engine, self.since(), headers)
+        attempt = EngineCall(engine, self.since(), headers)
         self.attempts.append(attempt)
         try:
             yield attempt

@@ -113,7 +113,7 @@ class Exchange:
 
         seconds = _timeout(scope)
         body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout, hold)
-        self._took(call, "receive", 0.0)
+        self._record(call, "receive", 0.0)
         model, request = self._check(call, body)
         del body
         if call.translation is not None and call.translation.ready is not None:
@@ -135,7 +135,7 @@ class Exchange:
             late.stop()
 
     async def _call(
-        self, call: Call, model: Model, request: EngineRequest, patience: float, receive: Receive, send: Send
+        self, call: Call, model: Model, request: EngineRequest, timeout: float, receive: Receive, send: Send
     ) -> None:
         """Prepare the images, wait for a place at an engine, hand the request over and its answer back."""
         gateway = self._gateway
@@ -145,9 +145,9 @@ class Exchange:
             call.prompt_estimate = payload.prompt_tokens
             waits = call.since()
             try:
-                slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, patience)
+                slot = await model.slots.take(call.tenant.name if call.tenant else "", request.n, timeout)
             finally:
-                call.took("queue", waits)
+                call.record("queue", waits)
             try:
                 await Handover(gateway, call, model, request, payload, slot, watch, send).run()
             finally:
@@ -172,13 +172,13 @@ class Exchange:
         for image in images:
             gateway.metrics.image_pixels.observe(image.header.pixels)
         if any(image.fetched for image in images):
-            self._took(call, "fetch", started)
+            self._record(call, "fetch", started)
             started = call.since()
         if await write_images(images, gateway.pool):
-            self._took(call, "decode", started)
+            self._record(call, "decode", started)
 
-    def _took(self, call: Call, step: str, started: float) -> None:
-        self._gateway.metrics.steps[step].observe(call.took(step, started))
+    def _record(self, call: Call, step: str, started: float) -> None:
+        self._gateway.metrics.steps[step].observe(call.record(step, started))
 
     def _reserve_fetched(self, call: Call, size: int) -> None:
         """Count a part of an image that is being fetched. Raises ApiError, as for a body with the image inside."""

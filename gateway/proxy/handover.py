@@ -73,7 +73,7 @@ class Handover:
                 return
             except ApiError as error:
                 outcome = _outcome(error)
-                if not error.again or self._begun:
+                if not error.retryable or self._begun:
                     await _explain(error, assignment.target)
                     raise
                 lost = error

@@ -15,6 +15,7 @@ Object = dict[str, Any]
 # The beginning of a chunk as nearly all engines write it, up to its first choice's index.
 CHUNK_HEAD = re.compile(rb'data: ?\{(?:[^{}\[\]]|"(?:[^"\\]|\\.)*")*"choices": ?\[\{"index": ?')
 HEAD_KEYS = (b'"id"', b'"object"', b'"created"', b'"model"')
+NO_USAGE = re.compile(rb'"usage": ?null')
 NO_FINISH = re.compile(rb'"finish_reason": ?null')
 
 
@@ -63,7 +64,9 @@ class Relay:
     def _is_sound(self, events: bytes) -> bool:
         """Whether these events can be passed on as they are, found without parsing them."""
         # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
-        if self._parse_all or b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
+        if self._parse_all or b'"error"' in events or b"[DONE]" in events:
+            return False
+        if events.count(b'"usage"') != len(NO_USAGE.findall(events)):
             return False
         if self._normaliser is None:
             self.begun = self.content_begun = True

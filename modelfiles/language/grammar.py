@@ -175,7 +175,7 @@ def quote(value: str) -> str:
 
     Raises UnrepresentableError naming the first character, or the line, that stands in the way.
     """
-    for number, line in enumerate(value.splitlines(keepends=True) or [""], 1):
+    for number, line in enumerate(value.splitlines(keepends=True), 1):
         for character in line:
             if not character.isprintable() and character not in "\t\r\n":
                 raise UnrepresentableError(

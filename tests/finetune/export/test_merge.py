@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -71,9 +72,9 @@ def test_merged_weights_are_pefts(exported: MakeRecipe, keys: dict[str, Any]) ->
 def test_everything_else_is_the_bases(exported: MakeRecipe) -> None:
     target = merge(exported())
     base = {path.name: path for path in SHAPES_VL.iterdir() if path.is_file()}
-    assert {path.name for path in target.iterdir()} == base.keys() | {"lensmith.json"}
+    assert {path.name for path in target.iterdir()} == base.keys() | {"lensmith.json", "README.md"}
     for name, path in base.items():
-        if name != "model.safetensors":
+        if name not in ("model.safetensors", "README.md"):
             assert (target / name).read_bytes() == path.read_bytes()
     ours, theirs = ModelFolder.open(target).tensors, ModelFolder.open(SHAPES_VL).tensors
     assert [(n, t.dtype, t.shape, t.offsets) for n, t in ours.items()] == [
@@ -82,6 +83,25 @@ def test_everything_else_is_the_bases(exported: MakeRecipe) -> None:
     provenance = json.loads((target / "lensmith.json").read_text())
     assert provenance["base"]["fingerprint"] == ModelFolder.open(SHAPES_VL).fingerprint()
     assert provenance["delta_norm"] > 0
+
+
+def test_the_card_is_the_merged_models_own(recipe: MakeRecipe, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(SHAPES_VL, base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# The base's own praise\n")
+    made = recipe(model_name_or_path=str(base), max_steps=2)
+    train(made)
+    keys = {"adapter_name_or_path": str(tmp_path / "out"), "export_dir": str(tmp_path / "merged")}
+    card = (merge(made.model_copy(update=keys)) / "README.md").read_text()
+    assert "praise" not in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["base_model"]) == ("apache-2.0", "base")
+    environment = json.loads((tmp_path / "out/environment.json").read_text())
+    assert environment["data_sha256"] in card
+    assert ModelFolder.open(base).fingerprint() in card
+    assert "max_steps: 2" in card
+    (base / "README.md").write_bytes(b"---\n[: \xff\n---")
+    assert "not stated" in (merge(made.model_copy(update=keys)) / "README.md").read_text()
 
 
 def test_shards_stay_shards(exported: MakeRecipe, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_the_line_ends_in_the_bases_own_names(recipe_of: MakeRecipe, tmp_path: P
         name: (info.dtype, info.shape) for name, info in originals.items()
     }
     for file in folder.path.iterdir():
-        if file.suffix != ".safetensors":
+        if file.suffix != ".safetensors" and file.name != "README.md":
             assert (target / file.name).read_bytes() == file.read_bytes(), file.name
     changed, original = load_file(target / "model.safetensors"), load_file(folder.path / "model.safetensors")
     differ = [name for name in changed if not torch.equal(changed[name], original[name])]

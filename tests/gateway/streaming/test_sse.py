@@ -22,6 +22,14 @@ def test_an_event_is_given_back_with_the_last_byte_of_its_end(end: bytes) -> Non
     assert split_events(whole + b"data: 2" + end) == [whole, b"data: 2" + end]
 
 
+def test_an_event_without_its_blank_line_is_whole_once_the_stream_has_ended() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"data: 1\n\ndata: 2\n") == b"data: 1\n\n"
+    assert buffer.end() == b"data: 2\n\n"
+    assert buffer.end() == b"", "given back once"
+    assert buffer.feed(b"data: 3\n\n") == b"data: 3\n\n"
+
+
 @pytest.mark.parametrize(
     ("single", "data"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -94,7 +95,7 @@ def test_pending_text_comes_with_the_end_of_an_answer(last: dict[str, Any]) -> N
     stops = Stops(["END"], n=1)
     sent(stops, {"index": 0, "delta": {"content": "E"}})
     expected = [{"index": 0, "delta": {"content": "E"}, "finish_reason": "length"}]
-    assert sent(stops, {"index": 0, "finish_reason": "length", **last}) == expected
+    assert sent(stops, {"index": 0, "finish_reason": "length", **copy.deepcopy(last)}) == expected
 
 
 def test_a_complete_stop_string_ends_the_answer_in_the_chunk_that_completes_it() -> None:
@@ -282,3 +283,22 @@ def test_values_that_ask_for_nothing_are_left_out_for_an_engine_that_does_not_kn
     asked: dict[str, Any] = {"presence_penalty": 0, "tools": [], "store": False, "service_tier": "auto"}
     answer = client.chat.completions.create(model="fake", messages=ask("echo"), **asked)
     assert not asked.keys() & json.loads(answer.choices[0].message.content)["body"].keys()
+
+
+def test_the_engine_gets_neither_stop_strings_nor_tools_that_must_not_be_called(client: openai.OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked: dict[str, Any] = {"stop": ["never there"], "tools": tools, "tool_choice": "none"}
+    answer = client.chat.completions.create(model="fake", messages=ask("echo"), **asked)
+    assert not {"stop", "tools", "tool_choice"} & set(json.loads(answer.choices[0].message.content)["body"])
+
+
+def test_fields_beyond_openais_reach_the_engine_as_it_knows_them_or_are_refused(client: openai.OpenAI) -> None:
+    given = {"min_tokens": 2, "chat_template_kwargs": {"enable_thinking": False}, "safety_identifier": "x"}
+    answer = client.chat.completions.create(model="fake", messages=ask("echo"), extra_body=given)
+    seen = json.loads(answer.choices[0].message.content)["body"]
+    assert (seen["min_new_tokens"], seen["chat_template_kwargs"]) == (2, {"enable_thinking": False})
+    assert not {"min_tokens", "safety_identifier"} & set(seen)
+    for field in ("session_id", "input_ids", "chat_template", "no_such_field"):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model="fake", messages=ask("hi"), extra_body={field: 1})
+        assert refused.value.param == field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from random import Random
 from typing import Any
@@ -53,7 +54,9 @@ def test_refuses_values_as_ollama_does(case: dict[str, Any]) -> None:
 
 
 def test_a_value_written_in_utf16_or_with_a_mark_is_read_as_ollama_reads_it() -> None:
-    assert parse("FROM é\n".encode("utf-16"))[0].args == "é"
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        assert parse(mark + "FROM é\n".encode(encoding))[0].args == "é"
+        assert parse(mark + "FROM é".encode(encoding) + b"x")[0].args == "é\ufffd"
     assert parse(b"\xef\xbb\xbfFROM x\n")[0].args == "x"
     assert parse(b"FROM a\xffb\n")[0].args == "a\ufffdb"
 
@@ -112,7 +115,7 @@ def test_blanks_after_a_closing_quote_do_not_matter() -> None:
 
 
 def test_a_byte_order_mark_before_text_is_passed_over() -> None:
-    assert pairs("\ufeffFROM x\n") == [("model", "x")]
+    assert pairs("\ufeff# a comment\nFROM x\n") == [("model", "x")]
 
 
 def test_a_missing_from_is_reported_at_the_start() -> None:
@@ -184,6 +187,16 @@ def test_any_text_is_parsed_or_refused_with_a_position(source: list[str]) -> Non
 def test_names_the_character_that_ollama_would_delete() -> None:
     with pytest.raises(UnrepresentableError, match=r"line 2: Ollama deletes U\+3000"):
         quote("你好\n世\u3000界")
+
+
+def test_names_the_line_that_would_end_the_value() -> None:
+    with pytest.raises(UnrepresentableError, match='line 2: a line that ends in """'):
+        quote('a\nb"""\nc')
+
+
+def test_commands_are_written_as_people_write_them() -> None:
+    commands = [Command("model", "x"), Command("message", "user: hi"), Command("system", "s"), Command("top_k", "1")]
+    assert emit(commands) == "FROM x\nMESSAGE user hi\nSYSTEM s\nPARAMETER top_k 1\n"
 
 
 @pytest.mark.parametrize("name", ["num ctx", "top_k 1\nADAPTER", "fröm"])

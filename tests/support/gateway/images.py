@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 
@@ -45,4 +46,9 @@ def close(image: Image.Image, x: float, y: float, color: tuple[int, int, int]) -
 
 def workers(gateway: Process) -> list[psutil.Process]:
     found = psutil.Process(gateway.process.pid).children()
-    return [child for child in found if "gateway.media.worker" in " ".join(child.cmdline())]
+    alive = []
+    for child in found:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends just now
+            if "gateway.media.worker" in " ".join(child.cmdline()):
+                alive.append(child)
+    return alive
