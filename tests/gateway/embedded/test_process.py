@@ -79,6 +79,7 @@ def test_it_answers_503_while_loading_and_ends_with_its_parent(model_dir):
         assert response.status_code == 200
         parent.kill()
         parent.wait()
+        parent.stdout.close()
         wait_for(lambda: not alive(int(pid)))
 
 
