@@ -1,6 +1,6 @@
 """A fast fake engine: answers every completion at once from memory, so that what is measured is what stands before it.
 
-    python benchmarks/gateway/engines/client.py PORT
+    python benchmarks/gateway/upstream.py PORT
 
 A body with `"stream":true` is answered with as many chunks as its `max_tokens` says, without a pause; everything else
 with one small completion. Plain asyncio protocol, uvloop if it is installed, no checks: not a server for anything else.
@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 import sys
+from typing import cast
 
 MODELS = json.dumps({"object": "list", "data": [{"id": "bench", "object": "model"}]}).encode()
 ANSWER = json.dumps(
@@ -59,8 +60,7 @@ AT_ONCE = 50
 
 class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.data = b""
         self.free = asyncio.Event()
         self.free.set()

@@ -127,8 +127,8 @@ def _jpeg(file: bytes) -> ImageHeader:
         elif marker == SCAN:
             if header is None:
                 break
-            # Only here: a preview in the metadata has an end mark too.
-            if file.find(bytes((0xFF, END)), position) < 0:
+            # Only here: a preview in the metadata has an end mark too. Sought from the end, where it should be.
+            if file.rfind(bytes((0xFF, END)), position) < 0:
                 raise BadImage("is cut short")
             upright = orientation_of(exif, xmp) == 1
             return ImageHeader("JPEG", header.width, header.height, header.plain and upright)
