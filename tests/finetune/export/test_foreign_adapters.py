@@ -105,6 +105,7 @@ def test_a_start_that_is_not_known_to_leave_the_base_alone_is_refused(
         merge(made)
 
 
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
 def test_pefts_conversion_of_a_pissa_adapter_is_merged(recipe: MakeRecipe, tmp_path: Path) -> None:
     made = recipe(max_samples=6)
     torch.manual_seed(1)

@@ -479,7 +479,7 @@ def test_out_of_memory_names_the_keys_to_change(recipe: MakeRecipe, monkeypatch:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(LabelLoss, "forward", full)
-    monkeypatch.setattr(oom, "this_card", lambda: Card("a card", 0.5, (7, 5)))
+    monkeypatch.setattr(oom, "this_card", lambda: Card("a card", 1.0, (7, 5)))
     with pytest.raises(FinetuneError, match=r"out of memory; it should fit with \w+=") as caught:
         train(recipe(disable_gradient_checkpointing=True, per_device_train_batch_size=24))
     assert "disable_gradient_checkpointing=false" in caught.value.message

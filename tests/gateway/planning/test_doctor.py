@@ -79,8 +79,10 @@ def machine(tmp_path: Path) -> Machine:
 def test_a_machine_without_a_gpu_says_so_and_is_well(machine: Machine) -> None:
     machine.gpus("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.", code=9)
     code, found = machine.doctor(SHAPES_VL)
-    assert code == 0, found
     assert found["GPU"]["what"].startswith("None: nvidia-smi finds no GPU: NVIDIA-SMI has failed")
+    # Ollama's image sizes are a warning about this model, wherever it is served.
+    assert {subject for subject, finding in found.items() if finding["level"] != "ok"} == {"Ollama MF222"}
+    assert code == 1, found
     assert found["model"]["level"] == "ok"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,12 +18,17 @@ QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
 SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"
 
 
+def _heed_hangups() -> None:
+    """Also where the tests themselves were started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
     save_recipe(recipe, path)
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)], env=environment, text=True,
+        [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=_heed_hangups, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

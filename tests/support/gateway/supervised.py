@@ -31,7 +31,7 @@ def child(gateway: Process) -> psutil.Process:
 
     def living() -> list[psutil.Process]:
         found = psutil.Process(gateway.process.pid).children()
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
     processes: list[psutil.Process] = until("a child", living)
     return processes[0]
