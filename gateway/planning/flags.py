@@ -70,8 +70,8 @@ def _prefix_caching(folder: ModelFolder) -> Choice:
     option = "enable-prefix-caching"
     if not folder.vision_config:
         return Choice(option, True, "equal beginnings are computed once")
-    # lmdeploy 0.18, pytorch/multimodal/data_type.py: SHA-256 over the pixels (7 MB in 16 bits for 768x768) in the engine's
-    # loop. benchmarks/results/lmdeploy_serving.json: 42.7 instead of 55.3 req/s where every picture is new.
+    # lmdeploy 0.18, pytorch/multimodal/data_type.py: SHA-256 over the pixels (7 MB in 16 bits for 768x768) in the
+    # engine's loop. benchmarks/results/lmdeploy_serving.json: 42.7 instead of 55.3 req/s where every picture is new.
     return Choice(option, False, "hashing each image's pixels costs a quarter of the answers; true if images recur")
 
 
