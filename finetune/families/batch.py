@@ -17,7 +17,7 @@ class Batch:
     """B rows padded to L tokens.
 
     ids: [B, L]; positions: [4, B, L] (text order, then M-RoPE's three); attended: [B, L] bool or None if nothing is
-    padded on the left; labelled: [B, L] bool, where the next token is learnt; labels: those next tokens in order;
+    padded on the left; labelled: [B, L] bool, where the next token is a label; labels: those tokens in order;
     images: bank indices in the order of the ids; rows: their sources.
     """
 

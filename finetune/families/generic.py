@@ -101,18 +101,18 @@ class ProcessorFeed:
         coming = self._coming.pop(_key(rows), None)
         inputs = self._moved(coming.result() if coming else self._process(rows, "right"))
         ids = inputs["input_ids"]
-        learnt = torch.zeros(ids.shape, dtype=torch.bool)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
         for number, row in enumerate(rows):
-            learnt[number, : len(row)] = torch.from_numpy(row.labelled)
-        learnt = learnt.to(self.device)
-        labelled = torch.nn.functional.pad(learnt[:, 1:], (0, 1))
+            mask[number, : len(row)] = torch.from_numpy(row.labelled)
+        mask = mask.to(self.device)
+        labelled = torch.nn.functional.pad(mask[:, 1:], (0, 1))
         batch = Batch(
             ids=ids,
             positions=None,
             attended=inputs.get("attention_mask"),
             images=[image for row in rows for image in row.images],
             labelled=labelled,
-            labels=ids[:, 1:][learnt[:, 1:]],
+            labels=ids[:, 1:][mask[:, 1:]],
             rows=tuple(row.source for row in rows),
         )
         return batch, inputs
