@@ -18,9 +18,10 @@ QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
 SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"
 
 
-def _heed_hangups() -> None:
-    """Also where the tests themselves were started by nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _heed_signals() -> None:
+    """Also where the tests themselves run in the background or under nohup, and so ignore some."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
@@ -28,7 +29,7 @@ def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=_heed_hangups, env=environment, text=True,
+        [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=_heed_signals, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
