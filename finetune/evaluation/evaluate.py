@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,7 +92,7 @@ def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | Non
     open_rows = [index for index in range(len(data.rows)) if index not in store.found]
     right = sum(map(_matches, store.found.values()))
     answering = time.monotonic()
-    with progress_bar(console, "answering", FIGURES) as progress:
+    with closing(store), progress_bar(console, "answering", FIGURES) as progress:
         bar = progress.add_task("answering", total=len(data.rows), completed=len(store.found), score=math.nan)
         for index, answer in answerer.answer(open_rows):
             record = record_of(index, answerer.rows[index], answer)

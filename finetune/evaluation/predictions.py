@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from finetune.data.formats import Row
 from finetune.data.records import read_records
 from finetune.errors import FinetuneError
+from modelfiles.folder.atomic_write import write_atomically
 
 PREDICTIONS = "generated_predictions.jsonl"
 
@@ -40,10 +40,9 @@ class Predictions:
             raise FinetuneError(
                 f"output_dir: {self.path} exists; set overwrite_output_dir: true, or choose another folder."
             )
-        self._file = self._partial.open("w", encoding="utf-8")
-        self._file.write(identity + "\n")
-        for record in self.found.values():
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        known = (json.dumps(record, ensure_ascii=False) for record in self.found.values())
+        write_atomically(self._partial, "\n".join((identity, *known, "")).encode())  # a kill now loses no answer
+        self._file = self._partial.open("a", encoding="utf-8")
 
     def add(self, record: dict[str, Any]) -> None:
         self.found[record["index"]] = record
@@ -52,14 +51,15 @@ class Predictions:
 
     def finish(self) -> Path:
         """Puts the records into the dataset's order, under the final name."""
-        self._file.close()
-        ordered = self._partial.with_suffix(".ordered")
-        with ordered.open("w", encoding="utf-8") as file:
-            for index in sorted(self.found):
-                file.write(json.dumps(self.found[index], ensure_ascii=False) + "\n")
-        os.replace(ordered, self.path)
+        self.close()
+        lines = (json.dumps(self.found[index], ensure_ascii=False) for index in sorted(self.found))
+        write_atomically(self.path, "\n".join((*lines, "")).encode())
         self._partial.unlink()
         return self.path
+
+    def close(self) -> None:
+        """Ends the writing; what was answered stays for a run that goes on."""
+        self._file.close()
 
 
 def record_of(index: int, row: Row, answer: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def open_output(recipe: Recipe, identity: dict[str, Any]) -> Path | None:
     chosen = Path(wish) if isinstance(wish, str) else None if wish is False else last
     if chosen is last and last is not None and wish is None and recipe.overwrite_output_dir:
         chosen = last if _was_interrupted(output, last, identity) else None
-    if chosen is not None:  # before anything of an earlier run is deleted: another run's checkpoint is refused
+    elif chosen is not None:  # before anything of an earlier run is deleted: another run's checkpoint is refused
         checkpoints.load_checkpoint(chosen, identity)
     leftovers = [*output.glob(".checkpoint-*.partial"), output / f".{BEST}.partial"]
     if chosen is None:

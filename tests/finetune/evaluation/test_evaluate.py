@@ -93,6 +93,24 @@ def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkey
     assert resumed == predictions(tmp_path)
 
 
+def test_answers_of_a_stopped_evaluation_are_on_the_disk_all_the_time_that_the_next_one_runs(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lines = qwen_vl.greedy, []
+
+    def greedy(model, prompts, *rest):  # type: ignore[no-untyped-def]
+        lines.append(len((tmp_path / "out/.generated_predictions.jsonl.partial").read_text().splitlines()))
+        if len(lines) in (3, 4):
+            raise KeyboardInterrupt
+        return real(model, prompts, *rest)
+
+    monkeypatch.setattr(qwen_vl, "greedy", greedy)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(recipe(per_device_eval_batch_size=5))
+    assert lines == [1, 6, 11, 11], "the line that says whose answers they are, and the answers"
+
+
 def test_other_settings_do_not_reuse_answers(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
