@@ -19,6 +19,7 @@ FINISH_REASONS = frozenset(("stop", "length", "tool_calls", "content_filter", "f
 FINISH_WORDS = {"max_tokens": "length", "max_length": "length", "tool_use": "tool_calls", "tool_call": "tool_calls"}
 # LMDeploy's words for an answer that it did not complete.
 BROKEN = frozenset(("error", "abort", "parse_error"))
+MAX_TIME = 2**53  # seconds; JSON readers hold whole numbers up to here exactly
 # About the length of a token of English text in UTF-8.
 BYTES_PER_TOKEN = 4
 
@@ -168,16 +169,17 @@ class Normaliser:
         if isinstance(payload.get("id"), str) and payload["id"]:
             self._head["id"] = payload["id"]
         created = payload.get("created")
-        if isinstance(created, int | float) and not isinstance(created, bool) and created > 0:
+        if isinstance(created, int | float) and not isinstance(created, bool) and 0 < created < MAX_TIME:
             self._head["created"] = int(created)
 
     def _finish_reason(self, given: object) -> str | None:
         if given is None or given == "":
             return None
+        if not isinstance(given, str):
+            return "stop"
         if given in BROKEN:
             raise engine_lost(502, f"The engine did not complete the answer (finish_reason '{given}').")
-        reason = str(given)
-        return reason if reason in FINISH_REASONS else FINISH_WORDS.get(reason, "stop")
+        return given if given in FINISH_REASONS else FINISH_WORDS.get(given, "stop")
 
 
 def _index(choice: Object, position: int) -> int:

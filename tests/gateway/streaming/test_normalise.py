@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.errors import ApiError
+from gateway.streaming.completion import read_completion
 from gateway.streaming.normalise import Normaliser
 from gateway.streaming.relay import Relay
 
@@ -155,6 +159,31 @@ def test_comments_and_empty_role_chunks_are_not_the_first_token() -> None:
     assert (passing.begun, passing.content_begun) == (True, False)
     passing.feed(stream(TEXT))
     assert passing.content_begun
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["content", "role", "x"]), inner),
+    max_leaves=4,
+)
+CHOICE_FIELDS = st.sampled_from(["index", "delta", "message", "finish_reason", "logprobs"])
+CHUNKS = st.dictionaries(st.sampled_from(["id", "object", "created", "model", "choices", "usage"]), VALUES) | st.builds(
+    lambda head, choice: {**head, "choices": [choice]},
+    st.dictionaries(st.sampled_from(["id", "created", "usage"]), VALUES),
+    st.dictionaries(CHOICE_FIELDS, VALUES) | VALUES,
+)
+
+
+@example(chunk={"choices": [{"index": 0, "delta": {}, "finish_reason": ["stop"]}]})
+@example(chunk={"created": 1e300, "choices": []})
+@settings(max_examples=500)
+@given(chunk=CHUNKS)
+def test_no_shape_of_an_engines_values_breaks_the_gateway(chunk: dict[str, Any]) -> None:
+    passing = relay()
+    passing.feed(stream(chunk, LAST, DONE))
+    assert passing.done or passing.error is not None
+    with suppress(ApiError):
+        read_completion(json.dumps(chunk).encode(), normaliser=Normaliser("r1", "m"))
 
 
 def test_a_whole_answer_is_what_strict_clients_read() -> None:
