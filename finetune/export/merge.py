@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import uuid
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from finetune.model.folder import open_base
 from finetune.model.tensors import DTYPES, read_tensor
 from finetune.model.trained_by import training_recipe, with_training_limits
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.atomic_write import new_folder
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.provenance import PROVENANCE, to_bytes
 
@@ -51,30 +51,24 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
             raise FinetuneError(f"--merge-base dequantized: {adapter} was not trained on a 4-bit base.")
         changes = dequantised(folder, changes, trained_by.double_quantization)
     _refuse_foreign(target, folder, adapter)
-    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        partial.mkdir(parents=True)
-        for file in _files(folder):
-            shutil.copyfile(file, partial / file.name)
-        limits = narrow_limits(folder, partial, with_training_limits(recipe))
-        locations = copy_weights(folder, partial, recipe.export_size * 1e9 if recipe.export_size else None)
-        delta_norm, weight_norm = _patch(folder, locations, changes)
-        if delta_norm == 0:
-            raise FinetuneError(f"The adapter {adapter} changes nothing: every delta is zero. Was it trained?")
-        losses = None
-        if recipe.eval_dataset and trained_by is not None and trained_by.quantization_bit == 4:
-            losses = merge_losses(recipe, trained_by, partial, merge_base)
-        provenance = make_provenance(folder, adapter, len(changes), delta_norm, weight_norm)
-        provenance |= {"merge_base": merge_base, "validation_loss": losses}
-        (partial / PROVENANCE).write_bytes(to_bytes(provenance))
-        (partial / CARD).write_text(model_card(folder, provenance, trained_by), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with new_folder(target) as partial:
+            for file in _files(folder):
+                shutil.copyfile(file, partial / file.name)
+            limits = narrow_limits(folder, partial, with_training_limits(recipe))
+            locations = copy_weights(folder, partial, recipe.export_size * 1e9 if recipe.export_size else None)
+            delta_norm, weight_norm = _patch(folder, locations, changes)
+            if delta_norm == 0:
+                raise FinetuneError(f"The adapter {adapter} changes nothing: every delta is zero. Was it trained?")
+            losses = None
+            if recipe.eval_dataset and trained_by is not None and trained_by.quantization_bit == 4:
+                losses = merge_losses(recipe, trained_by, partial, merge_base)
+            provenance = make_provenance(folder, adapter, len(changes), delta_norm, weight_norm)
+            provenance |= {"merge_base": merge_base, "validation_loss": losses}
+            (partial / PROVENANCE).write_bytes(to_bytes(provenance))
+            (partial / CARD).write_text(model_card(folder, provenance, trained_by), encoding="utf-8")
     except OSError as error:
         raise FinetuneError(f"export_dir: {target} could not be written: {error}.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     console.print(
         f"{len(changes)} weights changed, ||dW|| = {delta_norm:.4g} "
         f"({100 * delta_norm / weight_norm:.2f} % of theirs).",

@@ -6,7 +6,6 @@ before it untouched.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from finetune.model.trained_by import BEST, RECIPE, weights_digest
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
+from modelfiles.folder.atomic_write import new_folder
 
 Trained = dict[str, Any]  # weights.trained_state
 # Keys that may differ between a run and its continuation. What they name (base, data, adapter) is compared by its
@@ -55,21 +55,13 @@ def save_checkpoint(
 
     Raises FinetuneError if the disk refuses; earlier checkpoints stay whole.
     """
-    final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.partial"
+    final = folder / f"checkpoint-{step}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_trained(model, trained, partial)
-        save_recipe(recipe, partial / RECIPE)
-        torch.save(state, partial / "state.pt")
-        for file in partial.iterdir():
-            _flush(file)
-        _flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _flush(folder)
+        with new_folder(final, durable=True) as partial:
+            save_trained(model, trained, partial)
+            save_recipe(recipe, partial / RECIPE)
+            torch.save(state, partial / "state.pt")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
-        shutil.rmtree(partial, ignore_errors=True)
         last = last_checkpoint(folder)
         raise FinetuneError(
             f"The checkpoint {final} could not be written ({error}); "
@@ -83,15 +75,11 @@ def save_checkpoint(
 
 def save_best(folder: Path, model: Any, trained: Trained) -> None:
     """Writes the best weights so far to `folder`/best_adapter, whole or not at all. Raises FinetuneError."""
-    final, partial = folder / BEST, folder / f".{BEST}.partial"
+    final = folder / BEST
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_trained(model, trained, partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with new_folder(final) as partial:
+            save_trained(model, trained, partial)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise FinetuneError(f"The best weights {final} could not be written: {error}.") from None
 
 
@@ -122,11 +110,3 @@ def load_checkpoint(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
                 "restore it, or set overwrite_output_dir: true to start afresh."
             )
     return state
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from finetune.errors import FinetuneError
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, BEST, RECIPE, TRAINED_WEIGHTS
 from finetune.recipe.schema import Recipe
 from finetune.training import checkpoint as checkpoints
+from modelfiles.folder.atomic_write import PARTIAL
 from modelfiles.folder.model_folder import ModelFolder
 
 FINAL_FILES = (ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS, "train_results.json")  # of a run that has ended
@@ -59,7 +60,7 @@ def open_output(recipe: Recipe, identity: dict[str, Any]) -> Path | None:
         chosen = last if _was_interrupted(output, last, identity) else None
     elif chosen is not None:  # before anything of an earlier run is deleted: another run's checkpoint is refused
         checkpoints.load_checkpoint(chosen, identity)
-    leftovers = [*output.glob(".checkpoint-*.partial"), output / f".{BEST}.partial"]
+    leftovers = [path for name in ("checkpoint-", BEST) for path in output.glob(f".{name}*{PARTIAL}")]
     if chosen is None:
         leftovers += [*checkpoints.checkpoints(output), output / "runs", output / BEST]
         for name in LOGS:
@@ -83,7 +84,7 @@ def _was_interrupted(output: Path, last: Path, identity: dict[str, Any]) -> bool
 
 def _only_begun(output: Path) -> bool:
     """Whether the folder holds nothing, or what a run left that was killed before its first checkpoint."""
-    names = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
+    names = {path.name for path in output.iterdir() if not path.name.endswith(PARTIAL)}
     return names <= OWN - set(FINAL_FILES)
 
 

@@ -1,10 +1,16 @@
-"""Writes a file so that readers see the old content or the new content, never a part of it."""
+"""Writes a file, or a folder, so that readers see the old content or the new content, never a part of it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL = ".partial"  # how the name ends of a folder that is still being written; it begins with a dot
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
@@ -26,8 +32,37 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
         Path(temporary).unlink(missing_ok=True)
         raise
     if durable:  # the rename is in the directory, which must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent)
+
+
+@contextmanager
+def new_folder(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """An empty folder beside `target`, which takes its place, and that of all it holds, when the block ends.
+
+    If the block raises, the new folder is removed and `target` stays as it was. durable: the files in it must survive
+    a crash of the machine after this call. Raises OSError.
+    """
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if durable:
+            for path in (*partial.iterdir(), partial):
+                flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        if durable:
+            flush(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.rules import is_repaired, prevents_import
+from modelfiles.folder.atomic_write import new_folder
 from modelfiles.folder.files import regular_file
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.grammar import emit
@@ -58,33 +58,24 @@ def write_stage(
             f"{out} exists and was not made by `lensmith modelfile generate`; choose another output folder."
         )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        with new_folder(out) as work:
+            names = _copy_model(plan, work)
+            texts = {name: to_json(content) for name, content in plan.files.items()} | {"Modelfile": modelfile}
+            if plan.route != "safetensors" and llama_cpp:
+                convert(plan.route, source, plan.folder.path, llama_cpp, work, python)
+                tool = find_quantizer(llama_cpp) if kind and plan.route == "gguf" else None
+                if tool:
+                    quantize(tool, work / "model.gguf", kind)
+                    kind = ""  # is done: Ollama does not quantize what is quantized
+            elif plan.route != "safetensors":
+                texts[SCRIPT] = script(plan.route, source, plan.folder.path)
+            for name, text in texts.items():
+                (work / name).write_bytes(text.encode())
+            lock = _lock(plan, names, sorted(texts), kind)
+            (work / LOCK).write_bytes(to_json(lock).encode())
+            work.chmod(0o755)
     except OSError as error:
         raise ModelfilePlanError(f"{out} cannot be written: {error.strerror}.") from None
-    try:
-        names = _copy_model(plan, work)
-        texts = {name: to_json(content) for name, content in plan.files.items()} | {"Modelfile": modelfile}
-        if plan.route != "safetensors" and llama_cpp:
-            convert(plan.route, source, plan.folder.path, llama_cpp, work, python)
-            tool = find_quantizer(llama_cpp) if kind and plan.route == "gguf" else None
-            if tool:
-                quantize(tool, work / "model.gguf", kind)
-                kind = ""  # is done: Ollama does not quantize what is quantized
-        elif plan.route != "safetensors":
-            texts[SCRIPT] = script(plan.route, source, plan.folder.path)
-        for name, text in texts.items():
-            (work / name).write_bytes(text.encode())
-        lock = _lock(plan, names, sorted(texts), kind)
-        (work / LOCK).write_bytes(to_json(lock).encode())
-        work.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    except OSError as error:
-        raise ModelfilePlanError(f"{out} cannot be written: {error.strerror}.") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return out
 
 
