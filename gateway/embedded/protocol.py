@@ -118,13 +118,15 @@ def parse(body: object, form: Form, *, model: str, defaults: SamplingParams, max
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if any(len(text) > MAX_STOP_LENGTH for text in stop):
         raise bad_request(f"A string of 'stop' may have at most {MAX_STOP_LENGTH} characters.", "stop")
+    if isinstance(request, CompletionRequest) and len(request.texts) > 1:
+        raise bad_request("'prompt' may be one text; the gateway sends a request for each of several.", "prompt")
     if isinstance(request, ChatRequest):
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
     else:
         top_logprobs = request.logprobs
     return GenerationRequest(
         messages=template_messages(request.messages) if isinstance(request, ChatRequest) else [],
-        prompt=request.text if isinstance(request, CompletionRequest) else None,
+        prompt=request.texts[0] if isinstance(request, CompletionRequest) else None,
         params=sampling_params(request, defaults),
         max_tokens=limits.pop() if limits else None,
         n=request.n or 1,
