@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
@@ -96,7 +97,11 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--gpu", metavar="CARD", help="The GPU it is for: t4, l4, a10, a100-40, a100, h100, h200, or its GiB.")
 @click.option("--measure/--no-measure", default=None, help="Train a few steps to tell the time; default: on a GPU.")
 @click.option("--price", type=float, metavar="N", help="What an hour costs, to tell the cost.")
-def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None) -> None:
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write what was found to this file too.")
+def check(
+    recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None,
+    json_file: Path | None,
+) -> None:  # fmt: skip
     """Read everything that RECIPE's training would read and say whether it would start.
 
     No image is decoded. The exit code is 1 if training would not start or its memory not suffice.
@@ -104,11 +109,16 @@ def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: boo
     loaded = _load(recipe, overrides)
     from finetune.memory.cards import find_card, this_card
     from finetune.preflight.check import check_recipe as run
+    from finetune.preflight.report import Report
 
     here = this_card()
     card = find_card(gpu) if gpu else here
     wanted = measure if measure is not None else here is not None and gpu is None
-    sys.exit(0 if run(loaded, card=card, measured=wanted, price=price) else 1)
+    report = Report(Console(soft_wrap=True))
+    starts = run(loaded, report, card=card, measured=wanted, price=price)
+    if json_file is not None:
+        report.write_json(json_file)
+    sys.exit(0 if starts else 1)
 
 
 @click.command(name="eval")

@@ -53,7 +53,8 @@ def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
     if isinstance(bank, ImageBank):
         _describe_resizing(bank, recipe, report)
     describe_boxes(rows, reader, recipe, report)
-    report.console.print(histogram([len(row) for row in encoded], recipe.cutoff_len))
+    lengths = [len(row) for row in encoded]
+    report.console.print(histogram(lengths, recipe.cutoff_len))
     fitting = apply_cutoff(rows, encoded, recipe, encoder)
     if fitting.warning(recipe):
         report.warn(fitting.warning(recipe))
@@ -71,6 +72,12 @@ def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
         f"{total_steps(recipe, len(kept)):,} steps of up to "
         f"{recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps} rows"
     )
+    report.figures["data"] = {
+        "rows": len(rows),
+        "kept": len(kept),
+        "longest_tokens": max(lengths),
+        "steps": total_steps(recipe, len(kept)),
+    }
     if not kept:
         report.say("No row can be trained on.")
         report.error("no row can be trained on: every one is longer than cutoff_len.", hidden=True)

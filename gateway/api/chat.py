@@ -45,6 +45,7 @@ class EngineRequest:
     top_log_probs: int | None = None  # alternatives to each token; None without log-probabilities
     path: str = CHAT_PATH  # at the engine
     read: Reader = read_completion  # what makes the client's answer of the engine's
+    parts: list[EngineRequest] = field(default_factory=list)  # one for each prompt, if there are several
 
 
 def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:

@@ -162,7 +162,11 @@ class ChatRequest(Generation):
         return self
 
 
-# Engines differ in what they make of lists, and a list is as many requests as it has members.
+MAX_PROMPTS = 128
+Prompts = Annotated[
+    Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)],
+    says(f"must be a non-empty string or a list of at most {MAX_PROMPTS} of them; token ids are not taken"),
+]
 Prompt = Annotated[
     Text | Annotated[list[Text], Field(min_length=1, max_length=1)],
     says("must be one non-empty string: send a request for each text, and text instead of token ids"),
@@ -171,11 +175,11 @@ Prompt = Annotated[
 
 class CompletionRequest(Generation):
     logprobs: TopLogProbs | None = None
-    prompt: Prompt
+    prompt: Prompts
 
     @property
-    def text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def texts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
 class TokenizeRequest(RequestModel):
