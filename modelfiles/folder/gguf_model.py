@@ -43,7 +43,7 @@ class GgufModel:
             {name: next((tokens[i] for i in ids(key)), "") for name, key in names.items()},
             {
                 i: (token, kind == _CONTROL)
-                for i, (token, kind) in enumerate(zip(tokens, kinds))
+                for i, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
                 if isinstance(token, str) and kind in (_CONTROL, _USER_DEFINED)
             },
             ids("eos", "eot", "eom"),
