@@ -17,6 +17,7 @@ CHUNK_HEAD = re.compile(rb'data: ?\{(?:[^{}\[\]]|"(?:[^"\\]|\\.)*")*"choices": ?
 HEAD_KEYS = (b'"id"', b'"object"', b'"created"', b'"model"')
 # Its end, from the end of its delta on, where every key that matters is null.
 CHUNK_TAIL = re.compile(rb'\}(?:, ?"\w+": ?null)*\}\](?:, ?"\w+": ?(?:null|true|false|[0-9.]+|"[^"\\]*"))*\}\n\n\Z')
+SMALL = 2048  # bytes of events that are looked into one by one
 # Keys of chunks that are to be looked into.
 TELLING = (b'"finish_reason"', b'"usage"', b'"error"', b'"tool_calls"')
 
@@ -89,17 +90,24 @@ class Relay:
 
     def feed(self, data: bytes) -> bytes:
         """What to send on for these bytes from the engine; b"" is the end of its answer. Raises EventTooLong."""
-        events = self._buffer.feed(data)
+        passed = self._relay(self._buffer.feed(data))
+        if data or self.done or self.error is not None:
+            return passed
+        passed += self._inspect(self._buffer.end())
+        return passed if self.done or self.error is not None else passed + self._complete()
+
+    def _relay(self, events: bytes) -> bytes:
+        """Pass on what is like the chunks before, in runs as long as possible, and look into the rest."""
         if self._frame is not None and (count := self._frame.count(events)):
             assert self._normaliser is not None
             self._normaliser.passed(count)
             self.events += count
             return events
-        passed = self._inspect(events or self._buffer.end()) if events or not data else b""
-        if not data and not self.done and self.error is None:
-            passed += self._complete()
-        self.events += passed.count(b"\n\n")
-        return passed
+        cut = events.find(b"\n\n", len(events) // 2) + 2
+        if self._parse_all or len(events) <= SMALL or not 2 <= cut < len(events):
+            return self._inspect(events)
+        passed = self._relay(events[:cut])
+        return passed if self.done or self.error is not None else passed + self._relay(events[cut:])
 
     def _inspect(self, events: bytes) -> bytes:
         passed: list[bytes] = []
@@ -118,7 +126,9 @@ class Relay:
                 self.done = True
                 passed.append(DONE)
                 break
-        return b"".join(passed)
+        found = b"".join(passed)
+        self.events += found.count(b"\n\n")
+        return found
 
     def _pass_on(self, single: bytes) -> bytes:
         """The event as the client should see it; empty if nothing in it is for the client."""
