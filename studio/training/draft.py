@@ -182,7 +182,7 @@ def _advanced(given: Mapping[str, str], problems: dict[str, Problem]) -> dict[st
         if not name.startswith(ADVANCED) or not text:
             continue
         if key not in known:
-            problems[""] = Problem("train.unknown_key", {"key": key[:100]})
+            problems[""] = Problem("train.unknown_key", {"name": key[:100]})
             continue
         values[key] = text
         if known[key].kind != "text":

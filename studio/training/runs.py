@@ -1,4 +1,4 @@
-"""Starts a run as it is planned, once however often it is asked for, and goes on with one that was stopped."""
+"""Starts a run as it is planned, once however often it is asked for."""
 
 from __future__ import annotations
 
@@ -53,15 +53,6 @@ def start_run(draft: Draft, workspace: Workspace, jobs: Jobs) -> Job:
     except StudioError:
         _forget(folder)
         raise
-
-
-def resume_run(workspace: Workspace, jobs: Jobs, name: str) -> Job:
-    """Queues the command of a run's last job again: training goes on from the last checkpoint. Raises StudioError."""
-    workspace.existing("runs", name)
-    earlier = jobs.list(KIND, run=name)
-    if not earlier:
-        raise StudioError("errors.missing", status=404, name=name)
-    return jobs.submit(earlier[0].spec)
 
 
 def _forget(folder: Path) -> None:

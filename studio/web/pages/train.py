@@ -107,23 +107,6 @@ async def start(request: Request) -> Response:
     return redirect(request, f"runs/{draft.name}")
 
 
-@router.post("/runs/{name}/stop")
-def stop(request: Request, name: str) -> Response:
-    """Ends the run after its step; it saves, so that it can go on."""
-    studio = studio_of(request)
-    for job in studio.jobs.list(runs.KIND, run=name):
-        if job.active:
-            studio.jobs.stop(job.id)
-    return render(request, "train/now.html", **_now(studio, _list(studio)))
-
-
-@router.post("/runs/{name}/resume")
-def resume(request: Request, name: str) -> Response:
-    studio = studio_of(request)
-    runs.resume_run(studio.workspace, studio.jobs, name)
-    return render(request, "train/now.html", **_now(studio, _list(studio)))
-
-
 async def _draft(request: Request) -> Draft:
     studio, lists = studio_of(request), await form_lists(request)
     form = {name: values[-1] for name, values in lists.items()}
