@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "keys": ("gateway.tenants.cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
     "verify": ("gateway.verify.cli:verify", "cpu", "Prove that an engine answers as transformers does."),
     "bench": ("gateway.bench.cli:bench", "finetune", "Put load on an OpenAI-compatible endpoint and measure it."),
+    "studio": ("studio.cli:studio", "studio", "Open the browser pages: data, training, evaluation, chat, serving."),
     "modelfile": ("modelfiles.cli.group:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
     "env": ("finetune.cli:env", "cpu", "Print versions and the machine, for a bug report."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
@@ -53,7 +54,7 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
     name = (error.name or "").split(".")[0]
     if name == "examples":
         return click.ClickException("The demo is part of the repository: clone it and run `make demo` there.")
-    if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles"):
+    if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles", "studio"):
         return error
     extra = COMMANDS[command][1]
     return click.ClickException(f"`lensmith {command}` needs the package {name}: pip install 'lensmith[{extra}]'")

@@ -1,0 +1,16 @@
+"""The page Chat."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from studio.web.render import render
+
+router = APIRouter()
+
+
+@router.get("/chat")
+def index(request: Request) -> Response:
+    return render(request, "chat/index.html")

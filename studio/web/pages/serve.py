@@ -1,0 +1,16 @@
+"""The page Serve."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from studio.web.render import render
+
+router = APIRouter()
+
+
+@router.get("/serve")
+def index(request: Request) -> Response:
+    return render(request, "serve/index.html")
