@@ -1,4 +1,4 @@
-"""Archives from outside, unpacked within bounds: names checked, links and devices left out, bytes counted as written."""
+"""Archives from outside, unpacked within bounds: names checked, links left out, bytes counted as they are written."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _too_large(archive: Path, limit: int, disk: int) -> StudioError:
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    """The files of an archive one after the other. Raises what zipfile and tarfile raise, and StudioError for a path."""
+    """The files of an archive. Raises what zipfile and tarfile raise, and StudioError for a path."""
     if archive.name.lower().endswith(ZIP):
         with zipfile.ZipFile(archive) as zipped:
             for entry in zipped.infolist():
@@ -102,7 +102,7 @@ def _members(archive: Path) -> Iterator[Member]:
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
-    """The path of a zip's file; without the mark for UTF-8 it may be UTF-8 all the same, or Chinese Windows' GB 18030."""
+    """The path of a zip's file. Without the mark for UTF-8 it may be UTF-8 all the same, or GB 18030 of Chinese Windows."""
     if entry.flag_bits & 0x800:
         return entry.filename
     raw = entry.filename.encode("cp437", "replace")  # as which zipfile read it

@@ -160,8 +160,10 @@ def picture_split(picture: Path, root: Path) -> str:
     return VALIDATION if len(parts) > 1 and parts[0].lower() in HELD_OUT else TRAIN
 
 
-def picture_records(found: PictureFolder, split: str, root: Path, question: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(picture, question-and-answer record) of each picture of a split; the answer is empty where there is no caption."""
+def picture_records(
+    found: PictureFolder, split: str, root: Path, question: str
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(picture, question-and-answer record) of each picture of a split; without a caption the answer is empty."""
     for picture in found.pictures:
         if picture_split(picture, root) != split:
             continue

@@ -169,6 +169,25 @@ class RowIndex:
             known = connection.execute("SELECT 1 FROM rows WHERE number = ?", [number]).fetchone()
             return self._get(connection, number) if known else None
 
+    def neighbours(self, wanted: Filter, row: IndexedRow) -> tuple[int | None, int | None]:
+        """The numbers of the rows before and after this one among those that the filter lets through, by number."""
+        where, values = wanted.where()
+        found = []
+        with self.open() as connection:
+            for compared, order in (("<", "DESC"), (">", "ASC")):
+                query = f"SELECT number FROM rows WHERE {where} AND number {compared} ? ORDER BY number {order} LIMIT 1"
+                found.append(connection.execute(query, [*values, row.number]).fetchone())
+        before, after = (line[0] if line else None for line in found)
+        return before, after
+
+    def with_pictures(self, limit: int) -> list[int]:
+        """The numbers of the first sound rows that have a picture."""
+        query = (
+            'SELECT number FROM rows WHERE problem IS NULL AND instr(record, \'"images": ["\') ORDER BY number LIMIT ?'
+        )
+        with self.open() as connection:
+            return [number for (number,) in connection.execute(query, [limit])]
+
     def sizes(self, row: IndexedRow) -> dict[str, tuple[int, int]]:
         """(width, height) of the row's pictures by the names that its record gives them."""
         with self.open() as connection:
