@@ -102,7 +102,7 @@ def _members(archive: Path) -> Iterator[Member]:
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
-    """The path of a zip's file. Without the mark for UTF-8 it may be UTF-8 all the same, or GB 18030 of Chinese Windows."""
+    """The path of a file in a zip. Without the mark for UTF-8 it may be so all the same, or GB 18030."""
     if entry.flag_bits & 0x800:
         return entry.filename
     raw = entry.filename.encode("cp437", "replace")  # as which zipfile read it

@@ -78,9 +78,12 @@ def guess(columns: dict[str, list[str]]) -> dict[str, str]:
         match = next((name for name in columns if name.lower() in names and name not in found.values()), None)
         if match is not None and "chat" not in found:
             found[use] = match
-    left = [name for name in columns if name not in found.values()]
+    numbers = [name for name, values in columns.items() if all(value.replace(".", "").isdecimal() for value in values)]
+    left = [name for name in columns if name not in (*found.values(), *numbers)]
     if "chat" not in found and "answer" not in found and left:
-        found["answer"] = left[-1]
+        found["answer"] = left.pop()
+        if "question" not in found and left:
+            found["question"] = left[0]
     return found
 
 

@@ -70,11 +70,11 @@ class Import:
             parts = list(self._parts(folder))
             unknown = next((part for part in parts if part.file and self._asks_for_columns(part.file)), None)
             if unknown is not None and unknown.file is not None:
-                raise AskForColumns(unknown.file)
+                raise AskForColumns(unknown.file, columns.examples_of(unknown.file))
             index = RowIndex.create(folder / ROWS)
             self._write_rows(index, parts)
             if not index.counts()["all"]:
-                raise StudioError("data.error_no_rows", path=self.root.name)
+                raise StudioError("data.error_no_rows", path=self._root_name())
             self.progress.say("save")
             for scratch in folder.glob("layout-*.jsonl"):
                 scratch.unlink()
@@ -104,13 +104,17 @@ class Import:
             raise StudioError("data.error_nothing_uploaded")
         return data_root(self.dataset.files)
 
+    def _root_name(self) -> str:
+        """What messages call the folder: an upload's own name is of no use to anybody."""
+        return self.dataset.name if self.wanted["source"] == "files" else str(self.root)
+
     def _parts(self, folder: Path) -> Iterator[Part]:
         """What finetune is to read; files whose columns were mapped, and folders of pictures, in a layout it knows."""
         mapping = self.wanted.get("columns")
         if self.root.is_dir() and not finding.data_files(self.root):
             pictures = find_pictures(self.root)
             if pictures is None:
-                raise StudioError("data.error_no_rows", path=self.root.name)
+                raise StudioError("data.error_no_rows", path=self._root_name())
             question = self.wanted.get("question") or pictures.question
             for split in (finding.TRAIN, finding.VALIDATION):
                 records = picture_records(pictures, split, self.root, question)
@@ -234,8 +238,8 @@ class Import:
 class AskForColumns(Exception):
     """A file's columns have to be mapped by a person first."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, examples: dict[str, list[str]]) -> None:
+        self.file, self.examples = file, examples
 
 
 def _common_tail(first: Path, second: Path) -> int:
@@ -261,8 +265,8 @@ def main(folder: Path) -> int:
     try:
         outcome = Import(dataset, wanted, Progress()).run()
     except AskForColumns as asked:
-        examples = columns.examples_of(asked.file)
-        outcome = {"state": "columns", "file": asked.file.name, "columns": examples, "guess": columns.guess(examples)}
+        guess = columns.guess(asked.examples)
+        outcome = {"state": "columns", "file": asked.file.name, "columns": asked.examples, "guess": guess}
     except StudioError as error:
         values = {name: str(value) for name, value in error.values.items()}
         outcome = {"state": "failed", "message": error.message, "values": values}
