@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.model_routes import model_routes
 from gateway.api.ollama.routes import ollama_routes
@@ -40,6 +40,14 @@ KEY = HTTPBearer(scheme_name="key", auto_error=False, description="Asked for by 
 
 class GatewayApp(FastAPI):
     """FastAPI, but for the status of wrong requests, 400 as OpenAI's and not 422, and for the order of middleware."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Without FastAPI's own spans: it looks for somebody to send them to with each request, and ours say more."""
+        if scope["type"] != "http" or self.middleware_stack is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Ours goes around FastAPI's own, so that the answer to a defect has an id too and the fast path skips it."""

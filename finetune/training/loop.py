@@ -32,7 +32,7 @@ from finetune.training.oom import out_of_memory
 from finetune.training.optim import learning_rate
 from finetune.training.order import Window, step_windows
 from finetune.training.outputs import check_output, environment, open_output
-from finetune.training.parallel import AgreedError, processes
+from finetune.training.parallel import AgreedError, World, processes
 from finetune.training.state import TrainResult
 from finetune.training.trainer import Trainer
 
@@ -53,17 +53,22 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     recipe.require("dataset", "output_dir")
     with processes(recipe.ddp_timeout) as world:
         console.quiet = console.quiet or not world.main
-        world.run_on_main_rank(lambda: check_output(recipe))
-        data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
-        try:
-            identity = fingerprint(recipe, data, world.size)
-            resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
-            trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
-            if resume is not None:
-                console.print(f"Going on from {resume}.", highlight=False)
-            return TrainingLoop(trainer, began).run()
-        except torch.OutOfMemoryError:
-            raise out_of_memory(recipe, data) from None
+        return _train(recipe, world, console, began)
+
+
+def _train(recipe: Recipe, world: World, console: Console, began: float) -> TrainResult:
+    """A function of its own, so that nothing holds the trainer when `processes` ends."""
+    world.run_on_main_rank(lambda: check_output(recipe))
+    data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
+    try:
+        identity = fingerprint(recipe, data, world.size)
+        resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
+        trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
+        if resume is not None:
+            console.print(f"Going on from {resume}.", highlight=False)
+        return TrainingLoop(trainer, began).run()
+    except torch.OutOfMemoryError:
+        raise out_of_memory(recipe, data) from None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ with accumulation A learn what one process with accumulation N x A learns. Proce
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -106,6 +107,9 @@ def processes(timeout_seconds: int | None) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds) if timeout_seconds else None)
     yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    # A DDP module that is freed after its process group ends the group's Gloo threads while it holds the interpreter's
+    # lock. Such a thread may be waiting for that lock, and the process would never end.
+    gc.collect()
     dist.destroy_process_group()  # not after an error: the others may be waiting for this process
 
 

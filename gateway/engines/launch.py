@@ -22,7 +22,7 @@ from gateway.planning.plan import make_engine_plan
 from gateway.planning.tool_parsers import answer_flags
 from gateway.planning.types import EnginePlan, Workload
 from modelfiles.adapter.lmdeploy import write_lmdeploy_adapter
-from modelfiles.adapter.reader import AdapterError
+from modelfiles.adapter.reader import AdapterError, read_plain_adapter
 from modelfiles.folder.located_yaml import KeyPath
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
@@ -47,20 +47,19 @@ def launch(
         raise ConfigError(f"{error}.", (*where, "engine_args")) from None
     environment = {} if replica.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))}
     arguments, pixels = command_line(given), 0
-    if adapters and not spec.planned:
-        message = f"The {spec.name} engine serves no adapters beside the model; merge them with `lensmith export`."
-        raise ConfigError(message, where)
     if spec.planned:
         environment |= {variable: str(thread_count()) for variable in THREADS if variable not in os.environ}
-        written, size = write_adapters(folder, adapters, where)
+        loaded, size = write_adapters(folder, adapters, where)
         engine_plan = plan_for_replica(folder, replica, given, size, where)
         if engine_plan is None:
             arguments = command_line({**answer_flags(folder), "backend": "pytorch", **given})
         else:
             arguments, pixels = engine_plan.arguments(), engine_plan.image_pixels
             spec = dataclasses.replace(spec, slots=int(engine_plan.value("max-batch-size")))
-        if written:
-            arguments += ["--adapters", *(f"{engine_name(adapter)}={path}" for adapter, path in written.items())]
+    else:
+        loaded = check_adapters(folder, adapters, where)
+    if loaded:
+        arguments += ["--adapters", *(f"{engine_name(adapter)}={path}" for adapter, path in loaded.items())]
     if spec.raw_tokens:
         spec = dataclasses.replace(spec, byte_level=folder.byte_level)
     if "--tool-call-parser" in arguments:
@@ -82,6 +81,16 @@ def launch(
 def engine_name(adapter: str) -> str:
     """LMDeploy's name of an adapter: under some plain ones, such as `base`, it takes another chat template."""
     return f"adapter-{adapter}"
+
+
+def check_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: KeyPath) -> dict[str, Path]:
+    """The adapters' folders, as the embedded engine loads them. Raises ConfigError if it would refuse one."""
+    for name, path in adapters.items():
+        try:
+            read_plain_adapter(path, folder)
+        except (AdapterError, ModelFolderError) as error:
+            raise ConfigError(str(error), (*where[:2], "adapters", name)) from None
+    return {name: path.expanduser().resolve() for name, path in adapters.items()}
 
 
 def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: KeyPath) -> tuple[dict[str, Path], int]:

@@ -188,7 +188,8 @@ class LocalEngine(Engine):
 
     async def _passes_smoke_test(self, session: aiohttp.ClientSession, child: EngineChild) -> bool:
         """Whether it answers a test picture as a working model does; ends it if it doesn't."""
-        if not self.spec.planned:
+        if not self.spec.planned:  # ours: it loads every adapter completely or fails
+            self.served = self._names
             return True
         child.startup.enter("answering a test picture", child.age)
         self._enter_phase()

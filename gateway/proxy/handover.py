@@ -128,7 +128,7 @@ class Handover:
                     self._begun = True
                     self._model.begun(assignment)
                 if events:
-                    call.events += events.count(b"\n\n")
+                    call.events = relay.events
                     now = call.since()
                     if call.first_token is not None:
                         gaps.observe(now - last)

@@ -64,6 +64,11 @@ class Job:
         times = [path.stat().st_mtime for path in (self.log_path, self.events_path) if path.exists()]
         return max([self.started_at or self.queued_at, *times])
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long it has not written anything."""
+        return max(0.0, time.time() - self.last_sign)
+
     def tail(self, offset: int = -1) -> tuple[str, int]:
         """What the log has from `offset` bytes on (-1: the last TAIL_BYTES), and the offset to go on from."""
         try:

@@ -41,7 +41,6 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ended: dict[str, Job] = {}  # jobs that are over, which change no more
-        self._wrappers: list[subprocess.Popen[bytes]] = []  # children to be reaped
         self._threads = threading.Lock()
 
     def submit(self, spec: JobSpec) -> Job:
@@ -91,7 +90,6 @@ class Jobs:
     def tick(self) -> None:
         """See to what no wrapper does: start what waits and may run, finish what lost its wrapper."""
         with self._lock():
-            self._wrappers = [wrapper for wrapper in self._wrappers if wrapper.poll() is None]
             busy: set[int] = set()
             for job in self._all():
                 if not job.active:
@@ -128,7 +126,7 @@ class Jobs:
                 stderr=log,
                 start_new_session=True,
             )
-        self._wrappers.append(wrapper)
+        threading.Thread(target=wrapper.wait, daemon=True).start()  # so that no zombie stays
         identity = ProcessId.of(wrapper.pid)
         if identity is not None:
             write_json(job.folder / LAUNCH, {"wrapper": identity.as_plain(), "started_at": time.time()})

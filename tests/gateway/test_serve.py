@@ -123,7 +123,7 @@ def test_help_shows_every_limit_with_its_default() -> None:
         (("--engine-arg", "a=1", "--engine-arg", "a=2"), "each key once"),
         (("--engine-arg", "../x=1"), "is not the name of an engine's option"),
         (("--adapters", "name"), "NAME=PATH"),
-        (("--adapters", "x=/nowhere", "--engine", "transformers"), "serves no adapters beside the model; merge them"),
+        (("--adapters", "x=/nowhere", "--engine", "transformers"), "/nowhere has no adapter_config.json"),
     ],
 )
 def test_engine_arguments_and_adapters_that_cannot_be_given(options: tuple[str, ...], told: str) -> None:
