@@ -32,7 +32,7 @@ from studio.datasets import columns, finding
 from studio.datasets.archives import is_archive, unpack
 from studio.datasets.finding import Part, data_root, find_pictures, parts_of, picture_records
 from studio.datasets.index import IndexedRow, RowIndex
-from studio.datasets.records import to_record, with_files
+from studio.datasets.records import raw_record, to_record, with_files
 from studio.datasets.store import IMPORT, OUTCOME, ROWS, Dataset, read_json, write_json
 from studio.datasets.thumbnails import Picture, inspect_picture
 from studio.datasets.versions import disk_sentences, next_number, problem_of, tokens_of, write_version
@@ -182,7 +182,8 @@ class Import:
                 error = broken.get(f"{file.path.name}, row {line}")
                 if error is not None:
                     text = json.dumps(record, ensure_ascii=False, default=str)
-                    yield error, record if len(text) <= MAX_RAW and json.loads(text) == record else text[:MAX_RAW]
+                    kept = json.loads(text) if len(text) <= MAX_RAW else text[:MAX_RAW]
+                    yield error, raw_record(kept, os.path.relpath(file.media, self.target))
 
     def _indexed(self, number: int, part: Part, row: Row | FinetuneError, raw: Any) -> IndexedRow:
         if isinstance(row, FinetuneError):

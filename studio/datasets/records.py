@@ -59,6 +59,16 @@ def read_record(record: Any, folder: Path, place: str) -> Row:
     return make_row(record, replace(detect(record, folder, place), box_format=ORIGINAL_BOXES), place)
 
 
+def raw_record(record: Any, media: str) -> dict[str, Any]:
+    """What is kept of a record that cannot be read. media: the folder of its pictures, relative to the version's."""
+    return {"raw": record, "media": media}
+
+
+def raw_of(record: Any) -> dict[str, Any] | None:
+    """{"raw", "media"} of a record that was kept because it cannot be read; None for another."""
+    return record if isinstance(record, dict) and record.keys() == {"raw", "media"} else None
+
+
 def is_editable(record: Any) -> bool:
     """Whether a record has our form, so that its turns can be edited as texts."""
     turns = record.get("messages") if isinstance(record, dict) else None

@@ -10,19 +10,19 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune.data.formats import Row
 from finetune.errors import FinetuneError
-from finetune.media.image_files import image_size
 from finetune.preflight.starter import PIXELS
 from finetune.preflight.without_model import assumed_limits, estimate_tokens
 from finetune.recipe.load import make_recipe
 from modelfiles.folder.atomic_write import new_folder
 from studio.datasets.finding import INFO, TRAIN, VALIDATION
 from studio.datasets.index import IndexedRow, RowIndex, picture_names
-from studio.datasets.records import is_editable, read_record, to_record
+from studio.datasets.records import is_editable, raw_of, read_record, to_record
 from studio.datasets.store import ROWS, VERSION, Dataset, Version, entry_name, write_json
 from studio.datasets.thumbnails import inspect_picture
 from studio.datasets.uploads import disk_error
@@ -138,45 +138,37 @@ def flag(dataset: Dataset, numbers: Sequence[int], value: bool = True) -> None:
 
 
 def edit(dataset: Dataset, number: int, record: Any) -> IndexedRow:
-    """Put another record in a row's place; what is wrong with it becomes the row's problem. Raises StudioError."""
+    """Put another record in a row's place. Raises StudioError for one that cannot be read; then nothing changes."""
     index = draft_of(dataset)
     row = index.get(number)
     if row is None:
         raise StudioError("data.error_no_row", status=404, number=number)
     folder = dataset.version().folder
-    problem: str | None = None
-    tokens = row.tokens
+    raw = raw_of(row.record)
+    media = folder / raw["media"] if raw else folder
     try:
-        read = read_record(record, folder, row.place)
-        outside = [image for image in read.images if not _known(image, row, folder)]
-        if outside:
-            raise FinetuneError(f"{row.place}: a row's pictures cannot be changed here, only its texts.")
-        record = to_record(read, folder, dataset.folder)
-        problem = problem_of(read) or next(
-            (
-                found
-                for image in read.images
-                if isinstance(image, Path) and (found := inspect_picture(image, dataset.thumbnails).problem)
-            ),
-            None,
-        )
-        tokens = tokens_of(read, {image: image_size(image) for image in read.images}) if problem is None else tokens
+        read = read_record(record, media, row.place)
     except FinetuneError as error:
-        problem = error.message
+        raise StudioError(error.message, status=422) from None
+    pictures = [Path(os.path.normpath(image)) for image in read.images if isinstance(image, Path)]
+    known = {os.path.normpath(folder / name) for name in picture_names(row.record)}
+    inside = (os.path.normpath(media), str(dataset.files)) if raw else ()
+    if len(pictures) < len(read.images) or not all(
+        str(picture) in known or any(picture.is_relative_to(root) for root in inside) for picture in pictures
+    ):
+        raise StudioError("data.error_other_pictures", status=422)  # an edit cannot make the studio show other files
+    looked = {picture: inspect_picture(picture, dataset.thumbnails) for picture in pictures}
+    problem = next((found.problem for found in looked.values() if found.problem), None) or problem_of(read)
+    read = replace(read, images=list(pictures))
+    tokens = tokens_of(read, {picture: found.size or (1, 1) for picture, found in looked.items()})
+    kept = to_record(read, folder, dataset.folder)
     with disk_sentences(dataset.name):
-        index.set([number], record=record, problem=problem, tokens=tokens)
+        names = zip(picture_names(kept), looked.values(), strict=False)
+        index.add_pictures((name, *(found.size or (None, None)), found.problem) for name, found in names)
+        index.set([number], record=kept, problem=problem, tokens=tokens)
     changed = index.get(number)
     assert changed is not None
     return changed
-
-
-def _known(image: Path | str, row: IndexedRow, folder: Path) -> bool:
-    """Whether the row had this picture before: an edit cannot make the studio show other files."""
-    if not isinstance(image, Path) or not isinstance(row.record, dict):
-        return False
-    if is_editable(row.record):
-        return os.path.normpath(image) in {os.path.normpath(folder / name) for name in row.record.get("images", [])}
-    return False
 
 
 def edit_texts(dataset: Dataset, number: int, texts: Sequence[str]) -> IndexedRow:

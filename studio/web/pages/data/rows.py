@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from finetune.errors import FinetuneError
 from studio.datasets.index import IndexedRow, Order, Show, picture_names
-from studio.datasets.records import is_editable
+from studio.datasets.records import raw_of
 from studio.datasets.store import BOX_FORMATS, Dataset, dataset_of
 from studio.datasets.thumbnails import LARGE_SIDE, SIDE, make_thumbnail
 from studio.datasets.versions import (
@@ -104,9 +104,10 @@ def show_row(request: Request, name: str, number: int, version: int | None = Non
     row, sizes = _row(dataset, number, version)
     about = dataset.about()
     wanted, page = filter_of(parse_qs(request.url.query))
+    kept = raw_of(row.record)
     raw = ""
-    if not is_editable(row.record):
-        raw = row.record if isinstance(row.record, str) else json.dumps(row.record, ensure_ascii=False, indent=1)
+    if kept is not None:
+        raw = kept["raw"] if isinstance(kept["raw"], str) else json.dumps(kept["raw"], ensure_ascii=False, indent=1)
     before, after = current_index(dataset, version).neighbours(wanted, row)
     return render(
         request,
