@@ -41,10 +41,10 @@ class KeptFiles(StaticFiles):
         return response
 
 
-def make_app(folder: Path, access: Access, hosts: Iterable[str] = ()) -> FastAPI:
+def make_app(folder: Path, access: Access, hosts: Iterable[str] | None = ()) -> FastAPI:
     """The application over a workspace folder. Raises StudioError if the folder cannot be used.
 
-    hosts: names beside the machine's own under which it may be asked.
+    hosts: names beside the machine's own under which it may be asked; None is every name.
     """
     workspace = Workspace(folder)
     sessions = Sessions(workspace.secret())

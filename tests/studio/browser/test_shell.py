@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -238,7 +239,7 @@ def _close_while_followed(browser: Browser, server: StudioServer, tmp_path: Path
     begun = time.monotonic()
     server.end()
     assert time.monotonic() - begun < 10
-    with StudioServer(tmp_path / "w") as again, again.client() as client:
+    with StudioServer(tmp_path / "w") as again, closing(again.client()) as client:
         assert 'class="state running"' in client.get("runs").text  # the job was found again
         client.post("runs/open/stop")
         assert finished(jobs, job).state == "stopped"
