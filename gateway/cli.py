@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import click
 from click.core import ParameterSource
+from starlette.applications import Starlette
 
 from gateway.config.file import ConfigFile
 from gateway.config.options import ADAPTERS, ENGINE_ARG, settings_options
@@ -30,6 +33,7 @@ from gateway.tenants.keys import KeyFileError, key_ring
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
 REDIS = "LENSMITH_REDIS"
+STUDIO = "studio.mounted:mounted_studio"  # module:function of (folder, key ring, the address that is listened at)
 
 
 # Keys of the file -> the names of their options here.
@@ -74,10 +78,25 @@ PARTS = {"host": "host", "port": "port", "management_port": "management_port", "
     type=click.Path(path_type=Path),
     help="A YAML file that says all this, for several models and engines. Options given beside it win.",
 )
+@click.option(
+    "--studio",
+    "studio_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Show the studio at /studio too, over this workspace folder; it lets in who has a key that is not limited to "
+    "some models.",
+)
 @click.option("--config-schema", is_flag=True, help="Print the file's JSON schema, for editors, and leave.")
 @settings_options
 @click.pass_context
-def serve(context: click.Context, /, config_path: Path | None, config_schema: bool, **given: Any) -> None:
+def serve(
+    context: click.Context,
+    /,
+    config_path: Path | None,
+    config_schema: bool,
+    studio_folder: Path | None,
+    **given: Any,
+) -> None:
     """Serve a model folder, an engine's URL, or all that a file says, behind an OpenAI-compatible API.
 
     MODEL_DIR is a Hugging Face directory; `lensmith export` writes one.
@@ -106,12 +125,20 @@ def serve(context: click.Context, /, config_path: Path | None, config_schema: bo
         click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
     with contextlib.ExitStack() as sockets:
         sockets.enter_context(bound)
+        studio = None if studio_folder is None else open_studio(studio_folder, service, bound)
         management = None
         if service.config.management_port is not None:
             management = sockets.enter_context(
                 bind(service.config.host, service.config.management_port, "--management-port")
             )
-        run(service, bound, management, reloads=config_path is not None)
+        run(service, bound, management, reloads=config_path is not None, studio=studio)
+
+
+def open_studio(folder: Path, service: Service, bound: socket.socket) -> Starlette:
+    """The studio's application, which this package does not know until somebody asks for it. Raises ClickException."""
+    module, _, factory = STUDIO.partition(":")
+    made: Starlette = getattr(importlib.import_module(module), factory)(folder, service.ring, bound.getsockname())
+    return made
 
 
 def from_file(context: click.Context, file: ConfigFile) -> Load:

@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 import uvicorn
+from starlette.applications import Starlette
 
 from gateway import allocator
 from gateway.app import create_app
@@ -91,10 +92,17 @@ class GatewayServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def run(service: Service, bound: socket.socket, management: socket.socket | None = None, reloads: bool = False) -> None:
+def run(
+    service: Service,
+    bound: socket.socket,
+    management: socket.socket | None = None,
+    reloads: bool = False,
+    studio: Starlette | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests end and stop the engines.
 
     `management`: what is for operators only is served there, and not at `bound`.
+    `studio`: the application shown at /studio.
     `reloads`: SIGHUP loads the configuration again, instead of ending the process as a terminal that closes means it.
 
     Raises ClickException when no engine ever became ready.
@@ -107,7 +115,7 @@ def run(service: Service, bound: socket.socket, management: socket.socket | None
         ) from None
     configure_logging()
     config = uvicorn.Config(
-        create_app(service, management.getsockname()[1] if management is not None else None),
+        create_app(service, management.getsockname()[1] if management is not None else None, studio),
         lifespan="on",
         log_config=None,
         access_log=False,

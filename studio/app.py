@@ -21,7 +21,7 @@ from studio.jobs.store import Jobs
 from studio.security.access import Access
 from studio.security.attempts import Attempts
 from studio.security.hosts import Hosts
-from studio.security.middleware import Guard, ResponseHeaders
+from studio.security.middleware import HEADERS, Guard, ResponseHeaders
 from studio.security.sessions import Sessions
 from studio.web.links import STATIC
 from studio.web.pages import chat, data, evaluate, home, login, runs, serve, train
@@ -41,10 +41,10 @@ class KeptFiles(StaticFiles):
         return response
 
 
-def make_app(folder: Path, access: Access, hosts: Iterable[str] = ()) -> FastAPI:
+def make_app(folder: Path, access: Access, hosts: Iterable[str] | None = ()) -> FastAPI:
     """The application over a workspace folder. Raises StudioError if the folder cannot be used.
 
-    hosts: names beside the machine's own under which it may be asked.
+    hosts: names beside the machine's own under which it may be asked; None is every name.
     """
     workspace = Workspace(folder)
     sessions = Sessions(workspace.secret())
@@ -91,7 +91,9 @@ def make_app(folder: Path, access: Access, hosts: Iterable[str] = ()) -> FastAPI
 
     @app.exception_handler(Exception)
     async def explain_defect(request: Request, error: Exception) -> Response:
-        return await show_error(request, StudioError("errors.defect", 500))
+        answer = await show_error(request, StudioError("errors.defect", 500))
+        answer.headers.update(HEADERS)  # this handler stands outside of the middleware
+        return answer
 
     return app
 

@@ -11,6 +11,7 @@ import uvicorn
 from studio.app import make_app
 from studio.errors import StudioError
 from studio.security.access import Access, KeyAccess, OpenAccess, PasswordAccess, TokenAccess
+from studio.web.i18n import sentence
 
 
 @click.command()
@@ -63,7 +64,7 @@ def studio(
         access = _access(password_file, keys, no_password) or TokenAccess(announce)
         app = make_app(folder, access, [*allow_host, host])
     except StudioError as error:
-        raise click.ClickException(error.message.format_map(error.values)) from None
+        raise click.ClickException(sentence("en", error)) from None
     link = f"{base}login?token={access.token}" if isinstance(access, TokenAccess) else base
     click.echo(f"Lensmith studio, workspace {folder}: {link}")
     if isinstance(access, TokenAccess):

@@ -10,6 +10,7 @@ from gateway.engines.extra_fields import LMDEPLOY_FIELDS, STEERING, VLLM_FIELDS,
 from gateway.engines.startup.lmdeploy_log import LMDEPLOY_LOG
 from gateway.engines.startup.log import EngineLog
 from gateway.engines.startup.vllm_log import VLLM_LOG
+from modelfiles.hardware.python_child import module_command
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ TRANSFORMERS = EngineSpec(
     name="transformers",
     # Our own server around `generate`. It refuses by itself what it cannot do.
     command=(
-        *("{python}", "-m", "gateway.embedded", "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
+        *(*module_command("gateway.embedded", "{python}"), "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
         *("--served-model-name", "{name}"),
     ),
     environment={"LENSMITH_ENGINE_KEY": "{key}"},
@@ -77,7 +78,7 @@ LMDEPLOY = EngineSpec(
     # LMDeploy 0.18; what depends on the model and the card is in the plan. At INFO it logs how far it has come, and
     # no prompts.
     command=(
-        *("{python}", "-m", "gateway.engines.startup.lmdeploy_main", "serve", "api_server", "{folder}"),
+        *(*module_command("gateway.engines.startup.lmdeploy_main", "{python}"), "serve", "api_server", "{folder}"),
         *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
         *("--disable-fastapi-docs", "--log-level", "INFO"),
     ),
@@ -113,7 +114,7 @@ VLLM = EngineSpec(
     # vLLM 0.33, whose flags here 0.25 has, too; what depends on the model and the card is in the plan. At INFO it logs
     # how far it has come, and no prompts.
     command=(
-        *("{python}", "-m", "vllm.entrypoints.cli.main", "serve", "{folder}"),
+        *(*module_command("vllm.entrypoints.cli.main", "{python}"), "serve", "{folder}"),
         *("--host", "127.0.0.1", "--port", "{port}", "--served-model-name", "{name}"),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs"),
     ),

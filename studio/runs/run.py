@@ -80,7 +80,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return int(self.last("current_steps") or 0)
+        return max((int(record["current_steps"]) for record in self.records), default=0)
 
     @property
     def total_steps(self) -> int | None:

@@ -73,7 +73,10 @@ class PasswordAccess(Access):
 
 
 class KeyAccess(Access):
-    """The gateway's API keys (`lensmith keys`). A session ends when its key is revoked or the studio restarts."""
+    """The gateway's API keys (`lensmith keys`), but for those that are limited to some models: they are for clients.
+
+    A session ends when its key is revoked or the studio restarts.
+    """
 
     kind = "key"
 
@@ -82,7 +85,7 @@ class KeyAccess(Access):
         self._keys: dict[str, str] = {}
 
     def admit(self, secret: str) -> str | None:
-        if self._ring.find(secret) is None:
+        if not self._opens(secret):
             return None
         holder = secrets.token_hex(8)
         self._keys[holder] = secret
@@ -90,7 +93,11 @@ class KeyAccess(Access):
 
     def holds(self, holder: str) -> bool:
         secret = self._keys.get(holder)
-        return secret is not None and self._ring.find(secret) is not None
+        return secret is not None and self._opens(secret)
+
+    def _opens(self, secret: str) -> bool:
+        tenant = self._ring.find(secret)
+        return tenant is not None and not tenant.key.models
 
 
 class OpenAccess(Access):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from studio.errors import StudioError
+
 LOCALES = Path(__file__).parents[1] / "locales"
 LANGUAGES = {"en": "English", "zh": "中文"}
 COOKIE = "lensmith_language"
@@ -27,6 +29,11 @@ def translate(language: str, key: str, **values: object) -> str:
     """The text with its placeholders filled. Raises KeyError for a text that is missing."""
     text = texts(language)[key]
     return text.format_map({name: str(value) for name, value in values.items()}) if values else text
+
+
+def sentence(language: str, error: StudioError) -> str:
+    """What an error says in a language."""
+    return translate(language, error.message, **error.values) if error.message in texts(language) else error.message
 
 
 def language_of(request: Request) -> str:

@@ -19,7 +19,7 @@ from studio.security.attempts import Attempts
 from studio.security.middleware import route_path
 from studio.security.sessions import Sessions
 from studio.web.formats import FILTERS
-from studio.web.i18n import LANGUAGES, language_of, texts, translate
+from studio.web.i18n import LANGUAGES, language_of, sentence, translate
 from studio.web.links import link, redirect, root_of, static
 from studio.workspace.folder import Workspace
 
@@ -52,8 +52,7 @@ def translator(request: Request) -> Callable[..., str]:
 
 def message_of(request: Request, error: StudioError) -> str:
     """The sentence of an error in the reader's language."""
-    language = language_of(request)
-    return translate(language, error.message, **error.values) if error.message in texts(language) else error.message
+    return sentence(language_of(request), error)
 
 
 def render(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:

@@ -41,15 +41,11 @@ def shoot(browser: Browser, server: StudioServer, out: Path, paths: list[str]) -
 
 def main(workspace: Path, out: Path, paths: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    server = StudioServer(workspace)
-    try:
-        with sync_playwright() as playwright:
-            arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
-            shoot(browser, server, out, paths)
-            browser.close()
-    finally:
-        server.end()
+    with StudioServer(workspace) as server, sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
+        shoot(browser, server, out, paths)
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ class StudioServer(Process):
         super().__init__(command, port, PYTHONUNBUFFERED="1")
         self.wait_until("/login", 200)
 
+    def __enter__(self) -> StudioServer:
+        return self
+
     @property
     def link(self) -> str:
         found: list[str] = until("a link is printed", lambda: LINK.findall(self.log()))
@@ -49,8 +52,5 @@ def sign_in(client: httpx.Client, link: str) -> httpx.Client:
 @pytest.fixture(scope="module")
 def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioServer]:
     """One studio for all tests of a module, over an empty workspace."""
-    server = StudioServer(tmp_path_factory.mktemp("studio") / "workspace")
-    try:
+    with StudioServer(tmp_path_factory.mktemp("studio") / "workspace") as server:
         yield server
-    finally:
-        server.end()
