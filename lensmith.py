@@ -5,6 +5,13 @@ Every subcommand is imported only when it runs, so `lensmith --help` is instant 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and Path(sys.path[0]) == Path.cwd() != Path(__file__).resolve().parent:
+    # `torchrun -m lensmith` looks for modules in the current folder first, where somebody's own finetune.py may lie.
+    del sys.path[0]
+
 import click
 
 from modelfiles.cli.lazy_group import LazyGroup

@@ -133,7 +133,10 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
     loaded = _load(recipe, overrides)
     from finetune.evaluation.evaluate import compare_runs
     from finetune.evaluation.evaluate import evaluate as run
+    from finetune.evaluation.predictions import read_predictions
 
+    if against:  # before hours of answers
+        read_predictions(Path(against))
     result = run(loaded, endpoint=endpoint)
     for name, score in result.scores.items():
         scale = 100 if name in ("exact_match", "token_f1", "anls") else 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.engines.extra_fields import LMDEPLOY_FIELDS, STEERING, VLLM_FIELDS, ExtraField
+from modelfiles.hardware.python_child import module_command
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ TRANSFORMERS = EngineSpec(
     name="transformers",
     # Our own server around `generate`. It refuses by itself what it cannot do.
     command=(
-        *("{python}", "-m", "gateway.embedded", "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
+        *(*module_command("gateway.embedded", "{python}"), "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
         *("--served-model-name", "{name}"),
     ),
     environment={"LENSMITH_ENGINE_KEY": "{key}"},
@@ -71,7 +72,7 @@ LMDEPLOY = EngineSpec(
     # LMDeploy 0.18; what depends on the model and the card is in the plan. At INFO it logs how far it has come, and
     # no prompts.
     command=(
-        *("{python}", "-m", "gateway.engines.lmdeploy_main", "serve", "api_server", "{folder}"),
+        *(*module_command("gateway.engines.lmdeploy_main", "{python}"), "serve", "api_server", "{folder}"),
         *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
         *("--disable-fastapi-docs", "--log-level", "INFO"),
     ),

@@ -65,7 +65,7 @@ def serve(
     workload = Workload(images, image_size, concurrency, session_len)
     try:
         if server != "lmdeploy":
-            click.echo(serve_command(ModelFolder.open(model_dir), server, workload))
+            click.echo(serve_command(ModelFolder.open(model_dir), server, workload, model_dir))
             return
         card = parse_gpu(gpu) if gpu else query_gpus()[0]
         engine_plan = make_engine_plan(ModelFolder.open(model_dir), card, workload, tp, engine_args)

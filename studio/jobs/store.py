@@ -7,7 +7,6 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
 from studio.jobs.job import (
     LAUNCH,
@@ -120,7 +120,7 @@ class Jobs:
     def _start(self, job: Job) -> None:
         with (job.folder / LOG).open("ab") as log:
             wrapper = subprocess.Popen(
-                [sys.executable, "-m", "studio.jobs.wrapper", str(job.folder)],
+                [*module_command("studio.jobs.wrapper"), str(job.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
