@@ -45,6 +45,7 @@ def test_from_a_folder_of_pictures_to_a_served_answer(page: Page, studio_server:
     expect(page.locator("#live .state.done")).to_be_visible(timeout=4 * MINUTE)
     assert click.count <= MAX_CLICKS
     expect(page.locator(".sample .right").first).to_be_visible()
+    assert page.locator(".sample img").first.evaluate("picture => picture.naturalWidth") == 64
 
     click(page.get_by_role("button", name="Evaluate it"))
     page.get_by_label("Rows").fill("24")
