@@ -190,9 +190,7 @@ def test_two_tabs_that_start_the_same_run_make_one_and_one_sentence(
     assert 'href="runs/first"' in client.get("/train/now").text
 
 
-def test_a_run_can_be_trained_anew_with_other_settings(
-    client: TestClient, studio: Studio, form: dict[str, str]
-) -> None:
+def test_a_run_can_be_trained_anew_with_other_settings(client: TestClient, studio: Studio, shapes: str) -> None:
     folder = studio.workspace.create("runs", "earlier")
     recipe = {"model_name_or_path": "owner/model", "dataset_dir": "datasets/shapes/versions/1", "lora_rank": 5}
     recipe |= {"optim": "paged_adamw_8bit", "output_dir": "runs/earlier/output"}
