@@ -62,28 +62,34 @@ def address(bound: socket.socket) -> str:
 class GatewayServer(uvicorn.Server):
     """Drains on the first SIGINT or SIGTERM: it goes on listening and refuses new requests until those there are ended.
 
-    The second signal cuts the rest short.
+    Where a pause is set, it goes on as before for so long and only says that it is not ready. The second signal cuts
+    the rest short.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._drained_at = math.inf
+        self._drains_at = self._drained_at = math.inf
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._service.draining or not self.started:
+        if self._service.leaving or not self.started:
             super().handle_exit(sig, frame)
             return
-        self._service.draining = True
-        self._drained_at = time.monotonic() + self._service.gateway.settings.drain_seconds
+        settings = self._service.gateway.settings
+        self._service.leaving = True
+        self._drains_at = time.monotonic() + settings.drain_pause
+        self._drained_at = self._drains_at + settings.drain_seconds
+        self._service.draining = not settings.drain_pause
 
     def handle_reload(self, sig: int, frame: FrameType | None) -> None:
         self._reload_wanted = True
 
     async def on_tick(self, counter: int) -> bool:
         service = self._service
+        if time.monotonic() >= self._drains_at:
+            service.draining = True
         if service.draining and (not service.requests or time.monotonic() >= self._drained_at):
             self.should_exit = True
         if self._reload_wanted:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -161,3 +163,24 @@ def _shard(loss: Any, base: Any, recipe: Recipe, world: World, device: torch.dev
 def no_sync(model: Any, last: bool) -> Any:
     """A context for one backward pass: DDP sends gradients in the last of a step only."""
     return nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """A list that gets the number of each SIGINT, SIGTERM or SIGHUP; the step that is running ends first.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

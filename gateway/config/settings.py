@@ -68,6 +68,11 @@ class Settings:
         pattern=ORIGIN,
     )
     sse_keepalive: float = _setting(15.0, "Seconds of silence in a stream after which a comment line is sent.")
+    drain_pause: int = _setting(
+        0,
+        "Seconds after the signal to stop in which new requests are still served and only /ready says no, for "
+        "balancers that learn of it late.",
+    )
     drain_seconds: float = _setting(30.0, "Seconds that running requests get to end when the gateway is told to stop.")
 
     def __post_init__(self) -> None:

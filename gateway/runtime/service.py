@@ -76,6 +76,7 @@ class Service:
         """`ring`: the keys, if they were read already. Raises ConfigError or KeyFileError."""
         self.metrics = metrics
         self.tracing = Tracing()
+        self.leaving = False  # told to stop: /ready says no
         self.draining = False  # new requests are refused, those in progress go on
         self.follows_engine = False  # models that the engine lists later are served, too
         self._following: asyncio.Task[None] | None = None

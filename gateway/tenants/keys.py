@@ -79,6 +79,15 @@ def write_keys(path: Path, keys: list[Key]) -> None:
     write_atomically(path, text.encode(), mode=0o600)
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes whenever the file does, also where it is a link to another one, as in a mounted Secret."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 class KeyRing:
     """The tenants of a key file. It is read again when it changes; accounts of unchanged keys go on."""
 
@@ -90,14 +99,14 @@ class KeyRing:
         self._shared = shared
         self._clock = clock
         self._tenants: dict[str, Tenant] = {}
-        self._stamp = 0
+        self._stamp: tuple[int, int] | None = None
         self._refresh_at = 0.0
         self._read()
 
     def _read(self) -> None:
         self._refresh_at = self._clock() + REFRESH_SECONDS
-        stamp = self._path.stat().st_mtime_ns if self._path.exists() else 0
-        if stamp == self._stamp != 0:
+        stamp = _stamp(self._path)
+        if stamp is not None and stamp == self._stamp:
             return
         found = {key.sha256: Tenant(key, self._clock, self._shared) for key in read_keys(self._path)}
         old, self._tenants = self._tenants, found

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from finetune.reporting.runlog import read_log
+from finetune.reporting.sample import SAMPLE_LOG
 from studio.errors import StudioError
 from studio.runs.run import Run
 
-FILE = "sample_answers.jsonl"
 _KEYS = {"images", "question", "label", "answer"}
 
 
 def sample_rows(run: Run) -> tuple[list[int], list[dict[str, Any]]]:
     """The steps at which samples were answered, and each sample: images (a count), question, label, answers by step."""
-    records = [record for record in read_log(run.output / FILE) if _is_whole(record)]
+    records = [record for record in read_log(run.output / SAMPLE_LOG) if _is_whole(record)]
     if not records:
         return [], []
     last = records[-1]["answers"]
