@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.planning.doctor_folder import check_folder_for_lmdeploy
+from gateway.planning.doctor.folder import check_folder_for_lmdeploy
 from gateway.planning.gpu import CARDS, Gpu, NoGpu, parse_gpu, query_gpus
 from gateway.planning.other_servers import serve_command
 from gateway.planning.plan import make_engine_plan
