@@ -11,7 +11,7 @@ from studio.workspace.models import TINY
 Goal = Literal["quick", "balanced", "best"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 
-SAMPLES = 4  # answers to be watched while it trains
+SAMPLES = 4  # validation rows whose answers the page Runs shows as they change
 QUICK_STEPS = 150  # of the demo's model: about a minute on two cores
 RANK: dict[Goal, int] = {"quick": 8, "balanced": 16, "best": 32}
 EPOCHS: dict[Goal, tuple[int, int]] = {"quick": (3, 10), "balanced": (3, 10), "best": (5, 15)}  # many rows, few rows
