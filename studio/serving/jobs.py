@@ -7,12 +7,12 @@ import shutil
 from modelfiles.hardware.gpus import GIB
 from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
-from studio.gateways.sources import Source
 from studio.jobs.job import Job
 from studio.jobs.spec import JobSpec
 from studio.jobs.store import Jobs
 from studio.workspace.folder import Workspace
 from studio.workspace.names import check_name
+from studio.workspace.sources import Source
 
 EXPORT, OLLAMA = "export", "ollama"  # kinds
 SPARE = 0.05  # of the base's bytes, for what the file system needs besides

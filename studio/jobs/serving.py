@@ -10,9 +10,9 @@ from typing import Any, Literal
 import httpx
 
 from modelfiles.hardware.python_child import module_command
-from studio.gateways.sources import Source
 from studio.jobs.job import Job
 from studio.jobs.spec import JobSpec
+from studio.workspace.sources import Source
 
 TUNED = "tuned"  # the adapter's model name beside its base's
 GRACE = 20.0  # seconds for the answers in flight and the engine's end
