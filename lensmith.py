@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
     "plan": ("gateway.planning.cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
-    "doctor": ("gateway.planning.doctor_cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
+    "doctor": ("gateway.planning.doctor.cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
     "keys": ("gateway.tenants.cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
     "verify": ("gateway.verify.cli:verify", "cpu", "Prove that an engine answers as transformers does."),
     "bench": ("gateway.bench.cli:bench", "finetune", "Put load on an OpenAI-compatible endpoint and measure it."),

@@ -44,7 +44,7 @@ PARTS = {"host": "host", "port": "port", "management_port": "management_port", "
 @click.argument("model_dir", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--engine",
-    metavar="transformers|lmdeploy|URL",
+    metavar="transformers|lmdeploy|vllm|URL",
     help="What runs the model, or the address of an OpenAI-compatible server that already does.  [default: lmdeploy if "
     "it is installed and there is an NVIDIA GPU, else transformers]",
 )

@@ -61,6 +61,8 @@ def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
         refuse(body, table)
     apply_extra_fields(body, ChatRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)
     body["messages"], images = engine_messages(body["messages"], spec)
+    if is_answer_begun(body["messages"]):
+        body.update(spec.continue_fields)
     top = (request.top_logprobs or 0) if request.logprobs else None
     return engine_request(body, request, spec, images=images, top_log_probs=top)
 
@@ -128,7 +130,7 @@ def engine_messages(messages: list[Object], spec: EngineSpec) -> tuple[list[Obje
             _append_text(written[0], kept)  # instructions and a developer's message are one to such templates
         else:
             written.append(kept)
-    if written[-1]["role"] == "assistant" and not spec.continues_answer and not written[-1].get("tool_calls"):
+    if is_answer_begun(written) and not spec.continues_answer:
         location = f"messages[{len(messages) - 1}]"
         raise bad_request(
             f"'{location}' is an assistant's, and this engine cannot go on with an answer; end with a user's message.",
@@ -136,6 +138,11 @@ def engine_messages(messages: list[Object], spec: EngineSpec) -> tuple[list[Obje
             "unsupported_parameter",
         )
     return written, images
+
+
+def is_answer_begun(messages: list[Object]) -> bool:
+    """Whether the last message is the beginning of the answer: an assistant's, without tool calls."""
+    return messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
 
 
 def _misplaced(image: ImagePart, role: str) -> ApiError:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from gateway.api import completions
-from gateway.api.chat import EngineRequest, engine_messages, refuse
+from gateway.api.chat import EngineRequest, engine_messages, is_answer_begun, refuse
 from gateway.api.unsupported import NOWHERE
 from gateway.contract.fields import Object
 from gateway.contract.requests import TokenizeRequest
@@ -28,6 +28,8 @@ def check_tokenize(body: Object, spec: EngineSpec) -> EngineRequest:
     if request.text is None:
         messages, images = engine_messages(body["messages"], spec)
         counted: Object = {"model": model, "messages": messages}
+        if is_answer_begun(messages):
+            counted |= spec.continue_fields
         if spec.tokenize_path:
             return EngineRequest(counted, model, images=images, path=spec.tokenize_path, read=read_tokens)
         return EngineRequest({**counted, "max_tokens": 1}, model, images=images, read=read_usage)

@@ -138,7 +138,9 @@ class _Builder:
         # Before its plan is made: that depends on the memory which the engine, if it runs, has taken already.
         identity = (where, folder.path, described.model_dump_json(), tuple(adapters.items()))
         if identity not in self._engines:
-            engine, pixels = launch(folder, str(where[1]), described, adapters, where)
+            engine, pixels = launch(
+                folder, str(where[1]), described, adapters, where, max_images=self._settings.max_images
+            )
             engine.image_pixels, engine.identity = pixels, identity
             self._engines[identity] = engine
         return self._engines[identity]

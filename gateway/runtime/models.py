@@ -170,6 +170,7 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             refused={**spec.refused, **first.refused},
             developer_role=first.developer_role and spec.developer_role,
             continues_answer=first.continues_answer and spec.continues_answer,
+            continue_fields={**spec.continue_fields, **first.continue_fields},
             negative_top_k=first.negative_top_k and spec.negative_top_k,
             drops_stop=first.drops_stop or spec.drops_stop,
             extra_fields=_common(first.extra_fields, spec.extra_fields),
