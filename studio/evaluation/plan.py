@@ -84,7 +84,7 @@ def plan_evaluation(
         dataset=version.name,
         version=version.number,
         split=split,
-        entry=version.entry(split),
+        entry=split,
         runs=tuple(dict.fromkeys(runs)),
         model=bases.pop(),
         max_samples=limit,

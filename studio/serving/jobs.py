@@ -34,7 +34,12 @@ def export(workspace: Workspace, jobs: Jobs, source: Source, name: str) -> Job:
             "serve.no_disk", status=507, needed=f"{needed / GIB:.1f}", free=f"{free / GIB:.1f}", folder=target.parent
         )
     command = [*module_command("lensmith"), "export", str(source.recipe)]
-    command += [f"model_name_or_path={source.base}", f"adapter_name_or_path={source.trained}", "eval_dataset=null"]
+    command += [
+        f"model_name_or_path={source.base}",
+        f"adapter_name_or_path={source.trained}",
+        "eval_dataset=null",
+        'eval_strategy="no"',
+    ]
     command += [f"export_dir={target}"]
     about = {"model": name, "run": source.title}
     return jobs.submit(JobSpec(EXPORT, name, command, workspace.folder, about=about, exclusive=f"model/{name}"))

@@ -1,7 +1,7 @@
 """The dataset versions that can be trained on and evaluated: what they are called, and what is in each.
 
 A version's folder is as the page Data leaves it (studio/datasets/versions.py): dataset_info.json with an entry for each
-split, and version.json with the counts of their rows. It never changes.
+split, under its name, and version.json with the counts of their rows. It never changes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ class Version:
         """How a form names it."""
         return f"{self.name}@{self.number}"
 
-    def entry(self, split: str) -> str:
-        """The split's name in dataset_info.json; a dot would make a file's name of it."""
-        plain = self.name.replace(".", "_")
-        return plain if split == TRAIN else f"{plain}_{split}"
-
 
 def list_versions(workspace: Workspace) -> list[Version]:
     """Every version with rows of every dataset: datasets used last first, their newest version first."""
@@ -66,8 +61,8 @@ def find_version(workspace: Workspace, key: str) -> Version:
 
 @lru_cache(maxsize=1024)
 def _rows(folder: Path) -> dict[str, int]:
-    counts = _json(folder / ABOUT).get("counts")
-    counted = {split: counts.get(f"lines:{split}") for split in (TRAIN, VALIDATION)} if isinstance(counts, dict) else {}
+    counts = _json(folder / ABOUT).get("rows")
+    counted = {split: counts.get(split) for split in (TRAIN, VALIDATION)} if isinstance(counts, dict) else {}
     return {split: count for split, count in counted.items() if isinstance(count, int) and count > 0}
 
 

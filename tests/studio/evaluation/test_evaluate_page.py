@@ -58,7 +58,7 @@ def answered(studio: Studio, shapes: str) -> str:
         "dataset": "shapes",
         "version": 1,
         "split": "validation",
-        "entry": "shapes_validation",
+        "entry": "validation",
         "runs": ["tiny"],
     }
     plan |= {"model": str(SHAPES_VL), "max_samples": None, "max_new_tokens": 8}
