@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from gateway.errors import ApiError
 from gateway.scheduling.admission import Admission, Refused, Ticket
@@ -20,10 +22,16 @@ class Slots:
         self._queued = metrics.waiting.labels(model)
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
+    @property
+    def full_for(self) -> float | None:
+        """While the queue is full, the seconds after which to come again."""
+        return self._admission.retry_after() if self._admission.full else None
+
     def check(self) -> None:
         """Raises ApiError 503 if the queue is full now, before work is done for a request that `take` would refuse."""
-        if self._admission.full:
-            raise overloaded(Refused("queue_full", self._admission.retry_after()))
+        wait = self.full_for
+        if wait is not None:
+            raise overloaded(Refused("queue_full", wait))
 
     async def take(self, tenant: str, weight: int, timeout: float) -> Slot:
         """Wait for a slot for at most `timeout` seconds. Raises ApiError 503 with a Retry-After."""
@@ -37,7 +45,7 @@ class Slots:
         self._metrics.queue_seconds.observe((ticket.started or 0.0) - ticket.arrived)
         self._metrics.batch_size.observe(self._admission.running)
         self._count()
-        return Slot(self, ticket)
+        return Slot(partial(self.release, ticket))
 
     async def _wait(self, ticket: Ticket, timeout: float) -> None:
         loop = asyncio.get_running_loop()
@@ -87,15 +95,14 @@ def _expire(turn: asyncio.Future[None]) -> None:
 class Slot:
     """A slot at the engine; `release` may be called more than once."""
 
-    def __init__(self, slots: Slots, ticket: Ticket) -> None:
-        self._slots = slots
-        self._ticket: Ticket | None = ticket
+    def __init__(self, release: Callable[[bool], None]) -> None:
+        self._release: Callable[[bool], None] | None = release
 
     def release(self, served: bool = False) -> None:
         """`served`: whether the answer was given to its end."""
-        if self._ticket is not None:
-            ticket, self._ticket = self._ticket, None
-            self._slots.release(ticket, served)
+        if self._release is not None:
+            release, self._release = self._release, None
+            release(served)
 
 
 def overloaded(refused: Refused) -> ApiError:
