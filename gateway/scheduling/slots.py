@@ -35,23 +35,39 @@ class Slots:
 
     async def take(self, tenant: str, weight: int, timeout: float) -> Slot:
         """Wait for a slot for at most `timeout` seconds. Raises ApiError 503 with a Retry-After."""
+        ticket = self.enter(tenant, weight, timeout)
+        return self.started(ticket) or await self.turn(ticket, timeout)
+
+    def enter(self, tenant: str, weight: int, timeout: float) -> Ticket:
+        """The first step of `take`: a ticket, which runs or waits. Raises ApiError 503 with a Retry-After."""
         try:
             ticket = self._admission.enter(tenant, weight, timeout)
         except Refused as refused:
             raise overloaded(refused) from None
         if ticket.started is None:
+            self._waiting[ticket] = asyncio.get_running_loop().create_future()
             self._count()
-            await self._wait(ticket, timeout)
+        return ticket
+
+    def started(self, ticket: Ticket) -> Slot | None:
+        """The slot of a ticket that runs; None if it waits, and is to wait for its `turn`."""
+        return None if ticket.started is None else self._slot(ticket)
+
+    async def turn(self, ticket: Ticket, timeout: float) -> Slot:
+        """The slot of a ticket that waits, when it comes. Raises ApiError 503 after `timeout` seconds."""
+        await self._wait(ticket, timeout)
+        return self._slot(ticket)
+
+    def _slot(self, ticket: Ticket) -> Slot:
         self._metrics.queue_seconds.observe((ticket.started or 0.0) - ticket.arrived)
         self._metrics.batch_size.observe(self._admission.running)
         self._count()
         return Slot(partial(self.release, ticket))
 
     async def _wait(self, ticket: Ticket, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
-        turn = self._waiting[ticket] = loop.create_future()
+        turn = self._waiting[ticket]
         # A timer, not `asyncio.wait_for`: before Python 3.12 that loses a cancellation which comes with the turn.
-        timer = loop.call_later(timeout, _expire, turn)
+        timer = asyncio.get_running_loop().call_later(timeout, _expire, turn)
         try:
             await turn
         except asyncio.TimeoutError:

@@ -41,6 +41,7 @@ class Channel(asyncio.Protocol):
         self._on_message = on_message
         self._on_lost = on_lost
         self._data = bytearray()
+        self._outgoing: list[bytes] = []  # of this turn of the event loop; a write costs more than a message
         self._transport: asyncio.WriteTransport | None = None
 
     async def open(self, connection: socket.socket) -> None:
@@ -52,8 +53,14 @@ class Channel(asyncio.Protocol):
 
     def send(self, *message: Any) -> None:
         """Send a message; nothing happens when the other end is gone, which `on_lost` has told."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(pack(message))
+
+    def _flush(self) -> None:
+        data, self._outgoing = b"".join(self._outgoing), []
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(pack(message))
+            self._transport.write(data)
 
     def close(self) -> None:
         if self._transport is not None:
