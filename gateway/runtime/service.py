@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from gateway.engines.base import Engine
 from gateway.engines.client import new_session
 from gateway.media.fetch import ImageFetcher
 from gateway.media.pool import ImagePool
+from gateway.runtime.cores import cores_for_images
 from gateway.runtime.models import Models
 from gateway.scheduling.byte_budget import ByteBudget
 from gateway.telemetry.metrics import Metrics
@@ -27,11 +27,6 @@ LOG = logging.getLogger("lensmith.service")
 Load = Callable[[Metrics, Models | None], tuple[Config, Models]]
 # What is bound when the process starts. Another value counts from the next start on.
 FIXED = ("host", "port", "management_port", "workers", "keys", "redis")
-
-
-def cores_for_images(models: Models) -> int:
-    """Worker processes for images where nothing else is set."""
-    return max(2, len(os.sched_getaffinity(0)) // 2)
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,9 @@ class Gateway:
         self.settings = settings
         self.metrics = metrics
         self.tracing = tracing
+        image_workers = settings.image_workers or cores_for_images(models, shares.processes)
         self.pool = ImagePool(
-            max(1, (settings.image_workers or cores_for_images(models)) // shares.processes),
+            max(1, image_workers // shares.processes),
             settings.max_image_pixels,
             settings.image_seconds,
             math.ceil(settings.max_waiting / shares.processes),
