@@ -72,7 +72,7 @@ def translate_count(body: Object) -> Translation:
 
 def check_count(body: Object, spec: EngineSpec) -> EngineRequest:
     """The messages and tools are counted as the chat template writes them."""
-    counted = {name: body[name] for name in ("model", "messages", "tools") if name in body}
+    counted: Object = {name: body[name] for name in ("model", "messages", "tools") if name in body}
     if body.get("tool_choice") == "none":
         counted.pop("tools", None)
     return check_tokenize(counted, spec)
