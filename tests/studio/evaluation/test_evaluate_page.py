@@ -53,7 +53,14 @@ def answered(studio: Studio, shapes: str) -> str:
     folder = studio.workspace.create("evaluations", "first")
     write_predictions(folder / "base", [base for _, base, _ in ROWS])
     write_predictions(folder / "run-tiny", [tuned for _, _, tuned in ROWS])
-    plan = {"name": "first", "dataset": "shapes", "version": 1, "split": "validation", "runs": ["tiny"]}
+    plan = {
+        "name": "first",
+        "dataset": "shapes",
+        "version": 1,
+        "split": "validation",
+        "entry": "shapes_validation",
+        "runs": ["tiny"],
+    }
     plan |= {"model": str(SHAPES_VL), "max_samples": None, "max_new_tokens": 8}
     (folder / "evaluation.json").write_text(json.dumps(plan))
     score = {"mean": 0.4, "low": 0.1, "high": 0.8}
