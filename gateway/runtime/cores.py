@@ -1,6 +1,6 @@
 """How the cores of the machine are split between the engines, the gateway and the workers that decode images.
 
-An engine's own threads come first: while they wait for a core its GPU waits, too. So the image workers get what is left,
+An engine's own threads come first: while they wait for a core its GPU waits, too. So the image workers get what is left
 and run at a lower priority, which counts where there are too few cores for all.
 """
 
