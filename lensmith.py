@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
+    "chat": ("gateway.chat.cli:chat", "cpu", "Talk to a model, an adapter or a server in the terminal, with pictures."),
     "plan": ("gateway.planning.cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
     "doctor": ("gateway.planning.doctor.cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
     "keys": ("gateway.tenants.cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),

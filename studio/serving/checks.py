@@ -13,7 +13,7 @@ from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.rules import RULES, is_repaired
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from studio.errors import StudioError
-from studio.gateways.sources import Source
+from studio.workspace.sources import Source
 
 SERVERS = ("lmdeploy", "ollama", "llamacpp")
 OK, WARNING, ERROR = "ok", "warning", "error"

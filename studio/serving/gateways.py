@@ -14,14 +14,14 @@ from gateway.tenants.keys import digest, new_secret, write_keys
 from gateway.tenants.limits import Key
 from modelfiles.folder.atomic_write import write_atomically
 from studio.errors import StudioError
-from studio.gateways.room import check_room, gpus_of
-from studio.gateways.server import serve_job, url_of
-from studio.gateways.sources import Source
 from studio.jobs.devices import Device
 from studio.jobs.job import Job
+from studio.jobs.memory import check_room, gpus_of
+from studio.jobs.serving import serve_job, url_of
 from studio.jobs.store import Jobs
 from studio.workspace.folder import Workspace
 from studio.workspace.names import check_name
+from studio.workspace.sources import Source
 
 KIND = "gateway"
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # the latter asks for a key

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
 
 from modelfiles.hardware.gpus import GIB
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
-from studio.gateways.sources import Source
 from studio.jobs.job import Job
 from studio.jobs.spec import JobSpec
 from studio.jobs.store import Jobs
 from studio.workspace.folder import Workspace
 from studio.workspace.names import check_name
+from studio.workspace.sources import Source
 
 EXPORT, OLLAMA = "export", "ollama"  # kinds
 SPARE = 0.05  # of the base's bytes, for what the file system needs besides
@@ -33,7 +33,7 @@ def export(workspace: Workspace, jobs: Jobs, source: Source, name: str) -> Job:
         raise StudioError(
             "serve.no_disk", status=507, needed=f"{needed / GIB:.1f}", free=f"{free / GIB:.1f}", folder=target.parent
         )
-    command = [sys.executable, "-m", "lensmith", "export", str(source.recipe)]
+    command = [*module_command("lensmith"), "export", str(source.recipe)]
     command += [f"model_name_or_path={source.base}", f"adapter_name_or_path={source.trained}", "eval_dataset=null"]
     command += [f"export_dir={target}"]
     about = {"model": name, "run": source.title}
@@ -47,7 +47,7 @@ def install(workspace: Workspace, jobs: Jobs, source: Source, name: str, server:
     name = check_name(name or source.title.lower())
     if quantize not in QUANTIZATIONS:
         raise StudioError("errors.parameters", name="quantize")
-    command = [sys.executable, "-m", "lensmith", "modelfile", "install", str(source.base), "--name", name]
+    command = [*module_command("lensmith"), "modelfile", "install", str(source.base), "--name", name]
     command += ["--server", server] if server else []
     command += ["--quantize", quantize] if quantize else []
     about = {"model": source.title}

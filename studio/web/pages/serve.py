@@ -11,16 +11,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from studio.errors import StudioError
-from studio.gateways.room import devices_now, find_device
-from studio.gateways.server import health_of, last_lines, model_names
-from studio.gateways.sources import find_source, model_sources, trained_sources
 from studio.jobs.devices import Devices
+from studio.jobs.memory import devices_now, find_device
+from studio.jobs.serving import health_of, last_lines, model_names
 from studio.serving import checks, gateways
 from studio.serving import jobs as serving_jobs
 from studio.serving.snippets import snippets
 from studio.web.forms import form_fields
 from studio.web.links import redirect
 from studio.web.render import Studio, render, studio_of, translator
+from studio.workspace.sources import find_source, model_sources, trained_sources
 
 router = APIRouter()
 DEVICES = Devices()
