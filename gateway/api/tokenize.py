@@ -23,11 +23,14 @@ from gateway.streaming.completion import read_completion, read_json
 def check_tokenize(body: Object, spec: EngineSpec) -> EngineRequest:
     """`messages`, as in a chat completion, or `prompt`, as in a text completion. Raises ApiError 400."""
     request = validate(TokenizeRequest, body)
-    refuse(body, NOWHERE)
+    for table in (NOWHERE, {name: why for name, why in spec.refused.items() if name == "tools"}):
+        refuse(body, table)
     model = request.model
     if request.text is None:
         messages, images = engine_messages(body["messages"], spec)
         counted: Object = {"model": model, "messages": messages}
+        if body.get("tools"):
+            counted["tools"] = body["tools"]
         if is_answer_begun(messages):
             counted |= spec.continue_fields
         if spec.tokenize_path:

@@ -35,7 +35,9 @@ class EngineSpec:
     log: EngineLog = EngineLog()  # noqa: RUF009, frozen
     slots: int = 128  # answers to hand to it at once
     refused: Mapping[str, str] = field(default_factory=dict)
-    developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
+    # False: the chat templates of its models know one system message, at the beginning, and leave out later ones and
+    # developers'. The gateway makes one of all of them.
+    developer_role: bool = True
     continues_answer: bool = True  # of a last message that is an assistant's; False: the gateway refuses it
     continue_fields: Mapping[str, bool] = field(default_factory=dict)  # what it must be told for it
     negative_top_k: bool = True  # -1 means all tokens; False: it is refused there, and the gateway sends 0
@@ -70,6 +72,7 @@ TRANSFORMERS = EngineSpec(
     extra="cpu",
     tokenize_path="tokenize",
     continues_answer=False,
+    developer_role=False,
     extra_fields={},
 )
 
@@ -127,6 +130,7 @@ VLLM = EngineSpec(
         "tools": "the vLLM engine was started without --tool-call-parser",
         "reasoning_effort": "the vLLM engine hands it to the chat template, and those of these models ignore it",
     },
+    developer_role=False,
     continue_fields={"continue_final_message": True, "add_generation_prompt": False},
     tokenize_path="tokenize",
     extra_fields=VLLM_FIELDS,
