@@ -169,4 +169,10 @@ def reference_for(model: Any, recipe: Recipe) -> Reference | None:
     """The reference that the recipe's loss compares with, of the model before it is trained."""
     if not recipe.needs_reference:
         return None
-    return Reference(model, keeps=bool(recipe.adapter_name_or_path or recipe.additional_target))
+    return Reference(model, keeps_reference(recipe))
+
+
+def keeps_reference(recipe: Recipe) -> bool:
+    """Whether the reference takes memory: a copy of what is trained, as it began."""
+    began = recipe.adapter_name_or_path or recipe.additional_target
+    return recipe.stage == "dpo" and recipe.needs_reference and bool(began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from finetune.data.datasets import load_rows
-from finetune.families.preference import PairFeed, PreferenceLoss, reference_for, split_pair
+from finetune.families.preference import MEASURED, PairFeed, PreferenceLoss, reference_for, split_pair
 from finetune.families.preference_losses import Answers, preference_losses
 from finetune.families.qwen_vl import QwenVL
 from finetune.media.image_files import decode
@@ -21,9 +22,12 @@ from finetune.model.targets import make_trainable
 from finetune.recipe.schema import Recipe
 from tests.support.finetune.families import FAMILIES, family_folder, reference_positions
 from tests.support.finetune.pairs_data import DPO, write_pairs
+from tests.support.finetune.trl_pairs import BETA, GAMMA, MEANS, PAIRS, move
+from tests.support.paths import SUPPORT
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
+GOLDEN = json.loads((SUPPORT / "finetune/goldens/trl_preferences.json").read_text())["losses"]
 LOSSES: list[dict[str, Any]] = [
     {"pref_loss": "sigmoid"},
     {"pref_loss": "sigmoid", "dpo_label_smoothing": 0.2, "pref_ftx": 0.3},
@@ -195,3 +199,31 @@ def test_images_of_a_pair_go_through_the_tower_once(recipe: MakeRecipe, tmp_path
     batch, images = feed.batch([parts.rows[5]])
     parts.loss(batch, images).backward()
     assert seen == [2]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+def test_losses_and_rewards_are_trls(name: str, recipe: MakeRecipe, tmp_path: Path) -> None:
+    golden = GOLDEN[name]
+    path = tmp_path / "pairs.jsonl"
+    records = [{"prompt": asked, "chosen": chosen, "rejected": rejected} for asked, chosen, rejected in PAIRS]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = recipe(stage="dpo", pref_loss=name, pref_beta=BETA, dataset=str(path), lora_rank=4)
+    folder = open_base(made)
+    reader = QwenVL().read(folder, made)
+    rows = reader.encoder.encode(load_rows(str(path), made).rows)
+    base = load_base(folder, made, CPU, torch.float32)
+    model = make_trainable(base, made)
+    loss = PreferenceLoss(base, made, reference_for(model, made))
+    move(model)
+    ours = loss(*PairFeed(base, reader, rows, False, 1).batch(rows)) / len(rows)
+    assert ours.item() == pytest.approx(golden["loss"], rel=1e-4)
+    for key, value in zip(MEASURED, loss.measured, strict=True):
+        assert value / len(rows) == pytest.approx(golden[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize("name", ["simpo", "orpo"])
+def test_losses_without_a_reference_are_trls(name: str, recipe: MakeRecipe) -> None:
+    made = recipe(stage="dpo", pref_loss=name, pref_beta=BETA, simpo_gamma=GAMMA)
+    chosen, rejected = (Answers(torch.tensor(means), torch.ones(4)) for means in MEANS)
+    losses, _, _ = preference_losses(chosen, rejected, None, None, made)
+    assert losses.tolist() == pytest.approx(GOLDEN[name]["losses"], rel=1e-5)
