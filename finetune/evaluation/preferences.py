@@ -37,8 +37,8 @@ FILE = "preferences.jsonl"
 class PreferenceResult:
     """Over `n` pairs: how often the chosen answer has the higher reward, and the rewards' mean difference.
 
-    likelier: how often the chosen answer's tokens are the likelier ones on average, which needs no reference. Equal ones
-    count half. pairs: the file with each pair's figures, in the dataset's order.
+    likelier: how often the chosen answer's tokens are the likelier ones on average, which needs no reference. A tie
+    counts half. pairs: the file with each pair's figures, in the dataset's order.
     """
 
     n: int

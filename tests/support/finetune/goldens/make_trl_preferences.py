@@ -2,8 +2,8 @@
 
     python -m tests.support.finetune.goldens.make_trl_preferences    # with trl 1.16 and datasets beside Lensmith
 
-The model is the repository's own with adapters drawn from a seed. TRL's ORPO and CPO (SimPO) trainers label other tokens
-than its DPO trainer, so of them the losses of given log-probabilities are taken.
+The model is the repository's own with adapters drawn from a seed. TRL's ORPO and CPO (SimPO) trainers make other
+log-probabilities of the same pairs than its DPO trainer, so of them the losses of given log-probabilities are taken.
 """
 
 from __future__ import annotations
