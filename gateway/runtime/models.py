@@ -154,9 +154,7 @@ class Model:
         replicas = []
         for replica in self.replicas:
             reason = self._reason(replica)
-            about: dict[str, Any] = {"reason": reason} if reason else {}
-            if replica.engine.failure is not None:  # it is not started again
-                about["failed"] = True
+            about = {"reason": reason} if reason else {}
             replicas.append({"name": replica.name, "ready": not self.router.is_closed_to_all(replica), **about})
         return {"ready": self.ready, "replicas": replicas}
 
