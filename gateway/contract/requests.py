@@ -115,6 +115,9 @@ ResponseFormat = Annotated[
 ]
 
 
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
 class Generation(Sampling):
     """What chat and text completions have in common."""
 
@@ -146,7 +149,7 @@ class Generation(Sampling):
 class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: TopLogProbs | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -183,10 +186,11 @@ class CompletionRequest(Generation):
 
 
 class TokenizeRequest(RequestModel):
-    """`messages` as in a chat completion, or a `prompt` as in a text completion."""
+    """`messages` as in a chat completion, perhaps with `tools`, or a `prompt` as in a text completion."""
 
     model: Text
     prompt: Prompt | None = None
+    tools: Tools | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")

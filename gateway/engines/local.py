@@ -14,9 +14,9 @@ from yarl import URL
 
 from gateway.engines.base import Engine
 from gateway.engines.child import FAILURE_LABELS, EngineChild
-from gateway.engines.smoke_test import SmokeTestFailed, run_smoke_test
 from gateway.engines.spec import EngineSpec
-from gateway.engines.startup_log import Cause
+from gateway.engines.startup.log import Cause
+from gateway.engines.startup.smoke_test import SmokeTestFailed, run_smoke_test
 from gateway.telemetry.metrics import Metrics
 
 LOG = logging.getLogger("lensmith.local_engine")
@@ -46,6 +46,8 @@ class LocalEngine(Engine):
     besides the spec's and ours. `adapters` are more names that it knows: those that answer unlike the model are served.
     `vision` says whether it is tried with a picture.
     """
+
+    started_here = True
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from studio.chat.conversation import Question
-from studio.gateways.server import health_of, url_of
 from studio.jobs.job import Job
+from studio.jobs.serving import health_of, url_of
 from studio.jobs.store import Jobs
 
 MAX_EVENT = 1 << 20  # bytes of a line of the stream

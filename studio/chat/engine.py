@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from gateway.engines.process import free_port
 from studio.errors import StudioError
-from studio.gateways.room import check_room, gpus_of
-from studio.gateways.server import serve_job
-from studio.gateways.sources import Source
 from studio.jobs.devices import Device
 from studio.jobs.job import Job
+from studio.jobs.memory import check_room, gpus_of
+from studio.jobs.serving import serve_job
 from studio.jobs.store import Jobs
 from studio.workspace.folder import Workspace
+from studio.workspace.sources import Source
 
 KIND = "chat"  # of its jobs, and what two of them exclude each other by
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,14 +95,23 @@ class Import:
         archives = sorted(p for p in self.dataset.files.rglob("*") if p.is_file() and is_archive(p.name))
         for archive in archives:
             self.progress.say("unpack")
-            stem = archive.name.partition(".")[0] or "archive"
-            names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, 10_000))
-            target = next(archive.parent / name for name in names if not (archive.parent / name).exists())
+            target = self._folder_for(archive)
             unpack(archive, target, lambda files: self.progress.say("unpack", files))
             archive.unlink()
         if not any(path.is_file() for path in self.dataset.files.rglob("*")):
             raise StudioError("data.error_nothing_uploaded")
         return data_root(self.dataset.files)
+
+    def _folder_for(self, archive: Path) -> Path:
+        """Where an archive is unpacked: in place of an earlier one of its name, but of nothing else that is there."""
+        unpacked = self.dataset.about().get("unpacked", [])
+        stem = archive.name.partition(".")[0] or "archive"
+        for name in (stem if n == 1 else f"{stem}-{n}" for n in count(1)):
+            target = archive.parent / name
+            if not target.exists() or name in unpacked:
+                self.dataset.set_about(unpacked=[*unpacked, name])
+                return target
+        raise AssertionError
 
     def _root_name(self) -> str:
         """What messages call the folder: an upload's own name is of no use to anybody."""
@@ -272,7 +281,8 @@ def main(folder: Path) -> int:
         values = {name: str(value) for name, value in error.values.items()}
         outcome = {"state": "failed", "message": error.message, "values": values}
     except FinetuneError as error:
-        outcome = {"state": "failed", "message": error.message, "values": {}}
+        message = error.message.replace(f"{dataset.files}/", "")  # where uploads are is of no use to anybody
+        outcome = {"state": "failed", "message": message, "values": {}}
     except (OSError, RecursionError, MemoryError) as error:
         outcome = {"state": "failed", "message": "data.error_import", "values": {"reason": str(error)[:300]}}
     outcome["at"] = time.time()

@@ -16,7 +16,6 @@ CREATE TABLE rows (
     split TEXT NOT NULL,
     source TEXT NOT NULL,      -- the file it came from
     place TEXT NOT NULL,       -- where in it: "rows.jsonl, row 3"
-    record TEXT NOT NULL,      -- JSON, as `lensmith train` reads it, or as it was if it cannot be read
     problem TEXT,              -- why it cannot be trained on; NULL if it can
     tokens INTEGER NOT NULL,   -- about
     flagged INTEGER NOT NULL DEFAULT 0,
@@ -25,6 +24,8 @@ CREATE TABLE rows (
     line INTEGER,              -- its line in the split's file, NULL if it is not in it
     twins INTEGER              -- the group of rows with the same or nearly the same picture
 );
+-- JSON, as `lensmith train` reads it, or as it was if it cannot be read; apart, so that filters do not read it.
+CREATE TABLE records (number INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE pictures (path TEXT PRIMARY KEY, width INTEGER, height INTEGER, problem TEXT);
 CREATE INDEX by_problem ON rows (problem IS NULL, number);
 CREATE INDEX by_tokens ON rows (tokens, number);
@@ -51,7 +52,8 @@ ORDERS: dict[Order, str] = {
     "shortest": "tokens, number",
 }
 BUSY_SECONDS = 10.0  # how long a reader waits for a writer
-COLUMNS = "number, split, source, place, record, problem, tokens, flagged, left_out, changed, line, twins"
+COLUMNS = "number, split, source, place, problem, tokens, flagged, left_out, changed, line, twins"
+JOINED = f"SELECT {COLUMNS}, record FROM rows JOIN records USING (number)"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Filter:
                 conditions.append(f"{column} = ?")
                 values.append(value)
         if self.text:
-            conditions.append("instr(lower(record), lower(?))")
+            conditions.append("number IN (SELECT number FROM records WHERE instr(lower(record), lower(?)))")
             values.append(json.dumps(self.text, ensure_ascii=False)[1:-1])  # as it is written in the JSON
         if self.min_tokens is not None:
             conditions.append("tokens >= ?")
@@ -141,8 +143,11 @@ class RowIndex:
     def add(self, rows: Iterable[IndexedRow]) -> None:
         """Append rows, in one transaction."""
         marks = ", ".join("?" * len(COLUMNS.split(",")))
+        given = list(rows)
         with self.open(write=True) as connection:
-            connection.executemany(f"INSERT INTO rows ({COLUMNS}) VALUES ({marks})", map(_as_values, rows))
+            connection.executemany(f"INSERT INTO rows ({COLUMNS}) VALUES ({marks})", map(_as_values, given))
+            records = ((row.number, _as_json(row.record)) for row in given)
+            connection.executemany("INSERT INTO records VALUES (?, ?)", records)
 
     def add_pictures(self, pictures: Iterable[tuple[str, int | None, int | None, str | None]]) -> None:
         """Note (path, width, height, problem) of pictures."""
@@ -153,14 +158,11 @@ class RowIndex:
         """The page of this number, or the nearest there is."""
         where, values = wanted.where()
         with self.open() as connection:
-            (total,) = connection.execute(f"SELECT count(*) FROM rows WHERE {where}", values).fetchone()
-            number = min(max(1, number), max(1, -(-total // size)))
             order = "twins, split = 'train', number" if wanted.show == "twins" else ORDERS[wanted.order]
-            numbers = connection.execute(
-                f"SELECT number FROM rows WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
-                [*values, size, (number - 1) * size],
-            ).fetchall()
-            rows = [self._get(connection, found) for (found,) in numbers]
+            found = connection.execute(f"SELECT number FROM rows WHERE {where} ORDER BY {order}", values).fetchall()
+            total = len(found)
+            number = min(max(1, number), max(1, -(-total // size)))
+            rows = [self._get(connection, row) for (row,) in found[(number - 1) * size : number * size]]
             return Page(rows, number, size, total, self._sizes(connection, rows))
 
     def get(self, number: int) -> IndexedRow | None:
@@ -182,11 +184,9 @@ class RowIndex:
 
     def with_pictures(self, limit: int) -> list[int]:
         """The numbers of the first sound rows that have a picture."""
-        query = (
-            'SELECT number FROM rows WHERE problem IS NULL AND instr(record, \'"images": ["\') ORDER BY number LIMIT ?'
-        )
+        query = f"{JOINED} WHERE problem IS NULL AND instr(record, ?) ORDER BY number LIMIT ?"
         with self.open() as connection:
-            return [number for (number,) in connection.execute(query, [limit])]
+            return [_as_row(values).number for values in connection.execute(query, ['"images": ["', limit])]
 
     def sizes(self, row: IndexedRow) -> dict[str, tuple[int, int]]:
         """(width, height) of the row's pictures by the names that its record gives them."""
@@ -221,23 +221,27 @@ class RowIndex:
     def all_rows(self) -> Iterator[IndexedRow]:
         """Every row in order."""
         with self.open() as connection:
-            for values in connection.execute(f"SELECT {COLUMNS} FROM rows ORDER BY number"):
+            for values in connection.execute(f"{JOINED} ORDER BY number"):
                 yield _as_row(values)
 
-    def set(self, numbers: Sequence[int], **values: Any) -> int:
-        """Set columns of these rows and mark them as changed; how many there were. Names are columns, not input."""
+    def set(self, numbers: Sequence[int], **values: Any) -> None:
+        """Set columns of these rows and mark them as changed. Names are columns, not input."""
         assert values.keys() <= {"record", "problem", "tokens", "flagged", "left_out"}
-        given = {name: _plain(name, value) for name, value in values.items()} | {"changed": 1}
+        record = values.pop("record", None)
+        given = values | {"changed": 1}
         assigned = ", ".join(f"{name} = ?" for name in given)
         with self.open(write=True) as connection:
             cursor = connection.cursor()
             cursor.executemany(
                 f"UPDATE rows SET {assigned} WHERE number = ?", [[*given.values(), number] for number in numbers]
             )
-            return cursor.rowcount
+            if record is not None:
+                connection.executemany(
+                    "UPDATE records SET record = ? WHERE number = ?", [[_as_json(record), number] for number in numbers]
+                )
 
     def _get(self, connection: sqlite3.Connection, number: int) -> IndexedRow:
-        return _as_row(connection.execute(f"SELECT {COLUMNS} FROM rows WHERE number = ?", [number]).fetchone())
+        return _as_row(connection.execute(f"{JOINED} WHERE number = ?", [number]).fetchone())
 
     def _sizes(self, connection: sqlite3.Connection, rows: Sequence[IndexedRow]) -> dict[str, tuple[int, int]]:
         names = list(dict.fromkeys(name for row in rows for name in picture_names(row.record)))
@@ -256,14 +260,15 @@ def picture_names(record: Any) -> list[str]:
 
 
 def _as_values(row: IndexedRow) -> list[Any]:
-    return [_plain(name.strip(), getattr(row, name.strip())) for name in COLUMNS.split(",")]
+    return [getattr(row, name.strip()) for name in COLUMNS.split(",")]
 
 
-def _plain(name: str, value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if name == "record" else value
+def _as_json(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False)
 
 
 def _as_row(values: Sequence[Any]) -> IndexedRow:
-    named = dict(zip((name.strip() for name in COLUMNS.split(",")), values, strict=True))
+    *plain, record = values
+    named = dict(zip((name.strip() for name in COLUMNS.split(",")), plain, strict=True))
     flags = {name: bool(named[name]) for name in ("flagged", "left_out", "changed")}
-    return IndexedRow(**named | flags | {"record": json.loads(named["record"])})
+    return IndexedRow(**named | flags, record=json.loads(record))

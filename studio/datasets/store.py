@@ -29,7 +29,7 @@ BOX_FORMATS = ("original", "resized", "relative")
 class Version:
     """One version of a dataset.
 
-    counts: rows by kind, as RowIndex.counts names them, and lines by split ("lines:train").
+    counts: rows by kind, as RowIndex.counts names them; rows: those that can be trained on, by split.
     imported: the version whose import its rows come from; rows have the same numbers in all versions of one import.
     """
 
@@ -39,6 +39,7 @@ class Version:
     note: str
     imported: int
     counts: dict[str, int]
+    rows: dict[str, int]
 
     @property
     def index(self) -> RowIndex:
@@ -47,7 +48,7 @@ class Version:
     @property
     def trainable(self) -> int:
         """How many rows `lensmith train` reads of it."""
-        return self.counts.get("lines:train", 0)
+        return self.rows.get("train", 0)
 
 
 class Dataset:
@@ -92,9 +93,9 @@ class Dataset:
     def recipe_keys(self, number: int | None = None) -> dict[str, Any]:
         """The recipe's keys for a version: dataset, dataset_dir, and eval_dataset and box_format if it has them."""
         version = self.version(number)
-        keys: dict[str, Any] = {"dataset": entry_name(self.name), "dataset_dir": str(version.folder)}
-        if version.counts.get("lines:validation"):
-            keys["eval_dataset"] = entry_name(self.name, "validation")
+        keys: dict[str, Any] = {"dataset": "train", "dataset_dir": str(version.folder)}
+        if version.rows.get("validation"):
+            keys["eval_dataset"] = "validation"
         if box_format := self.about().get("box_format"):
             keys["box_format"] = box_format
         return keys
@@ -159,12 +160,6 @@ def create_dataset(workspace: Workspace, name: str) -> Dataset:
     except OSError as error:
         raise StudioError("errors.disk", status=507, path=dataset.folder, reason=error.strerror) from None
     return dataset
-
-
-def entry_name(name: str, split: str = "train") -> str:
-    """A split's name in dataset_info.json. It has no dot, or a recipe would take it for a file's."""
-    plain = name.replace(".", "_")
-    return plain if split == "train" else f"{plain}_{split}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

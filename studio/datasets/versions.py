@@ -23,7 +23,7 @@ from modelfiles.folder.atomic_write import new_folder
 from studio.datasets.finding import INFO, TRAIN, VALIDATION
 from studio.datasets.index import IndexedRow, RowIndex, picture_names
 from studio.datasets.records import is_editable, raw_of, read_record, to_record
-from studio.datasets.store import ROWS, VERSION, Dataset, Version, entry_name, write_json
+from studio.datasets.store import ROWS, VERSION, Dataset, Version, write_json
 from studio.datasets.thumbnails import inspect_picture
 from studio.datasets.uploads import disk_error
 from studio.errors import StudioError
@@ -54,16 +54,13 @@ def write_version(dataset: Dataset, folder: Path, note: str, imported: int | Non
     with index.open(write=True) as connection:
         connection.executemany("UPDATE rows SET line = ? WHERE number = ?", numbers)
     info = {
-        entry_name(dataset.name, split): {"file_name": f"{split}.jsonl", "formatting": "openai"}
-        for split in (TRAIN, VALIDATION)
-        if lines[split]
+        split: {"file_name": f"{split}.jsonl", "formatting": "openai"} for split in (TRAIN, VALIDATION) if lines[split]
     }
     if not lines[VALIDATION]:
         (folder / f"{VALIDATION}.jsonl").unlink()
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    counts = index.counts() | {f"lines:{split}": count for split, count in lines.items()}
-    about = {"created_at": time.time(), "note": note, "imported": imported, "counts": counts}
-    write_json(folder / VERSION, about | ({} if imported is not None else {"imported": next_number(dataset)}))
+    about = {"created_at": time.time(), "note": note, "counts": index.counts(), "rows": lines}
+    write_json(folder / VERSION, about | {"imported": next_number(dataset) if imported is None else imported})
 
 
 def next_number(dataset: Dataset) -> int:
@@ -182,12 +179,21 @@ def edit_texts(dataset: Dataset, number: int, texts: Sequence[str]) -> IndexedRo
     return edit(dataset, number, row.record | {"messages": turns})
 
 
-def correct_answer(dataset: Dataset, version: int, split: str, line: int, answer: str) -> IndexedRow:
-    """Change the last answer of the row that is this line (from 1) of a version's file. Raises StudioError."""
+def row_at(dataset: Dataset, version: int, split: str, line: int) -> int:
+    """The number, in the newest version too, of the row that is this line (from 1) of a version's file.
+
+    Raises StudioError if the newest version's rows come from another import.
+    """
     used = dataset.version(version)
     number = used.index.number_at(split, line)
     if number is None or used.imported != dataset.version().imported:
         raise StudioError("data.error_row_of_other_import", status=409)
+    return number
+
+
+def correct_answer(dataset: Dataset, version: int, split: str, line: int, answer: str) -> IndexedRow:
+    """Change the last answer of the row that is this line (from 1) of a version's file. Raises StudioError."""
+    number = row_at(dataset, version, split, line)
     row = current_index(dataset).get(number)
     if row is None or not is_editable(row.record):
         raise StudioError("data.error_no_row", status=404, number=number)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from finetune.data.row_media import MARKS
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics import anls, exact_match
 from finetune.evaluation.predictions import PREDICTIONS, read_predictions
@@ -16,12 +17,16 @@ from studio.errors import StudioError
 
 Change = Literal["mended", "broken", "both_wrong", "both_right"]
 CHANGES: tuple[Change, ...] = get_args(Change)
-PAGE = 48  # rows
+PAGE = 24  # rows
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A row and its two answers. index: in the split; score: how near the run's answer is, 0 to 1 (ANLS)."""
+    """A row and its two answers.
+
+    index: in the split, from 0; prompt: without the marks of pictures; score: how near the run's answer is, 0 to 1
+    (ANLS).
+    """
 
     index: int
     prompt: str
@@ -35,7 +40,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class WallPage:
-    """Some rows, how many there are of each change, and how many pages the chosen ones make."""
+    """Some rows, how many there are of each of CHANGES, and how many pages the chosen ones make."""
 
     rows: Sequence[Answered]
     counts: dict[str, int]
@@ -50,7 +55,8 @@ def wall(folder: Path, base: str, tuned: str, change: str, number: int) -> WallP
     pages = max(1, -(-len(chosen) // PAGE))
     number = min(max(1, number), pages)
     shown = chosen[(number - 1) * PAGE : number * PAGE]
-    return WallPage(shown, dict(Counter(row.change for row in rows)), number, pages)
+    found = Counter(row.change for row in rows)
+    return WallPage(shown, {change: found[change] for change in CHANGES}, number, pages)
 
 
 def answered(folder: Path, base: str, tuned: str) -> list[Answered]:
@@ -84,7 +90,7 @@ def _row(index: int, base: dict[str, Any], tuned: dict[str, Any]) -> Answered:
     images = tuned.get("images")
     return Answered(
         index=index,
-        prompt=str(tuned.get("prompt", "")),
+        prompt=MARKS.sub("", str(tuned.get("prompt", ""))).strip(),
         label=label,
         base=str(base["predict"]),
         tuned=str(tuned["predict"]),

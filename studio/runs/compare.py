@@ -20,12 +20,11 @@ def recipe_differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
 
 def figures(run: Run) -> dict[str, Any]:
     """What a run came to: its last and its best losses, speed, memory and time."""
-    losses = [record["eval_loss"] for record in run.records if "eval_loss" in record]
     return {
         "steps": run.steps,
         "loss": run.last("loss"),
         "eval_loss": run.last("eval_loss"),
-        "best_eval_loss": min(losses, default=None),
+        "best_eval_loss": run.log.best_eval_loss,
         "throughput": run.last("throughput"),
         "memory": run.last("vram_reserved"),
         "elapsed": run.last("elapsed_time"),

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from finetune.reporting.runlog import read_log
 from studio.jobs.job import Job, State
 from studio.jobs.store import Jobs
+from studio.runs.log_summary import LogSummary, seconds, summarise
 from studio.workspace.folder import Workspace
 
 KIND = "train"  # of the jobs of a run; their `about` is {"run": name}
@@ -27,6 +27,11 @@ class Run:
     name: str
     folder: Path
     job: Job | None
+
+    @property
+    def workspace(self) -> Path:
+        """The workspace's folder, in which its job runs."""
+        return self.folder.parent.parent
 
     @property
     def output(self) -> Path:
@@ -60,10 +65,8 @@ class Run:
         return {}
 
     @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of trainer_log.jsonl."""
-        records: list[Any] = list(read_log(self.log_path))
-        return [one for one in records if isinstance(one, dict) and isinstance(one.get("current_steps"), int)]
+    def log(self) -> LogSummary:
+        return summarise(self.log_path)
 
     @cached_property
     def results(self) -> dict[str, Any] | None:
@@ -76,11 +79,11 @@ class Run:
 
     def last(self, key: str) -> Any:
         """The last value of a field of the log; None if there is none."""
-        return next((record[key] for record in reversed(self.records) if key in record), None)
+        return self.log.last.get(key)
 
     @property
     def steps(self) -> int:
-        return max((int(record["current_steps"]) for record in self.records), default=0)
+        return self.log.steps
 
     @property
     def total_steps(self) -> int | None:
@@ -90,12 +93,11 @@ class Run:
     @property
     def seconds_left(self) -> float | None:
         """By the speed so far; None before the first record and after the end."""
-        elapsed, total = _seconds(self.last("elapsed_time")), self.total_steps
-        begun = next((record["current_steps"] for record in self.records if "elapsed_time" in record), 0)
-        first = _seconds(next((record["elapsed_time"] for record in self.records if "elapsed_time" in record), None))
-        if not self.active or elapsed is None or first is None or not total or self.steps <= begun:
+        elapsed, total, first = seconds(self.last("elapsed_time")), self.total_steps, self.log.first_timed
+        if not self.active or elapsed is None or first is None or not total:
             return None
-        return (elapsed - first) / (self.steps - begun) * (total - self.steps) if elapsed > first else None
+        steps, time = self.steps - first[0], elapsed - first[1]
+        return time / steps * (total - self.steps) if steps > 0 and time > 0 else None
 
     @property
     def notes(self) -> str:
@@ -116,11 +118,3 @@ def list_runs(workspace: Workspace, jobs: Jobs) -> list[Run]:
         latest.setdefault(str(job.spec.about.get("run")), job)
     runs = [Run(name, workspace.path("runs", name), latest.get(name)) for name in workspace.names("runs")]
     return sorted(runs, key=lambda run: run.job.queued_at if run.job else 0.0, reverse=True)
-
-
-def _seconds(clock: str | None) -> float | None:
-    """ "1:02:03" in seconds."""
-    if not isinstance(clock, str):
-        return None
-    parts = clock.split(":")
-    return sum(int(part) * 60**power for power, part in enumerate(reversed(parts))) if len(parts) == 3 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from studio.errors import StudioError
 from studio.jobs.devices import Device
 from studio.jobs.spec import CPU
 from studio.training.goals import GOALS, Goal, goal_values
-from studio.training.schema_form import schema_groups
+from studio.training.schema_form import as_text, schema_groups
 from studio.workspace.folder import Workspace
 from studio.workspace.models import count_parameters, find_folder
 from studio.workspace.names import MAX_NAME, check_name
-from studio.workspace.versions import Version, find_version
+from studio.workspace.versions import TRAIN, VALIDATION, Version, find_version
 
 ADVANCED = "key."  # how the names of the advanced fields begin
 OTHER = "other"  # the model that is typed
@@ -96,7 +97,8 @@ def read_draft(form: Mapping[str, str], gpus: Sequence[str], workspace: Workspac
     recipe: dict[str, Any] = {"model_name_or_path": model}
     if version is not None:
         here = f"datasets/{version.name}/versions/{version.number}"
-        recipe |= {"dataset": version.training_split, "dataset_dir": here}
+        recipe |= {"dataset": version.entry(TRAIN), "dataset_dir": here}
+        recipe |= {"box_format": version.box_format} if version.box_format else {}
     recipe |= {"output_dir": f"runs/{name}/output"} | suggested | _advanced(given, problems)
     for key, sentence in recipe_problems(recipe).items():
         problems.setdefault(f"{ADVANCED}{key}" if key else "", Problem(text=sentence))
@@ -114,14 +116,29 @@ def read_draft(form: Mapping[str, str], gpus: Sequence[str], workspace: Workspac
     )
 
 
+def fields_of_run(workspace: Workspace, run: str) -> dict[str, str]:
+    """The form's fields that make the recipe of an earlier run. Raises StudioError (404)."""
+    try:
+        values = yaml.safe_load((workspace.existing("runs", run) / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        raise StudioError("errors.missing", status=404, name=run)
+    known = {field.key for fields in schema_groups().values() for field in fields}
+    advanced = {f"{ADVANCED}{key}": as_text(value) for key, value in values.items() if key in known}
+    folder = re.fullmatch(r"datasets/([^/]+)/versions/(\d+)", str(values.get("dataset_dir")))
+    data = {"data": f"{folder[1]}@{folder[2]}"} if folder else {}
+    return {"model": str(values.get("model_name_or_path", "")), "goal": "balanced"} | data | advanced
+
+
 def _suggested(goal: Goal, version: Version | None, parameters: int, chosen: Sequence[Device]) -> dict[str, Any]:
     first = chosen[0]
     return goal_values(
         goal,
-        rows=version.rows(version.training_split) if version else 0,
+        rows=version.rows.get(TRAIN, 0) if version else 0,
         parameters=parameters,
         card_gib=first.total_gib if first.is_gpu else None,
-        validation=version.validation_split if version else None,
+        validation=version.entry(VALIDATION) if version and VALIDATION in version.rows else None,
         gpus=len(chosen),
     )
 
@@ -160,8 +177,8 @@ def _version(key: str, workspace: Workspace, problems: dict[str, Problem]) -> Ve
     except StudioError as error:
         problems["data"] = Problem(error.message, error.values)
         return None
-    if not version.rows(version.training_split):
-        problems["data"] = Problem("train.no_rows", {"name": version.name, "split": version.training_split})
+    if TRAIN not in version.rows:
+        problems["data"] = Problem("train.no_rows", {"name": version.name})
     return version
 
 

@@ -11,6 +11,7 @@ from studio.workspace.models import TINY
 Goal = Literal["quick", "balanced", "best"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 
+SAMPLES = 4  # validation rows whose answers the page Runs shows as they change
 QUICK_STEPS = 150  # of the demo's model: about a minute on two cores
 RANK: dict[Goal, int] = {"quick": 8, "balanced": 16, "best": 32}
 EPOCHS: dict[Goal, tuple[int, int]] = {"quick": (3, 10), "balanced": (3, 10), "best": (5, 15)}  # many rows, few rows
@@ -52,6 +53,7 @@ def goal_values(
     values |= {"learning_rate": 2e-3 if tiny else 1e-4, "lr_scheduler_type": "cosine", "warmup_ratio": 0.05}
     if held_out:
         values |= {"eval_strategy": "steps", "eval_steps": max(5, steps // 5), "load_best_model_at_end": True}
+        values["sample_answers"] = SAMPLES
     values |= {"logging_steps": max(1, steps // 150), "save_steps": max(10, steps // 5), "save_total_limit": 2}
     return values
 

@@ -1,103 +1,79 @@
-"""The dataset versions that can be trained on: what they are called, their splits, and how many rows each has."""
+"""The dataset versions that can be trained on and evaluated: what they are called, and what is in each.
+
+A version's folder is as the page Data leaves it (studio/datasets/versions.py): dataset_info.json with an entry for each
+split, and version.json with the counts of their rows. It never changes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from finetune.data.datasets import read_rows
-from finetune.data.formats import Row
-from finetune.errors import FinetuneError
-from finetune.recipe.load import make_recipe
 from studio.errors import StudioError
 from studio.workspace.folder import Workspace
 
-INFO = "dataset_info.json"
-SUMMARY = "version.json"  # the Data page's, with the rows of each split
-TRAIN = "train"
-HELD_OUT = ("validation", "test")  # splits that are not trained on, the first one there is validates
+INFO, ABOUT, DATASET = "dataset_info.json", "version.json", "dataset.json"
+TRAIN, VALIDATION = "train", "validation"
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a dataset. splits: the entries of its dataset_info.json; folder: where that file is."""
+    """One version of a dataset. folder: recipes' dataset_dir; rows: by split, splits without rows left out.
+
+    box_format: what its boxes are, for recipes; None if they are none or text.
+    """
 
     name: str
     number: int
     folder: Path
-    splits: tuple[str, ...]
+    rows: dict[str, int]
+    box_format: str | None
 
     @property
     def key(self) -> str:
         """How a form names it."""
         return f"{self.name}@{self.number}"
 
-    @property
-    def training_split(self) -> str:
-        return TRAIN if TRAIN in self.splits else self.splits[0]
-
-    @property
-    def validation_split(self) -> str | None:
-        return next((split for split in HELD_OUT if split in self.splits), None)
-
-    def rows(self, split: str) -> int:
-        """How many rows a split has that can be read, 0 if none can."""
-        info = self.folder / INFO
-        return _count(self.folder, split, info.stat().st_mtime_ns if info.exists() else 0)
+    def entry(self, split: str) -> str:
+        """The split's name in dataset_info.json; a dot would make a file's name of it."""
+        plain = self.name.replace(".", "_")
+        return plain if split == TRAIN else f"{plain}_{split}"
 
 
 def list_versions(workspace: Workspace) -> list[Version]:
-    """Every version of every dataset: datasets used last first, their newest version first."""
+    """Every version with rows of every dataset: datasets used last first, their newest version first."""
     found = []
     for name in workspace.names("datasets"):
-        folders = [
-            path for path in (workspace.folder / "datasets" / name / "versions").glob("*") if path.name.isdigit()
-        ]
+        dataset = workspace.folder / "datasets" / name
+        folders = [path for path in (dataset / "versions").glob("*") if path.name.isdecimal() and path.is_dir()]
         for folder in sorted(folders, key=lambda path: -int(path.name)):
-            if splits := _splits(folder):
-                found.append(Version(name, int(folder.name), folder, splits))
+            if rows := _rows(folder):
+                box_format = _json(dataset / DATASET).get("box_format")
+                found.append(Version(name, int(folder.name), folder, rows, box_format or None))
     return found
 
 
 def find_version(workspace: Workspace, key: str) -> Version:
-    """The version that a form names. Raises StudioError (404) if there is none (any more)."""
+    """The version that a form names, or a dataset's newest if it names no version. Raises StudioError (404)."""
     for version in list_versions(workspace):
-        if version.key == key:
+        if key in (version.key, version.name):
             return version
     raise StudioError("errors.missing", status=404, name=key)
 
 
-def _splits(folder: Path) -> tuple[str, ...]:
-    known = _json(folder / INFO)
-    return tuple(sorted(known, key=lambda split: (split != TRAIN, split))) if isinstance(known, dict) else ()
+@lru_cache(maxsize=1024)
+def _rows(folder: Path) -> dict[str, int]:
+    counts = _json(folder / ABOUT).get("counts")
+    counted = {split: counts.get(f"lines:{split}") for split in (TRAIN, VALIDATION)} if isinstance(counts, dict) else {}
+    return {split: count for split, count in counted.items() if isinstance(count, int) and count > 0}
 
 
-@lru_cache(maxsize=64)
-def _count(folder: Path, split: str, changed: int) -> int:
-    summary = _json(folder / SUMMARY)
-    counted = summary.get("rows") if isinstance(summary, Mapping) else None
-    if isinstance(counted, Mapping) and isinstance(counted.get(split), int):
-        return int(counted[split])
-    recipe = make_recipe({"model_name_or_path": "", "dataset_dir": str(folder), "box_format": "original"})
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return sum(isinstance(row, Row) for row in read_rows(split, recipe, _NoDigest()))
-    except FinetuneError:
-        return 0
-
-
-class _NoDigest:
-    """In place of a hash of the data's bytes, which nobody asks for here."""
-
-    def update(self, data: bytes) -> None:
-        pass
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None
+        return {}
+    return values if isinstance(values, dict) else {}

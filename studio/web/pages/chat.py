@@ -15,13 +15,13 @@ from studio.chat import engine
 from studio.chat.answers import answer
 from studio.chat.conversation import MAX_BODY, parse_question
 from studio.errors import StudioError
-from studio.gateways.room import devices_now, find_device
-from studio.gateways.server import health_of, last_lines
-from studio.gateways.sources import find_source, model_sources, trained_sources
 from studio.jobs.devices import Devices
+from studio.jobs.memory import devices_now, find_device
+from studio.jobs.serving import health_of, last_lines
 from studio.web.forms import form_fields
 from studio.web.links import redirect
 from studio.web.render import render, studio_of, translator
+from studio.workspace.sources import find_source, model_sources, trained_sources
 
 router = APIRouter()
 DEVICES = Devices()

@@ -14,7 +14,7 @@ from modelfiles.hardware.gpus import GPU_MODELS
 from studio.errors import StudioError
 from studio.jobs.devices import Device, Devices
 from studio.training import checks, runs
-from studio.training.draft import ADVANCED, Draft, Problem, read_draft
+from studio.training.draft import ADVANCED, OTHER, Draft, Problem, fields_of_run, read_draft
 from studio.training.goals import GOALS
 from studio.training.schema_form import as_text, schema_groups
 from studio.web.forms import form_lists
@@ -29,9 +29,10 @@ SHOWN_RUNS = 6
 
 
 @router.get("")
-def index(request: Request, data: str = "", model: str = "") -> Response:
-    """data, model: what is chosen at first, for links from other pages."""
+def index(request: Request, data: str = "", run: str = "") -> Response:
+    """data: the dataset, or its version (NAME@N), chosen at first; run: the one whose recipe is filled in."""
     studio = studio_of(request)
+    filled = fields_of_run(studio.workspace, run) if run else {"data": data}
     versions, models, devices = list_versions(studio.workspace), known_models(studio.workspace), _list(studio)
     if not any(device.is_gpu for device in devices):
         models.sort(key=lambda model: model.parameters)
@@ -39,9 +40,8 @@ def index(request: Request, data: str = "", model: str = "") -> Response:
         request,
         "train/index.html",
         versions=versions,
-        chosen_version=data or (versions[0].key if versions else ""),
         models=models,
-        chosen_model=model or (models[0].value if models else "other"),
+        filled=_chosen(filled, [version.key for version in versions], [model.value for model in models]),
         goals=GOALS,
         cards=GPU_MODELS,
         groups=schema_groups(),
@@ -103,6 +103,7 @@ async def start(request: Request) -> Response:
     if draft.problems:
         t = translator(request)
         raise StudioError(_sentence(t, next(iter(draft.problems.values()))), status=422)
+    await run_in_threadpool(checks.stop_checks, draft.name, studio.jobs)
     await run_in_threadpool(runs.start_run, draft, studio.workspace, studio.jobs)
     return redirect(request, f"runs/{draft.name}")
 
@@ -112,6 +113,16 @@ async def _draft(request: Request) -> Draft:
     form = {name: values[-1] for name, values in lists.items()}
     devices = await run_in_threadpool(_list, studio)
     return await run_in_threadpool(read_draft, form, lists.get("gpus", []), studio.workspace, devices)
+
+
+def _chosen(filled: dict[str, str], versions: list[str], models: list[str]) -> dict[str, str]:
+    """The fields with what is chosen where nothing is filled in; a model that is not listed is typed."""
+    data = filled.get("data", "")
+    first = next((key for key in versions if data in (key, key.rpartition("@")[0])), "")
+    chosen = {"data": first or (versions[0] if versions else ""), "goal": filled.get("goal", GOALS[0])}
+    model = filled.get("model") or (models[0] if models else "")
+    listed = {"model": model} if model in models else {"model": OTHER, "model_other": model}
+    return filled | chosen | listed
 
 
 def _list(studio: Studio) -> list[Device]:

@@ -75,8 +75,8 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert found["problems"] == {}
     recipe = yaml.safe_load(found["yaml"])
     assert recipe["dataset_dir"] == "datasets/shapes/versions/1"
-    assert recipe["dataset"] == "train"
-    assert recipe["eval_dataset"] == "validation"
+    assert recipe["dataset"] == "shapes"
+    assert recipe["eval_dataset"] == "shapes_validation"
     assert recipe["lora_rank"] == 4
     assert recipe["max_steps"] == 150
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"
@@ -123,7 +123,7 @@ def test_what_is_typed_is_text_on_the_page(client: TestClient, preview: Preview)
     hostile = "<script>alert(1)</script>"
     found = preview(**{"key.lora_target": hostile, "model": "other", "model_other": hostile})
     assert hostile in found["yaml"]  # JSON, put on the page as text
-    page = client.get("/train", params={"data": hostile, "model": hostile}).text
+    page = client.get("/train", params={"data": hostile}).text
     assert hostile not in page
 
 
@@ -188,3 +188,16 @@ def test_two_tabs_that_start_the_same_run_make_one_and_one_sentence(
     assert json.loads((output / "train_results.json").read_text())["steps"] == 2
     assert (output / "adapter_model.safetensors").is_file()
     assert 'href="runs/first"' in client.get("/train/now").text
+
+
+def test_a_run_can_be_trained_anew_with_other_settings(client: TestClient, studio: Studio, shapes: str) -> None:
+    folder = studio.workspace.create("runs", "earlier")
+    recipe = {"model_name_or_path": "owner/model", "dataset_dir": "datasets/shapes/versions/1", "lora_rank": 5}
+    recipe |= {"optim": "paged_adamw_8bit", "output_dir": "runs/earlier/output"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    page = client.get("/train", params={"run": "earlier"}).text
+    assert 'name="key.lora_rank" value="5"' in page
+    assert '<option value="paged_adamw_8bit" selected>' in page
+    assert 'value="owner/model"' in page
+    assert '<option value="' + shapes + '" selected>' in page
+    assert client.get("/train", params={"run": "none"}).status_code == 404

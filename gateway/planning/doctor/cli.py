@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.planning.doctor_folder import check_folder_for_lmdeploy
-from gateway.planning.doctor_machine import ERROR, OK, WARNING, MachineFinding, check_machine
+from gateway.planning.doctor.folder import check_folder_for_lmdeploy
+from gateway.planning.doctor.machine import ERROR, OK, WARNING, MachineFinding, check_machine
 from gateway.planning.gpu import Gpu, NoGpu, query_gpus
 from modelfiles.checks.doctor import check_folder as check_for_ollama
 from modelfiles.checks.rules import RULES, is_repaired

@@ -9,10 +9,10 @@ from pathlib import Path
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.hardware.gpus import GIB
 from studio.errors import StudioError
-from studio.gateways.sources import Source
 from studio.jobs.devices import Device, Devices
 from studio.jobs.spec import CPU
 from studio.jobs.store import Jobs
+from studio.workspace.sources import Source
 
 GPU_BESIDE = 1.5  # GiB: CUDA's context, and the cache and activations of a few answers
 CPU_BESIDE = 0.6  # GiB: the engine's libraries, the gateway

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.planning.doctor_machine import ERROR, OK, WARNING, MachineFinding
+from gateway.planning.doctor.machine import ERROR, OK, WARNING, MachineFinding
 from gateway.planning.gpu import Gpu
 from modelfiles.folder.files import positive_int
 from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 
-from studio.gateways.sources import Source
+from modelfiles.hardware.python_child import module_command
 from studio.jobs.job import Job
 from studio.jobs.spec import JobSpec
+from studio.workspace.sources import Source
 
 TUNED = "tuned"  # the adapter's model name beside its base's
 GRACE = 20.0  # seconds for the answers in flight and the engine's end
@@ -46,7 +46,7 @@ def serve_job(
     """The job that serves a source; its `about` says where and under which model names."""
     name = name or source.base.name
     tuned = TUNED if name != TUNED else f"{TUNED}-2"
-    command = [sys.executable, "-m", "lensmith", "serve", str(source.base), "--host", host, "--port", str(port)]
+    command = [*module_command("lensmith"), "serve", str(source.base), "--host", host, "--port", str(port)]
     command += ["--model-name", name]
     if source.adapter is not None:
         command += ["--adapters", f"{tuned}={source.adapter}"]
@@ -104,8 +104,6 @@ async def health_of(client: httpx.AsyncClient, job: Job) -> Health:
         return Health("ready")
     replicas = [replica for model in models.values() for replica in model["replicas"]]
     reason = next((replica["reason"] for replica in replicas if replica.get("reason")), "")
-    if any(replica.get("failed") for replica in replicas):
-        return Health("failed", reason, last_lines(job))
     return Health("starting", reason)
 
 
