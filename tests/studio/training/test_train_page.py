@@ -123,7 +123,7 @@ def test_what_is_typed_is_text_on_the_page(client: TestClient, preview: Preview)
     hostile = "<script>alert(1)</script>"
     found = preview(**{"key.lora_target": hostile, "model": "other", "model_other": hostile})
     assert hostile in found["yaml"]  # JSON, put on the page as text
-    page = client.get("/train", params={"dataset": hostile}).text
+    page = client.get("/train", params={"data": hostile}).text
     assert hostile not in page
 
 
