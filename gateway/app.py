@@ -77,7 +77,7 @@ def create_app(service: Service, management_port: int | None = None, studio: Sta
     `management_port`: where /metrics and the details of /ready are then, and nowhere else. `studio`: the application
     shown at /studio, which asks for keys itself.
     """
-    exposition = Exposition(lambda: service.models, service.metrics)
+    exposition = Exposition(lambda: service.models, service.metrics, service.own_metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

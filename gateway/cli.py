@@ -29,6 +29,7 @@ from gateway.runtime.service import Load, Service
 from gateway.server import bind, run
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import KeyFileError, key_ring
+from gateway.workers.parent import Remembered, run_workers
 
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
@@ -37,7 +38,14 @@ STUDIO = "studio.mounted:mounted_studio"  # module:function of (folder, key ring
 
 
 # Keys of the file -> the names of their options here.
-PARTS = {"host": "host", "port": "port", "management_port": "management_port", "keys": "key_file", "redis": "redis_url"}
+PARTS = {
+    "host": "host",
+    "port": "port",
+    "management_port": "management_port",
+    "workers": "workers",
+    "keys": "key_file",
+    "redis": "redis_url",
+}
 
 
 @click.command()
@@ -64,6 +72,13 @@ PARTS = {"host": "host", "port": "port", "management_port": "management_port", "
 )
 @ADAPTERS
 @ENGINE_ARG
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Gateway processes that share the port, the limits and the engines.",
+)
 @click.option(
     "--redis",
     "redis_url",
@@ -111,11 +126,13 @@ def serve(
     try:
         metrics = Metrics()
         if config_path is not None:
-            service = Service(from_file(context, ConfigFile(config_path)), metrics)
+            load = Remembered(from_file(context, ConfigFile(config_path)))
+            service = Service(load, metrics)
         else:
             # First, because an engine may have to be asked before the rest is known.
             ring = key_ring(given["key_file"], given["redis_url"], metrics)
-            service = Service(from_arguments(given, settings), metrics, ring)
+            load = Remembered(from_arguments(given, settings))
+            service = Service(load, metrics, ring)
             at_url = (given["engine"] or "").startswith(("http://", "https://"))
             service.follows_engine = at_url and given["model_name"] is None
     except (ConfigError, KeyFileError) as error:
@@ -131,7 +148,12 @@ def serve(
             management = sockets.enter_context(
                 bind(service.config.host, service.config.management_port, "--management-port")
             )
-        run(service, bound, management, reloads=config_path is not None, studio=studio)
+        if service.config.workers == 1:
+            run(service, bound, management, reloads=config_path is not None, studio=studio)
+        elif studio is not None:
+            raise click.UsageError("--studio is for one gateway process; leave --workers out.")
+        else:
+            run_workers(service, load, bound, management, reloads=config_path is not None)
 
 
 def open_studio(folder: Path, service: Service, bound: socket.socket) -> Starlette:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import click
@@ -54,6 +55,22 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
     return bound
 
 
+def bind_shared(bound: socket.socket, count: int) -> list[socket.socket]:
+    """`count` sockets at the address of `bound`, which is closed: the kernel spreads connections over them."""
+    address = bound.getsockname()
+    family, kind, protocol = bound.family, bound.type, bound.proto
+    bound.close()  # it was there to find out that nobody else has the port
+    shared = []
+    for _ in range(count):
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(address)
+        listening.listen(2048)
+        shared.append(listening)
+    return shared
+
+
 def address(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -83,6 +100,10 @@ class GatewayServer(uvicorn.Server):
         self._drained_at = self._drains_at + settings.drain_seconds
         self._service.draining = not settings.drain_pause
 
+    def on_drained(self, late: bool) -> None:
+        """No request is left, or the time for them is over (`late`)."""
+        self.should_exit = True
+
     def handle_reload(self, sig: int, frame: FrameType | None) -> None:
         self._reload_wanted = True
 
@@ -91,11 +112,50 @@ class GatewayServer(uvicorn.Server):
         if time.monotonic() >= self._drains_at:
             service.draining = True
         if service.draining and (not service.requests or time.monotonic() >= self._drained_at):
-            self.should_exit = True
+            self.on_drained(late=bool(service.requests))
         if self._reload_wanted:
             self._reload_wanted = False
             self._reloading = asyncio.create_task(service.reload())
         return await super().on_tick(counter)
+
+
+def make_server(
+    service: Service,
+    sockets: Sequence[socket.socket],
+    management_port: int | None,
+    studio: Starlette | None = None,
+    kind: type[GatewayServer] = GatewayServer,
+) -> GatewayServer:
+    """The server, not running yet; the process is set up for it: logs, traces, signals, memory.
+
+    Raises ClickException if traces are to be sent and cannot be.
+    """
+    try:
+        service.tracing = tracing_from_environment()
+    except ModuleNotFoundError:
+        raise click.ClickException(
+            "An OTLP endpoint is configured; sending traces to it needs: pip install 'lensmith[otel]'"
+        ) from None
+    configure_logging()
+    config = uvicorn.Config(
+        create_app(service, management_port, studio),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address
+        ws="none",
+        http=connection_class(service.settings),
+        timeout_keep_alive=math.ceil(service.settings.keepalive_timeout),
+        timeout_graceful_shutdown=1,  # the time to drain is over by then
+    )
+    for listening in sockets:
+        drop_stalled(listening, service.settings.stall_timeout)
+    # uvicorn handles both signals itself, stops, and then raises them again: without this the exit code would not be 0.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    allocator.tune()
+    return kind(config, service)
 
 
 def run(
@@ -113,42 +173,21 @@ def run(
 
     Raises ClickException when no engine ever became ready.
     """
-    try:
-        service.tracing = tracing_from_environment()
-    except ModuleNotFoundError:
-        raise click.ClickException(
-            "An OTLP endpoint is configured; sending traces to it needs: pip install 'lensmith[otel]'"
-        ) from None
-    configure_logging()
-    config = uvicorn.Config(
-        create_app(service, management.getsockname()[1] if management is not None else None, studio),
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing here asks for the client's address
-        ws="none",
-        http=connection_class(service.settings),
-        timeout_keep_alive=math.ceil(service.settings.keepalive_timeout),
-        timeout_graceful_shutdown=1,  # the time to drain is over by then
-    )
-    server = GatewayServer(config, service)
     sockets = [bound] if management is None else [bound, management]
-    for listening in sockets:
-        drop_stalled(listening, service.settings.stall_timeout)
+    server = make_server(service, sockets, management.getsockname()[1] if management is not None else None, studio)
     service.on_failure = lambda: setattr(server, "should_exit", True)
-    # uvicorn handles both signals itself, stops, and then raises them again: without this the exit code would not be 0.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
     if reloads:
         signal.signal(signal.SIGHUP, server.handle_reload)
-    click.echo(f"lensmith: Listening on {address(bound)}/v1", err=True)
-    if management is not None:
-        click.echo(f"lensmith: Metrics and details at {address(management)}/metrics and /ready", err=True)
-    allocator.tune()
+    announce(bound, management)
     server.run(sockets=sockets)
     if service.failure is not None:
         raise click.ClickException(service.failure)
+
+
+def announce(bound: socket.socket, management: socket.socket | None) -> None:
+    click.echo(f"lensmith: Listening on {address(bound)}/v1", err=True)
+    if management is not None:
+        click.echo(f"lensmith: Metrics and details at {address(management)}/metrics and /ready", err=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

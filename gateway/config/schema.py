@@ -157,6 +157,9 @@ class Config(ConfigModel):
     management_port: int | None = Field(
         None, ge=0, le=65535, description="Port for /metrics and all of /ready, then nowhere else; it asks for no key."
     )
+    workers: int = Field(
+        1, ge=1, le=64, description="Gateway processes that share the port, the limits and the engines."
+    )
     keys: RelativePath | None = Field(None, description="File of the API keys that clients need; see `lensmith keys`.")
     redis: str | None = Field(
         None, description="URL of a Redis that keeps the keys' limits, so that several gateways share them."

@@ -195,8 +195,9 @@ def visible(gpus: list[Gpu], wanted: list[int] | None) -> list[Gpu]:
     return [gpus[index] for index in wanted if index < len(gpus)]
 
 
-def thread_count() -> int:
-    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) // 4))
+def thread_count(cores: int | None = None) -> int:
+    """Threads of LMDeploy's image processing on a machine with so many cores, this one's if it is not said."""
+    return max(1, min(MAX_THREADS, (cores or len(os.sched_getaffinity(0))) // 4))
 
 
 def choose(engine: str | None, where: KeyPath = ()) -> EngineSpec:

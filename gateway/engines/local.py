@@ -47,6 +47,8 @@ class LocalEngine(Engine):
     `vision` says whether it is tried with a picture.
     """
 
+    started_here = True
+
     def __init__(
         self,
         spec: EngineSpec,

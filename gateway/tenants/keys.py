@@ -14,15 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gateway.config.schema import ConfigError
 from gateway.telemetry.metrics import Metrics
+from gateway.tenants.account import Account
 from gateway.tenants.limits import Key, Tenant
 from modelfiles.folder.atomic_write import write_atomically
-
-if TYPE_CHECKING:
-    from gateway.tenants.shared_limits import SharedLimits
 
 
 def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing | None:
@@ -91,9 +88,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 class KeyRing:
     """The tenants of a key file. It is read again when it changes; accounts of unchanged keys go on."""
 
-    def __init__(
-        self, path: Path, shared: SharedLimits | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path, shared: Account | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises KeyFileError. `shared`: where several gateways keep one account of each key."""
         self._path = path
         self._shared = shared

@@ -6,12 +6,12 @@ perceptual hash and the colour hash of ImageHash; rows with pictures of one grou
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 from pathlib import Path
 
 import imagehash
@@ -19,7 +19,7 @@ import numpy as np
 
 from finetune.errors import FinetuneError
 from finetune.media.image_files import thumbnail
-from studio.datasets.index import RowIndex, picture_names
+from studio.datasets.index import IndexedRow, RowIndex, picture_names
 from studio.datasets.store import Dataset
 from studio.datasets.versions import draft_of
 from studio.jobs.progress import Progress
@@ -75,7 +75,7 @@ def _candidates(hashes: list[tuple[bytes, bytes]]) -> Iterator[tuple[tuple[bytes
         for n, key in enumerate(bits[:, band]):
             buckets[key.tobytes()].append(n)
         for members in buckets.values():
-            for one, other in combinations(members[:BUCKET], 2):
+            for one, other in itertools.combinations(members[:BUCKET], 2):
                 yield hashes[one], hashes[other]
 
 
@@ -84,18 +84,26 @@ def _distance(one: bytes, other: bytes) -> int:
 
 
 def mark_twins(index: RowIndex, groups: Iterable[list[str]]) -> int:
-    """Write the groups of pictures into the rows that show them; how many groups have more than one row."""
-    number_of = {name: number for number, names in enumerate(groups, 1) for name in names}
-    rows: dict[int, list[int]] = defaultdict(list)
+    """Write the groups of pictures into the rows that show them; how many groups there are.
+
+    A single picture is a group of its own if rows of training and of validation show it.
+    """
+    number_of = {name: number for number, names in enumerate(groups) for name in names}
+    alone = itertools.count(len(number_of))
+    rows: dict[int, list[IndexedRow]] = defaultdict(list)
     for row in index.all_rows():
         names = picture_names(row.record)
-        number = next((number_of[name] for name in names if name in number_of), None)
-        if number is not None:
-            rows[number].append(row.number)
-    kept = {number: members for number, members in rows.items() if len(members) > 1}
+        if names:
+            known = next((name for name in names if name in number_of), names[0])
+            rows[number_of.setdefault(known, next(alone))].append(row)
+    kept = [
+        [row.number for row in members]
+        for members in rows.values()
+        if len({row.split for row in members}) > 1 or len({picture_names(row.record)[0] for row in members}) > 1
+    ]
     with index.open(write=True) as connection:
         connection.execute("UPDATE rows SET twins = NULL WHERE twins IS NOT NULL")
-        pairs = [(number, member) for number, members in kept.items() for member in members]
+        pairs = [(number, member) for number, members in enumerate(kept, 1) for member in members]
         connection.executemany("UPDATE rows SET twins = ? WHERE number = ?", pairs)
     return len(kept)
 

@@ -179,12 +179,21 @@ def edit_texts(dataset: Dataset, number: int, texts: Sequence[str]) -> IndexedRo
     return edit(dataset, number, row.record | {"messages": turns})
 
 
-def correct_answer(dataset: Dataset, version: int, split: str, line: int, answer: str) -> IndexedRow:
-    """Change the last answer of the row that is this line (from 1) of a version's file. Raises StudioError."""
+def row_at(dataset: Dataset, version: int, split: str, line: int) -> int:
+    """The number, in the newest version too, of the row that is this line (from 1) of a version's file.
+
+    Raises StudioError if the newest version's rows come from another import.
+    """
     used = dataset.version(version)
     number = used.index.number_at(split, line)
     if number is None or used.imported != dataset.version().imported:
         raise StudioError("data.error_row_of_other_import", status=409)
+    return number
+
+
+def correct_answer(dataset: Dataset, version: int, split: str, line: int, answer: str) -> IndexedRow:
+    """Change the last answer of the row that is this line (from 1) of a version's file. Raises StudioError."""
+    number = row_at(dataset, version, split, line)
     row = current_index(dataset).get(number)
     if row is None or not is_editable(row.record):
         raise StudioError("data.error_no_row", status=404, number=number)

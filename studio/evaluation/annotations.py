@@ -1,4 +1,4 @@
-"""What somebody says about a row while looking at answers, kept beside the dataset for its next version.
+"""What somebody says about a row while looking at answers, kept beside the dataset.
 
 datasets/NAME/annotations.jsonl: one JSON object a line, of which the last one for a row counts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +16,6 @@ from studio.errors import StudioError
 Verdict = Literal["wrong_answer", "bad_row", "hard", "none"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 FILE = "annotations.jsonl"
-MAX_TEXT = 20_000  # characters of a text
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,17 @@ class Annotation:
     at: float
 
 
-def annotate(dataset: Path, annotation: Annotation) -> None:
-    """Appends a line. Raises StudioError."""
+def check_annotation(annotation: Annotation) -> None:
+    """Raises StudioError for one that says nothing."""
     if annotation.verdict not in VERDICTS:
         raise StudioError("errors.parameters", status=422, name="verdict")
     if annotation.verdict == "wrong_answer" and not annotation.answer.strip():
         raise StudioError("evaluate.no_answer", status=422)
-    values = {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in asdict(annotation).items()}
-    line = json.dumps(values | {"at": time.time()}, ensure_ascii=False) + "\n"
+
+
+def annotate(dataset: Path, annotation: Annotation) -> None:
+    """Appends a line. Raises StudioError."""
+    line = json.dumps(asdict(annotation), ensure_ascii=False) + "\n"
     try:
         descriptor = os.open(dataset / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

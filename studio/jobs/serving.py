@@ -104,8 +104,6 @@ async def health_of(client: httpx.AsyncClient, job: Job) -> Health:
         return Health("ready")
     replicas = [replica for model in models.values() for replica in model["replicas"]]
     reason = next((replica["reason"] for replica in replicas if replica.get("reason")), "")
-    if any(replica.get("failed") for replica in replicas):
-        return Health("failed", reason, last_lines(job))
     return Health("starting", reason)
 
 

@@ -33,6 +33,7 @@ def start_check(draft: Draft, workspace: Workspace, jobs: Jobs, measure: bool = 
     known = next(iter(jobs.list(KIND, check=digest)), None)
     if known is not None and (known.active or known.state == "done" or read_findings(workspace, digest) is not None):
         return known
+    stop_checks(draft.name, jobs)
     folder = workspace.folder / FOLDER / digest
     command = [sys.executable, "-m", "lensmith", "check", str(folder / "recipe.yaml"), "--json", str(folder / FINDINGS)]
     command += ["--measure" if measure else "--no-measure"]
@@ -57,6 +58,13 @@ def start_check(draft: Draft, workspace: Workspace, jobs: Jobs, measure: bool = 
             grace=2.0,
         )
     )
+
+
+def stop_checks(run: str, jobs: Jobs) -> None:
+    """Ends what is still being checked for a run: nobody waits for it any more, and nothing shall wait behind it."""
+    for job in jobs.list(KIND, run=run):
+        if job.active:
+            jobs.stop(job.id)
 
 
 def read_findings(workspace: Workspace, digest: str) -> dict[str, Any] | None:

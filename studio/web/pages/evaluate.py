@@ -14,9 +14,11 @@ from starlette.responses import Response
 
 from finetune.errors import FinetuneError
 from finetune.media.image_files import decode
+from studio.datasets.store import Dataset, dataset_of
+from studio.datasets.versions import correct_answer, flag, leave_out, row_at
 from studio.errors import StudioError
 from studio.evaluation import plan as planning
-from studio.evaluation.annotations import VERDICTS, Annotation, annotate, read_annotations
+from studio.evaluation.annotations import VERDICTS, Annotation, annotate, check_annotation, read_annotations
 from studio.evaluation.plan import BASE, RUN, Evaluation
 from studio.evaluation.results import METRICS, read_results
 from studio.evaluation.wall import CHANGES, answered, wall
@@ -121,7 +123,7 @@ def image(request: Request, name: str, row: int, number: int) -> Response:
 
 @router.post("/{name}/rows/{row}")
 async def mark(request: Request, name: str, row: int) -> Response:
-    """Keeps what somebody says about a row beside its dataset, where the page Data makes a new version of it."""
+    """Keeps what somebody says about a row, and changes the draft of its dataset, which the page Data shows."""
     studio, fields = studio_of(request), await form_fields(request)
     return await run_in_threadpool(_mark, request, studio, name, row, fields)
 
@@ -178,6 +180,17 @@ def _done(studio: Studio, plan: Evaluation) -> dict[str, int]:
     return counts
 
 
+def _change_data(dataset: Dataset, made: Annotation, undo: bool = False) -> None:
+    """Changes the draft of the dataset as the annotation says, or changes it back. Raises StudioError."""
+    place = (dataset, made.version, made.split, made.row + 1)
+    if made.verdict == "wrong_answer":
+        correct_answer(*place, made.label if undo else made.answer)
+    elif made.verdict == "bad_row":
+        leave_out(dataset, [row_at(*place)], not undo)
+    elif made.verdict == "hard":
+        flag(dataset, [row_at(*place)], not undo)
+
+
 def _row(studio: Studio, plan: Evaluation, side: str, number: int) -> Any:
     folder = studio.workspace.path("evaluations", plan.name)
     for row in answered(folder, BASE, side):
@@ -203,6 +216,12 @@ def _mark(request: Request, studio: Studio, name: str, number: int, fields: dict
         evaluation=plan.name,
         at=time.time(),
     )
-    annotate(studio.workspace.existing("datasets", plan.dataset), made)
+    dataset = dataset_of(studio.workspace, plan.dataset)
+    check_annotation(made)
+    earlier = read_annotations(dataset.folder).get((made.version, made.split, made.row))
+    if earlier is not None:
+        _change_data(dataset, earlier, undo=True)
+    _change_data(dataset, made)
+    annotate(dataset.folder, made)
     shown = None if made.verdict == "none" else made
     return render(request, "evaluate/mark.html", plan=plan, row=row, mark=shown, side=side, verdicts=VERDICTS)

@@ -29,10 +29,10 @@ SHOWN_RUNS = 6
 
 
 @router.get("")
-def index(request: Request, dataset: str = "", run: str = "") -> Response:
-    """dataset: the one chosen at first; run: the one whose recipe is filled in, to be changed and trained anew."""
+def index(request: Request, data: str = "", run: str = "") -> Response:
+    """data: the dataset, or its version (NAME@N), chosen at first; run: the one whose recipe is filled in."""
     studio = studio_of(request)
-    filled = fields_of_run(studio.workspace, run) if run else {"data": dataset}
+    filled = fields_of_run(studio.workspace, run) if run else {"data": data}
     versions, models, devices = list_versions(studio.workspace), known_models(studio.workspace), _list(studio)
     if not any(device.is_gpu for device in devices):
         models.sort(key=lambda model: model.parameters)
@@ -103,6 +103,7 @@ async def start(request: Request) -> Response:
     if draft.problems:
         t = translator(request)
         raise StudioError(_sentence(t, next(iter(draft.problems.values()))), status=422)
+    await run_in_threadpool(checks.stop_checks, draft.name, studio.jobs)
     await run_in_threadpool(runs.start_run, draft, studio.workspace, studio.jobs)
     return redirect(request, f"runs/{draft.name}")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from playwright.sync_api import Page, expect
 
 from studio.jobs.store import Jobs
 from studio.workspace.folder import Workspace
 from tests.support.gateway.processes import until
-from tests.support.studio.data import write_version
+from tests.support.studio.data import shape_files
+from tests.support.studio.datasets import imported
 from tests.support.studio.server import StudioServer
 
 SLOW = 120_000  # ms that a job may take
@@ -16,7 +19,8 @@ SLOW = 120_000  # ms that a job may take
 
 @pytest.fixture(scope="module", autouse=True)
 def workspace(studio_server: StudioServer) -> Workspace:
-    write_version(studio_server.folder)
+    with closing(studio_server.client()) as client:
+        imported(client, shape_files(), "shapes")
     return Workspace(studio_server.folder)
 
 
@@ -84,4 +88,5 @@ def test_two_tabs_start_one_run_which_is_then_evaluated_and_marked(
     first.get_by_label("Right answer").fill("a <i>red</i> one")
     first.get_by_role("button", name="Send to the data").click()
     expect(first.locator(".marked")).to_contain_text("a <i>red</i> one")
-    assert "a <i>red</i> one" in (workspace.folder / "datasets/shapes/annotations.jsonl").read_text()
+    train.goto(f"{studio_server.url}/data/shapes?text=one")
+    expect(train.locator("#work")).to_contain_text("a <i>red</i> one")

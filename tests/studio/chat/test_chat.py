@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 from studio.jobs.job import processes_of
@@ -18,6 +20,7 @@ from studio.security.access import TokenAccess
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.gateway.requests import picture
+from tests.support.paths import SHAPES_VL
 from tests.support.studio.applications import studio_client
 from tests.support.studio.jobs import finished, printed, python
 from tests.support.studio.server import sign_in
@@ -189,6 +192,20 @@ def test_a_crash_in_the_middle_is_a_sentence_with_the_last_lines(client: TestCli
     assert "ended by itself" in page
     assert "is ready after" in page  # of the last lines
     assert phase(client)["phase"] == "failed"
+
+
+def test_a_model_that_cannot_be_loaded_is_the_engines_own_sentence(client: TestClient, studio: Studio) -> None:
+    folder = studio.workspace.path("models", "broken")
+    shutil.copytree(SHAPES_VL, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.language_model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    client.post("/chat/engine", data={"source": "model:models/broken"})
+    assert finished(studio.jobs, studio.jobs.list("chat")[0]).state == "failed"
+    state = phase(client)
+    assert state["phase"] == "failed"
+    assert "the weights lack 1 tensors" in state["message"]
+    assert "ended by itself" in client.get("/chat").text
 
 
 def test_a_folder_that_is_no_model_is_refused_before_anything_starts(client: TestClient, studio: Studio) -> None:

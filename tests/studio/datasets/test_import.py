@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import pyarrow
@@ -156,3 +159,36 @@ def test_added_files_make_a_new_version(client: TestClient, studio: Studio) -> N
         client.put(f"/data/mine/files/{name}", content=data)
     read_rows(client, "mine")
     assert [version.trainable for version in dataset_of(studio.workspace, "mine").versions()] == [2, 1]
+
+
+def test_a_dataset_info_of_llama_factory_says_the_columns(client: TestClient, studio: Studio) -> None:
+    columns = {"prompt": "frage", "response": "antwort", "images": "bild"}
+    info = {"bilder": {"file_name": "rows.json", "columns": columns}, "bilder_test": {"file_name": "more.json"}}
+    rows = b'[{"frage": "Welche Farbe?", "antwort": "rot", "bild": "a.png"}]'
+    more = b'[{"instruction": "Hello", "output": "Hi"}]'
+    files = {"d/rows.json": rows, "d/more.json": more, "d/a.png": picture()}
+    imported(client, files | {"d/dataset_info.json": json.dumps(info).encode()})
+    assert chats(trained_on(studio)) == [("Welche Farbe?", "rot")]
+    assert chats(trained_on(studio, split="eval_dataset")) == [("Hello", "Hi")]
+
+
+def test_a_webdataset_shard_is_read(client: TestClient, studio: Studio, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name, data in {"0.png": picture(), "0.txt": b"a red field"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    imported(client, {"shard.tar": (tmp_path / "shard.tar").read_bytes()})
+    assert chats(trained_on(studio)) == [("Describe this image.", "a red field")]
+
+
+def test_an_import_that_is_stopped_leaves_what_was_uploaded(client: TestClient, studio: Studio) -> None:
+    files = {f"{n}.png": picture(size=(900 + n, 900)) for n in range(40)}
+    name = new_dataset(client, files=files)
+    client.post(f"/data/{name}/import", data={"columns": ""})
+    client.post(f"/data/{name}/stop")
+    until("it ends", lambda: client.get(f"/data/{name}/progress").status_code == 204)
+    dataset = dataset_of(studio.workspace, name)
+    assert not list(dataset.versions_folder.iterdir())
+    assert len(list(dataset.files.iterdir())) == 40
+    assert "Reading the rows ended before it was done" in client.get(f"/data/{name}").text

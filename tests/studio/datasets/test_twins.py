@@ -35,13 +35,17 @@ def test_copies_and_near_copies_are_found_and_left_out(client: TestClient, studi
     files |= {"copy.png": scene(0), "smaller.jpg": scene(1, "JPEG", 0.8, quality=70)}
     row = {"question": "<image>What?", "answer": "boxes"}
     train = [row | {"image": name} for name in (*names, "copy.png")]
-    files |= {"train.jsonl": lines(*train, train[0]), "val.jsonl": lines(row | {"image": "smaller.jpg"})}
+    files |= {
+        "train.jsonl": lines(*train, train[0]),
+        "val.jsonl": lines(row | {"image": "smaller.jpg"}, row | {"image": "2.png"}),
+    }
     imported(client, files)
     client.post("/data/mine/duplicates")
     until("the search ends", lambda: "hx-refresh" in client.get("/data/mine/twins").headers)
+    assert "differ from version" not in client.get("/data/mine").text
     page = client.get("/data/mine?show=twins").text
-    assert "5 rows · page 1" in page
+    assert "7 rows · page 1" in page
     client.post("/data/mine/twins")
     client.post("/data/mine/save")
     rows = list(dataset_of(studio.workspace, "mine").version().index.all_rows())
-    assert [(row.number, row.split) for row in rows if row.left_out] == [(2, "train"), (5, "train")]
+    assert [(row.number, row.split) for row in rows if row.left_out] == [(2, "train"), (3, "train"), (5, "train")]

@@ -14,10 +14,13 @@ import yaml
 from PIL import Image
 from starlette.testclient import TestClient
 
+from studio.datasets.store import dataset_of
+from studio.datasets.versions import draft_of, row_at
 from studio.evaluation.annotations import read_annotations
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import SHAPES_VL
+from tests.support.studio.datasets import imported, lines, picture
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 # label, the base's answer, the run's answer
@@ -30,11 +33,19 @@ ROWS = [
 ]
 
 
+def question(index: int) -> str:
+    return f"what colour, {index}?"
+
+
+def row_at_line(studio: Studio, line: int) -> int:
+    return row_at(dataset_of(studio.workspace, "colours"), 1, "train", line)
+
+
 def record(index: int, label: str, answer: str) -> dict[str, Any]:
-    image = f"datasets/shapes/versions/1/images/{index}.png"
+    image = f"datasets/colours/files/images/{index}.png"
     return {
         "index": index,
-        "prompt": f"<image>what colour, {index}?",
+        "prompt": f"<image>{question(index)}",
         "predict": answer,
         "label": label,
         "images": [image],
@@ -43,22 +54,33 @@ def record(index: int, label: str, answer: str) -> dict[str, Any]:
 
 def write_predictions(folder: Path, answers: list[str]) -> None:
     folder.mkdir(parents=True)
-    lines = [json.dumps(record(index, ROWS[index][0], answer)) for index, answer in enumerate(answers)]
-    (folder / "generated_predictions.jsonl").write_text("\n".join(lines) + "\n")
+    records = [record(index, ROWS[index][0], answer) for index, answer in enumerate(answers)]
+    (folder / "generated_predictions.jsonl").write_bytes(lines(*records))
 
 
 @pytest.fixture
-def answered(studio: Studio, shapes: str) -> str:
-    """An evaluation whose job is over."""
+def answered(client: TestClient, studio: Studio) -> str:
+    """An evaluation whose job is over, on the rows of an imported dataset."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"<image>{question(index)}"},
+                {"role": "assistant", "content": label},
+            ]
+        }
+        | {"images": [f"images/{index}.png"]}
+        for index, (label, _, _) in enumerate(ROWS)
+    ]
+    pictures = {f"images/{index}.png": picture() for index in range(len(ROWS))}
+    imported(client, pictures | {"train.jsonl": lines(*rows)}, "colours")
     folder = studio.workspace.create("evaluations", "first")
     write_predictions(folder / "base", [base for _, base, _ in ROWS])
     write_predictions(folder / "run-tiny", [tuned for _, _, tuned in ROWS])
     plan = {
         "name": "first",
-        "dataset": "shapes",
+        "dataset": "colours",
         "version": 1,
-        "split": "validation",
-        "entry": "shapes_validation",
+        "split": "train",
         "runs": ["tiny"],
     }
     plan |= {"model": str(SHAPES_VL), "max_samples": None, "max_new_tokens": 8}
@@ -117,7 +139,7 @@ def test_pictures_are_written_anew_and_only_those_of_the_rows_are_sent(
     answer = client.get(f"/evaluate/{answered}/images/3/0")
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).format == "JPEG"
-    secret = studio.workspace.folder / "datasets/shapes/versions/1/images/3.png"
+    secret = studio.workspace.folder / "datasets/colours/files/images/3.png"
     secret.write_text("root:x:0:0")
     for path in ("images/3/0", "images/3/9", "images/99/0", "images/3/-1"):
         answer = client.get(f"/evaluate/{answered}/{path}")
@@ -126,22 +148,31 @@ def test_pictures_are_written_anew_and_only_those_of_the_rows_are_sent(
 
 
 def test_notes_about_rows_go_to_the_data(client: TestClient, studio: Studio, answered: str) -> None:
-    dataset = studio.workspace.folder / "datasets" / "shapes"
+    dataset = studio.workspace.folder / "datasets" / "colours"
     marked = {"verdict": "wrong_answer", "answer": "blue & <b>gold</b>", "note": "looks blue", "side": "run-tiny"}
     answer = client.post(f"/evaluate/{answered}/rows/3", data=marked)
     assert answer.status_code == 200
     assert "blue &amp; &lt;b&gt;gold&lt;/b&gt;" in answer.text
     client.post(f"/evaluate/{answered}/rows/1", data={"verdict": "bad_row"})
     found = read_annotations(dataset)
-    assert found.keys() == {(1, "validation", 3), (1, "validation", 1)}
-    kept = found[1, "validation", 3]
+    assert found.keys() == {(1, "train", 3), (1, "train", 1)}
+    kept = found[1, "train", 3]
     assert (kept.verdict, kept.answer, kept.label, kept.predict) == ("wrong_answer", marked["answer"], "blue", "blu")
     assert "looks blue" in client.get(f"/evaluate/{answered}").text
+    page = client.get("/data/colours", headers={"accept": "text/html"}).text
+    assert "blue &amp; &lt;b&gt;gold&lt;/b&gt;" in page, "the draft of the next version has the right answer"
+    drafted = draft_of(dataset_of(studio.workspace, "colours"))
+    assert [row.number for row in drafted.all_rows() if row.left_out] == [row_at_line(studio, 2)]
+    client.post(f"/evaluate/{answered}/rows/3", data={"verdict": "hard"})
+    flagged = drafted.get(row_at_line(studio, 4))
+    assert flagged is not None
+    assert flagged.flagged
+    assert flagged.record["messages"][-1]["content"] == "blue", "another verdict takes the first one's answer back"
     client.post(f"/evaluate/{answered}/rows/3", data={"verdict": "none"})
-    assert read_annotations(dataset).keys() == {(1, "validation", 1)}
+    assert read_annotations(dataset).keys() == {(1, "train", 1)}
     with (dataset / "annotations.jsonl").open("a") as file:
         file.write('{"version": 1, "spl')  # a disk that was full
-    assert read_annotations(dataset).keys() == {(1, "validation", 1)}
+    assert read_annotations(dataset).keys() == {(1, "train", 1)}
 
 
 def test_a_note_that_says_nothing_is_refused(client: TestClient, studio: Studio, answered: str) -> None:
@@ -150,7 +181,7 @@ def test_a_note_that_says_nothing_is_refused(client: TestClient, studio: Studio,
     assert answer.json()["error"] == "Write the answer that would be right."
     assert client.post(f"/evaluate/{answered}/rows/3", data={"verdict": "great"}).status_code == 422
     assert client.post(f"/evaluate/{answered}/rows/77", data={"verdict": "hard"}).status_code == 404
-    assert read_annotations(studio.workspace.folder / "datasets" / "shapes") == {}
+    assert read_annotations(studio.workspace.folder / "datasets" / "colours") == {}
 
 
 def test_without_a_run_the_page_says_where_to_make_one(client: TestClient, shapes: str) -> None:
@@ -200,15 +231,15 @@ def test_an_evaluation_answers_scores_and_goes_on_after_a_failure(
     assert client.post("/train/start", data=start, follow_redirects=False).status_code == 303
     until("the run is over", lambda: not studio.jobs.list("train")[0].active)
     chosen = {"data": f"{shapes}/validation", "name": "first", "runs": ["tiny"], "samples": "4", "tokens": "4"}
-    picture = studio.workspace.folder / "datasets/shapes/versions/1/images/0.png"
-    content = picture.read_bytes()
-    picture.write_text("no picture")
+    file = studio.workspace.folder / "datasets/shapes/versions/1/images/0.png"
+    content = file.read_bytes()
+    file.write_text("no picture")
     assert client.post("/evaluate", data=chosen, follow_redirects=False).headers["location"].endswith("evaluate/first")
     until("the job is over", lambda: not studio.jobs.list("evaluate")[0].active)
     page = client.get("/evaluate/first").text
     assert "did not come to its end" in page
     assert "images/0.png" in page
-    picture.write_bytes(content)
+    file.write_bytes(content)
     client.post("/evaluate/first/resume", follow_redirects=False)
     until("the job is over", lambda: not studio.jobs.list("evaluate")[0].active)
     assert studio.jobs.list("evaluate")[0].state == "done", studio.jobs.list("evaluate")[0].tail()[0]
