@@ -21,8 +21,8 @@ def write_version(workspace: Path, name: str = "shapes", number: int = 1) -> Pat
     write_dataset(folder, rows, "train")
     write_dataset(folder, rows[:HELD_OUT], "validation")
     about = {"created_at": 0.0, "note": "", "imported": number}
-    counts = {"train": ROWS, "validation": HELD_OUT}
-    (folder / "version.json").write_text(json.dumps(about | {"rows": counts}))
+    rows_of = {"train": ROWS, "validation": HELD_OUT}
+    (folder / "version.json").write_text(json.dumps(about | {"rows": rows_of}))
     return folder
 
 
