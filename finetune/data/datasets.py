@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.data.formats import Row, make_row
 from finetune.data.layouts import detect
+from finetune.data.pairs.records import as_llamafactory
 from finetune.data.records import read_records
 from finetune.data.remote_images import fetch_images
 from finetune.data.row_fields import FIELDS
@@ -107,18 +108,21 @@ def _draw(rows: list[Row | FinetuneError], count: int, seed: int) -> Iterator[Ro
 
 
 def _local_rows(source: Source, recipe: Recipe, digest: Any, notes: list[str]) -> Iterator[Row | FinetuneError]:
+    ranking = recipe.stage == "dpo"
     for file in source.files:
         path = file.path
         if path.is_file():
             digest.update(path.read_bytes())
         records = read_records(path)
         layout = source.layout
+        if ranking and layout is None:
+            records = map(as_llamafactory, records)
         if layout is None:
             first = next(records, None)
             if first is None:
                 continue
             layout, records = detect(first, file.media, str(path)), chain([first], records)
-        layout = replace(layout, media=file.media, box_format=recipe.box_format)
+        layout = replace(layout, media=file.media, box_format=recipe.box_format, ranking=ranking)
         fields: dict[str, None] = {}  # in order
         for line, record in enumerate(records, 1):
             if isinstance(record, dict):

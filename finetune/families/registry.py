@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune.families.base import Family
 from finetune.model.supported import QWEN_VL
+from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
 
@@ -16,3 +19,12 @@ def family_of(folder: ModelFolder) -> Family:
     from finetune.families.generic import OtherVL
 
     return OtherVL()
+
+
+def training_family(model: Any, folder: ModelFolder, recipe: Recipe) -> Family:
+    """The code that trains `model`, as it is before training, in the recipe's stage."""
+    if recipe.stage == "sft":
+        return family_of(folder)
+    from finetune.families.preference import QwenPairs, reference_for
+
+    return QwenPairs(recipe, reference_for(model, recipe))

@@ -13,7 +13,7 @@ from finetune.encoding.proof import prove_encoding
 from finetune.families.base import Reader
 from finetune.media.bank import Bank, ImageBank
 from finetune.preflight.box_drawings import describe_boxes
-from finetune.preflight.preview import histogram, preview
+from finetune.preflight.preview import describe_pairs, histogram, preview
 from finetune.preflight.report import Report
 from finetune.preflight.rows import describe_rows, sound_rows
 from finetune.recipe.schema import Recipe
@@ -63,7 +63,10 @@ def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
         kept, validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
         seen = "image or video" if bank.clips else "image"
         report.say(f"{len(validation):,} rows are held out, no {seen} of theirs is trained on")
-    report.say("Labels, what is learnt, are [green]green[/]:")
+    if kept and recipe.stage == "dpo":
+        describe_pairs(kept, report)
+    learnt = "what is learnt" if recipe.stage == "sft" else "the chosen and then the rejected answer"
+    report.say(f"Labels, {learnt}, are [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
         report.say(preview(row, encoder, reader.processor.tokenizer))
     labels = sum(int(row.labelled.sum()) for row in kept)

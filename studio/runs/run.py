@@ -29,6 +29,11 @@ class Run:
     job: Job | None
 
     @property
+    def workspace(self) -> Path:
+        """The workspace's folder, in which its job runs."""
+        return self.folder.parent.parent
+
+    @property
     def output(self) -> Path:
         return self.folder / OUTPUT
 

@@ -38,7 +38,7 @@ def sample_image(run: Run, sample: int, image: int) -> Path:
     """A sample's image file, by numbers and not by a path from outside. Raises StudioError (404)."""
     _, rows = sample_rows(run)
     try:
-        path = Path(rows[sample]["images"][image])
+        path = run.workspace / str(rows[sample]["images"][image])  # training's paths are relative to where it ran
     except (IndexError, TypeError):
         raise StudioError("errors.missing", status=404, name=f"{sample}/{image}") from None
     if min(sample, image) < 0 or not path.is_file():

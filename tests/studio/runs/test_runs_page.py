@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -185,12 +186,19 @@ def test_a_finished_run_is_not_resumed(client: TestClient, studio: Studio) -> No
 
 
 def test_samples_show_how_the_answers_changed(client: TestClient, studio: Studio) -> None:
-    make_run(studio.workspace, "shapes")
+    folder = make_run(studio.workspace, "shapes")
     text = " ".join(page(client, "runs/shapes").split())
     assert '<span class="quiet">Step 0:</span> yes' in text
     assert '<span class="quiet">Step 20:</span> red' in text
     picture = client.get("/runs/shapes/samples/0/0")
     assert picture.headers["content-type"] == "image/jpeg"
+    log = folder / "output/sample_answers.jsonl"
+    shutil.copy(
+        json.loads(log.read_text().splitlines()[0])["answers"][0]["images"][0], studio.workspace.folder / "a.png"
+    )
+    answer = {"images": ["runs/../a.png"], "question": "?", "label": "red", "answer": "red"}
+    log.write_text(json.dumps({"step": 0, "answers": [answer]}) + "\n")  # as training writes it, from the workspace
+    assert client.get("/runs/shapes/samples/0/0").content == picture.content
     for wrong in ("5/0", "0/7", "-1/0"):
         assert client.get(f"/runs/shapes/samples/{wrong}").status_code in (400, 404)
 
