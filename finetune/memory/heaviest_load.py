@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from finetune.encoding.encoded import Encoded
-from finetune.families.preference import split_pair
+from finetune.encoding.pairs import split_pair
 from finetune.media.bank import ImageBank
 from finetune.recipe.schema import Recipe
 

@@ -73,7 +73,7 @@ def test_from_a_folder_of_pictures_to_a_served_answer(page: Page, studio_server:
     expect(page.locator("#jobs .state.done").first).to_be_visible(timeout=MINUTE)
     page.reload()
     gateway = page.get_by_role("region", name="Gateway")
-    gateway.get_by_label("Model").select_option(label="easy-vqa-quick")
+    gateway.locator("select[name=source]").select_option(label="easy-vqa-quick")
     click(gateway.get_by_role("button", name="Start", exact=True))
     expect(page.locator("#phase")).to_have_text("Ready", timeout=2 * MINUTE)
     assert ask(page.locator("#address").inner_text(), folder / "images" / "test" / "0.png") in ANSWERS
