@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from itertools import product
 from pathlib import Path
 
 from PIL import Image
@@ -16,19 +17,13 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.support.studio.server import StudioServer
 
 PAGES = ("", "data", "train", "runs", "evaluate", "chat", "serve")
-# Language, colours, width and height in pixels.
-VARIANTS = (
-    ("en", "light", 1280, 860),
-    ("en", "dark", 1280, 860),
-    ("zh", "light", 1280, 860),
-    ("zh", "dark", 390, 844),
-    ("en", "light", 390, 844),
-)
+SIZES = ((1280, 860), (390, 844))  # a desktop's and a phone's window in pixels
+VARIANTS = tuple(product(("en", "zh"), ("light", "dark"), SIZES))
 
 
 def shoot(browser: Browser, server: StudioServer, out: Path, paths: list[str]) -> None:
     """One PNG a page and variant: OUT/PAGE-LANGUAGE-COLOURS-WIDTH.png."""
-    for language, theme, width, height in VARIANTS:
+    for language, theme, (width, height) in VARIANTS:
         context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
         settings = {"lensmith_theme": theme, "lensmith_language": language}
         context.add_cookies([{"name": name, "value": value, "url": server.url} for name, value in settings.items()])
