@@ -126,10 +126,10 @@ def test_a_validation_that_failed_is_made_up_for(
     made = recipe(**keys, output_dir=str(tmp_path / "broken"))
     with monkeypatch.context() as patch:
 
-        def fail(*_: Any) -> float:
+        def fail(*_: Any) -> None:
             raise FinetuneError("images/3.png is broken.")
 
-        patch.setattr(trainer, "validation_loss", fail)
+        patch.setattr(trainer, "validate", fail)
         with pytest.raises(FinetuneError, match=r"3.png is broken. Step 2 is saved"):
             train(made)
     rest = train(made)
