@@ -96,10 +96,13 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--gpu", metavar="CARD", help="The GPU it is for: t4, l4, a10, a100-40, a100, h100, h200, or its GiB.")
 @click.option("--measure/--no-measure", default=None, help="Train a few steps to tell the time; default: on a GPU.")
 @click.option("--price", type=float, metavar="N", help="What an hour costs, to tell the cost.")
-def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None) -> None:
+@click.option("--decode", is_flag=True, help="Read the pixels of all images and videos too, and name broken ones.")
+def check(
+    recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None, decode: bool
+) -> None:
     """Read everything that RECIPE's training would read and say whether it would start.
 
-    No image is decoded. The exit code is 1 if training would not start or its memory not suffice.
+    No image is decoded without --decode. The exit code is 1 if training would not start or its memory not suffice.
     """
     loaded = _load(recipe, overrides)
     from finetune.memory.cards import find_card, this_card
@@ -108,7 +111,7 @@ def check(recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: boo
     here = this_card()
     card = find_card(gpu) if gpu else here
     wanted = measure if measure is not None else here is not None and gpu is None
-    sys.exit(0 if run(loaded, card=card, measured=wanted, price=price) else 1)
+    sys.exit(0 if run(loaded, card=card, measured=wanted, price=price, decoded=decode) else 1)
 
 
 @click.command(name="eval")

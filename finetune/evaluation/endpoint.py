@@ -46,7 +46,8 @@ class Endpoint:
         self.url = url.rstrip("/")
         if self.url.count("/") == 2:  # a host alone, as `lensmith bench` takes it too
             self.url += "/v1"
-        self.recipe, self.rows = recipe, data.rows
+        self.recipe = recipe
+        self.rows: Sequence[Row] = data.rows
         key = os.environ.get("OPENAI_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.model = self._first_model()

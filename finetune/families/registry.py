@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from finetune.encoding.encoder import Encoder
 from finetune.families.base import Family
 from finetune.model.supported import QWEN_VL
+from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
 
@@ -16,3 +18,8 @@ def family_of(folder: ModelFolder) -> Family:
     from finetune.families.generic import OtherVL
 
     return OtherVL()
+
+
+def open_encoder(folder: ModelFolder, recipe: Recipe) -> Encoder:
+    """An encoder of the folder's family, in a process of its own."""
+    return family_of(folder).read(folder, recipe).encoder
