@@ -21,7 +21,7 @@ MIN_COVERAGE = 92
 cov: $(READY)
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(TESTS) --cov --cov-report=
-	for package in gateway finetune modelfiles; do \
+	for package in gateway finetune modelfiles studio; do \
 	  .venv/bin/coverage report --include "$$package/*" --fail-under $(MIN_COVERAGE) || exit; \
 	done
 

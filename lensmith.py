@@ -5,6 +5,13 @@ Every subcommand is imported only when it runs, so `lensmith --help` is instant 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and Path(sys.path[0]) == Path.cwd() != Path(__file__).resolve().parent:
+    # `torchrun -m lensmith` looks for modules in the current folder first, where somebody's own finetune.py may lie.
+    del sys.path[0]
+
 import click
 
 from modelfiles.cli.lazy_group import LazyGroup
@@ -17,11 +24,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": ("finetune.cli:evaluate", "finetune", "Answer a dataset greedily and score the answers."),
     "export": ("finetune.cli:export", "finetune", "Merge an adapter into its base: a model folder that servers load."),
     "serve": ("gateway.cli:serve", "cpu", "Serve a model folder, or an engine's URL, behind an OpenAI-compatible API."),
+    "chat": ("gateway.chat.cli:chat", "cpu", "Talk to a model, an adapter or a server in the terminal, with pictures."),
     "plan": ("gateway.planning.cli:plan", "cpu", "Say how an engine would be started on a GPU, and what fits."),
-    "doctor": ("gateway.planning.doctor_cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
+    "doctor": ("gateway.planning.doctor.cli:doctor", "cpu", "Say what keeps models from being served on this machine."),
     "keys": ("gateway.tenants.cli:keys", "cpu", "Make and list the API keys that `serve --keys` asks for."),
     "verify": ("gateway.verify.cli:verify", "cpu", "Prove that an engine answers as transformers does."),
     "bench": ("gateway.bench.cli:bench", "finetune", "Put load on an OpenAI-compatible endpoint and measure it."),
+    "studio": ("studio.cli:studio", "studio", "Open the browser pages: data, training, evaluation, chat, serving."),
     "modelfile": ("modelfiles.cli.group:modelfile", "cpu", "Make and check Ollama Modelfiles for a model folder."),
     "env": ("finetune.cli:env", "cpu", "Print versions and the machine, for a bug report."),
     "demo": ("examples.demo:demo", "demo", "Run the whole line on a public dataset: train, merge, serve, ask."),
@@ -53,7 +62,7 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
     name = (error.name or "").split(".")[0]
     if name == "examples":
         return click.ClickException("The demo is part of the repository: clone it and run `make demo` there.")
-    if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles"):
+    if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles", "studio"):
         return error
     extra = COMMANDS[command][1]
     return click.ClickException(f"`lensmith {command}` needs the package {name}: pip install 'lensmith[{extra}]'")

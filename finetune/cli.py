@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
@@ -97,9 +98,11 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--measure/--no-measure", default=None, help="Train a few steps to tell the time; default: on a GPU.")
 @click.option("--price", type=float, metavar="N", help="What an hour costs, to tell the cost.")
 @click.option("--decode", is_flag=True, help="Read the pixels of all images and videos too, and name broken ones.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write what was found to this file too.")
 def check(
-    recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None, decode: bool
-) -> None:
+    recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None, decode: bool,
+    json_file: Path | None,
+) -> None:  # fmt: skip
     """Read everything that RECIPE's training would read and say whether it would start.
 
     No image is decoded without --decode. The exit code is 1 if training would not start or its memory not suffice.
@@ -107,11 +110,16 @@ def check(
     loaded = _load(recipe, overrides)
     from finetune.memory.cards import find_card, this_card
     from finetune.preflight.check import check_recipe as run
+    from finetune.preflight.report import Report
 
     here = this_card()
     card = find_card(gpu) if gpu else here
     wanted = measure if measure is not None else here is not None and gpu is None
-    sys.exit(0 if run(loaded, card=card, measured=wanted, price=price, decoded=decode) else 1)
+    report = Report(Console(soft_wrap=True))
+    starts = run(loaded, report, card=card, measured=wanted, price=price, decoded=decode)
+    if json_file is not None:
+        report.write_json(json_file)
+    sys.exit(0 if starts else 1)
 
 
 @click.command(name="eval")
@@ -126,7 +134,10 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
     loaded = _load(recipe, overrides)
     from finetune.evaluation.evaluate import compare_runs
     from finetune.evaluation.evaluate import evaluate as run
+    from finetune.evaluation.predictions import read_predictions
 
+    if against:  # before hours of answers
+        read_predictions(Path(against))
     result = run(loaded, endpoint=endpoint)
     for name, score in result.scores.items():
         scale = 100 if name in ("exact_match", "token_f1", "anls") else 1

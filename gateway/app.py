@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Response, Security
 from fastapi.security import HTTPBearer
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.model_routes import model_routes
 from gateway.api.ollama.routes import ollama_routes
 from gateway.api.pages import page_routes
 from gateway.errors import ApiError, crashed
-from gateway.http.middleware import ByPort, Direct, HeadAsGet, RequestIds
+from gateway.http.middleware import Below, ByPort, Direct, HeadAsGet, RequestIds
 from gateway.http.missing import explain_missing
 from gateway.http.respond import error_body
 from gateway.proxy.data_routes import data_routes
@@ -40,6 +41,14 @@ KEY = HTTPBearer(scheme_name="key", auto_error=False, description="Asked for by 
 
 class GatewayApp(FastAPI):
     """FastAPI, but for the status of wrong requests, 400 as OpenAI's and not 422, and for the order of middleware."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Without FastAPI's own spans: it looks for somebody to send them to with each request, and ours say more."""
+        if scope["type"] != "http" or self.middleware_stack is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Ours goes around FastAPI's own, so that the answer to a defect has an id too and the fast path skips it."""
@@ -62,19 +71,21 @@ class GatewayApp(FastAPI):
         return document
 
 
-def create_app(service: Service, management_port: int | None = None) -> FastAPI:
+def create_app(service: Service, management_port: int | None = None, studio: Starlette | None = None) -> FastAPI:
     """The application in front of a service, which it starts and stops with itself.
 
-    `management_port`: where /metrics and the details of /ready are then, and nowhere else.
+    `management_port`: where /metrics and the details of /ready are then, and nowhere else. `studio`: the application
+    shown at /studio, which asks for keys itself.
     """
-    exposition = Exposition(lambda: service.models, service.metrics)
+    exposition = Exposition(lambda: service.models, service.metrics, service.own_metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         lag = asyncio.create_task(service.metrics.watch_loop())
         try:
-            yield
+            async with studio.router.lifespan_context(studio) if studio else nullcontext():
+                yield
         finally:
             lag.cancel()
             await exposition.close()
@@ -102,6 +113,8 @@ def create_app(service: Service, management_port: int | None = None) -> FastAPI:
             expose_headers=EXPOSED,
         )
         middleware.insert(1, cors)
+    if studio is not None:
+        middleware.insert(1, Middleware(Below, prefix="/studio", mounted=studio))
     if management_port is not None:
         inside = FastAPI(openapi_url=None, redirect_slashes=False)
         _handle_errors(inside)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import click
 from click.core import ParameterSource
+from starlette.applications import Starlette
 
 from gateway.config.file import ConfigFile
 from gateway.config.options import ADAPTERS, ENGINE_ARG, settings_options
@@ -26,21 +29,30 @@ from gateway.runtime.service import Load, Service
 from gateway.server import bind, run
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import KeyFileError, key_ring
+from gateway.workers.parent import Remembered, run_workers
 
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
 REDIS = "LENSMITH_REDIS"
+STUDIO = "studio.mounted:mounted_studio"  # module:function of (folder, key ring, the address that is listened at)
 
 
 # Keys of the file -> the names of their options here.
-PARTS = {"host": "host", "port": "port", "management_port": "management_port", "keys": "key_file", "redis": "redis_url"}
+PARTS = {
+    "host": "host",
+    "port": "port",
+    "management_port": "management_port",
+    "workers": "workers",
+    "keys": "key_file",
+    "redis": "redis_url",
+}
 
 
 @click.command()
 @click.argument("model_dir", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--engine",
-    metavar="transformers|lmdeploy|URL",
+    metavar="transformers|lmdeploy|vllm|URL",
     help="What runs the model, or the address of an OpenAI-compatible server that already does.  [default: lmdeploy if "
     "it is installed and there is an NVIDIA GPU, else transformers]",
 )
@@ -61,6 +73,13 @@ PARTS = {"host": "host", "port": "port", "management_port": "management_port", "
 @ADAPTERS
 @ENGINE_ARG
 @click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Gateway processes that share the port, the limits and the engines.",
+)
+@click.option(
     "--redis",
     "redis_url",
     envvar=REDIS,
@@ -74,10 +93,25 @@ PARTS = {"host": "host", "port": "port", "management_port": "management_port", "
     type=click.Path(path_type=Path),
     help="A YAML file that says all this, for several models and engines. Options given beside it win.",
 )
+@click.option(
+    "--studio",
+    "studio_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Show the studio at /studio too, over this workspace folder; it lets in who has a key that is not limited to "
+    "some models.",
+)
 @click.option("--config-schema", is_flag=True, help="Print the file's JSON schema, for editors, and leave.")
 @settings_options
 @click.pass_context
-def serve(context: click.Context, /, config_path: Path | None, config_schema: bool, **given: Any) -> None:
+def serve(
+    context: click.Context,
+    /,
+    config_path: Path | None,
+    config_schema: bool,
+    studio_folder: Path | None,
+    **given: Any,
+) -> None:
     """Serve a model folder, an engine's URL, or all that a file says, behind an OpenAI-compatible API.
 
     MODEL_DIR is a Hugging Face directory; `lensmith export` writes one.
@@ -92,11 +126,13 @@ def serve(context: click.Context, /, config_path: Path | None, config_schema: bo
     try:
         metrics = Metrics()
         if config_path is not None:
-            service = Service(from_file(context, ConfigFile(config_path)), metrics)
+            load = Remembered(from_file(context, ConfigFile(config_path)))
+            service = Service(load, metrics)
         else:
             # First, because an engine may have to be asked before the rest is known.
             ring = key_ring(given["key_file"], given["redis_url"], metrics)
-            service = Service(from_arguments(given, settings), metrics, ring)
+            load = Remembered(from_arguments(given, settings))
+            service = Service(load, metrics, ring)
             at_url = (given["engine"] or "").startswith(("http://", "https://"))
             service.follows_engine = at_url and given["model_name"] is None
     except (ConfigError, KeyFileError) as error:
@@ -106,12 +142,25 @@ def serve(context: click.Context, /, config_path: Path | None, config_schema: bo
         click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
     with contextlib.ExitStack() as sockets:
         sockets.enter_context(bound)
+        studio = None if studio_folder is None else open_studio(studio_folder, service, bound)
         management = None
         if service.config.management_port is not None:
             management = sockets.enter_context(
                 bind(service.config.host, service.config.management_port, "--management-port")
             )
-        run(service, bound, management, reloads=config_path is not None)
+        if service.config.workers == 1:
+            run(service, bound, management, reloads=config_path is not None, studio=studio)
+        elif studio is not None:
+            raise click.UsageError("--studio is for one gateway process; leave --workers out.")
+        else:
+            run_workers(service, load, bound, management, reloads=config_path is not None)
+
+
+def open_studio(folder: Path, service: Service, bound: socket.socket) -> Starlette:
+    """The studio's application, which this package does not know until somebody asks for it. Raises ClickException."""
+    module, _, factory = STUDIO.partition(":")
+    made: Starlette = getattr(importlib.import_module(module), factory)(folder, service.ring, bound.getsockname())
+    return made
 
 
 def from_file(context: click.Context, file: ConfigFile) -> Load:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.paths import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
-TOPS = "gateway|finetune|modelfiles|tests|benchmarks|examples|deploy|scripts|docs|findings"
+TOPS = "gateway|finetune|modelfiles|studio|tests|benchmarks|examples|deploy|scripts|docs|findings"
 FILE = re.compile(rf"`((?:{TOPS})/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
 # History names files as they were.
@@ -35,6 +35,6 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 def test_the_map_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    packages = (ROOT / "gateway", ROOT / "finetune", ROOT / "modelfiles")
+    packages = (ROOT / "gateway", ROOT / "finetune", ROOT / "modelfiles", ROOT / "studio")
     rooms = {path.parent for package in packages for path in package.glob("*/*.py")}
     assert [name(room) for room in sorted(rooms) if not re.search(rf"\b{room.name}\b", text)] == []

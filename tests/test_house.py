@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 MAX_MODULES = 12  # of a folder
 MAX_LINES = 300  # of a module
-PACKAGES = ("gateway", "finetune", "modelfiles")
+PACKAGES = ("gateway", "finetune", "modelfiles", "studio")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FOLDERS = sorted({path.parent for path in MODULES})
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "node_modules" not in path.parts)

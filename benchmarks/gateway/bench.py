@@ -130,8 +130,8 @@ def chunks_per_second(port: int) -> float:
         return count / (time.perf_counter() - start)
 
 
-async def many_at_a_time(port: int, sent: bytes, seconds: float) -> float:
-    """Requests a second over CONCURRENT connections."""
+async def many_at_a_time(port: int, sent: bytes, seconds: float, connections: int = CONCURRENT) -> float:
+    """Requests a second over so many connections."""
     done = 0
     end = time.perf_counter() + seconds
 
@@ -152,7 +152,7 @@ async def many_at_a_time(port: int, sent: bytes, seconds: float) -> float:
         writer.close()
 
     start = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(CONCURRENT)))
+    await asyncio.gather(*(worker() for _ in range(connections)))
     return done / (time.perf_counter() - start)
 
 

@@ -44,20 +44,20 @@ class Source:
     num_samples: int | None = None
 
 
-def find_source(name: str, recipe: Recipe) -> Source:
-    """A dataset's files. Raises FinetuneError."""
+def find_source(name: str, recipe: Recipe, split: str = "train") -> Source:
+    """A dataset's files; of a folder or hub's id those of the split. Raises FinetuneError."""
     folder = Path(recipe.dataset_dir)
     media = Path(recipe.media_dir) if recipe.media_dir else None
     bare = Path(name)
     if bare.is_dir():
-        return Source(_data_files(bare, "train", media))
+        return Source(_data_files(bare, split, media))
     if bare.suffix in SUFFIXES:
         return Source([DataFile(bare, media or bare.parent)])
     known = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").exists() else None
     if isinstance(known, dict) and name in known:
         return _entry(known[name], folder, media, f"{folder}/dataset_info.json, {name}")
     if is_hub_id(name):
-        return Source(_data_files(download(name, "dataset"), "train", media))
+        return Source(_data_files(download(name, "dataset"), split, media))
     if not isinstance(known, dict):
         raise FinetuneError(f"{folder}/dataset_info.json does not exist or holds no datasets, so {name!r} is unknown.")
     raise FinetuneError(f"{folder}/dataset_info.json has no dataset {name!r}; it has {', '.join(known)}.")

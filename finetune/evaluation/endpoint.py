@@ -43,9 +43,7 @@ class Endpoint:
                 "box_format: how an endpoint resizes images is not known, so boxes cannot be moved to its coordinates; "
                 "evaluate without --endpoint, or write the boxes as its model does and unset box_format."
             )
-        self.url = url.rstrip("/")
-        if self.url.count("/") == 2:  # a host alone, as `lensmith bench` takes it too
-            self.url += "/v1"
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"  # with or without it, as `lensmith bench` takes it
         self.recipe = recipe
         self.rows: Sequence[Row] = data.rows
         key = os.environ.get("OPENAI_API_KEY")

@@ -34,6 +34,18 @@ def decode(path: Path | str) -> Image.Image:
         raise FinetuneError(f"The image {shown(path)} cannot be decoded: {error}.") from None
 
 
+def thumbnail(path: Path | str, side: int) -> Image.Image:
+    """The upright RGB image, no side longer than `side`; all of the file is read. Raises FinetuneError."""
+    try:
+        with _open(path) as image:
+            image.draft("RGB", (side, side))  # a JPEG is decoded at an eighth of its size if that is enough
+            small = upright_rgb(image)
+            small.thumbnail((side, side))
+            return small
+    except (ValueError, OSError, SyntaxError) as error:
+        raise FinetuneError(f"The image {shown(path)} cannot be decoded: {error}.") from None
+
+
 def _open(path: Path | str) -> ImageFile.ImageFile:
     """Opens a file or a base64 data URI; only its header is read. Raises ValueError."""
     file: Path | io.BytesIO

@@ -79,6 +79,12 @@ def checkpoint_activations(model: Any) -> None:
             part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def keep_activations(model: Any) -> None:
+    """Undoes `checkpoint_activations` for the language model, so that generation has its key-value cache."""
+    with old_names_allowed():
+        language_model(model).gradient_checkpointing_disable()
+
+
 def dropout(model: Any, on: bool) -> None:
     """Turns dropout on or off. The mode of the model as a whole must stay `train`, see load_base."""
     for module in model.modules():

@@ -18,19 +18,12 @@ from finetune.errors import FinetuneError
 from finetune.model.supported import QWEN_VL
 from finetune.model.tensors import DTYPES, read_tensor
 from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS, training_recipe
+from modelfiles.adapter.names import names_of_all_versions
 from modelfiles.adapter.reader import PREFIX, Adapter, AdapterError, read_adapter, refuse_other_texts
 from modelfiles.folder.files import ModelFolderError, regular_file
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, read_header
 
-# Checkpoints keep the names of their time: Qwen2-VL's and Qwen2.5-VL's have `model.layers` and `visual`, LLaVA's,
-# Gemma 3's and InternVL's `language_model.model.layers`, where transformers 4.52 and later say
-# `model.language_model.layers` and `model.visual`. Adapters have the names of the transformers that trained them.
-RENAMED = (
-    ("model.language_model.", "model."),
-    ("model.language_model.", "language_model.model."),
-    ("model.visual.", "visual."),
-)
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.|$)")
 BLOCK_BYTES = 1 << 26  # of float32 weights at once
 # What load_base puts into 4 bits.
@@ -187,17 +180,6 @@ def base_tensor(folder: ModelFolder, name: str) -> tuple[str, TensorInfo]:
     if info.dtype not in DTYPES:
         raise FinetuneError(f"The base's {found[0]} is {info.dtype}; merge into the 16-bit base, not a quantised one.")
     return found[0], info
-
-
-def names_of_all_versions(name: str) -> list[str]:
-    """The names that one weight or module has in the versions of transformers, `name` first."""
-    candidates = [name]
-    for new, old in RENAMED:
-        if name.startswith(new):
-            candidates.append(old + name.removeprefix(new))
-        elif name.startswith(old):
-            candidates.append(new + name.removeprefix(old))
-    return list(dict.fromkeys(candidates))
 
 
 def refuse_unmergeable(model: Any, folder: ModelFolder) -> None:

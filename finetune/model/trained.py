@@ -13,11 +13,12 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.model.base import dropout, old_names_allowed
-from finetune.model.changes import names_of_all_versions, plan_changes, read_trained
+from finetune.model.changes import plan_changes, read_trained
 from finetune.model.targets import is_tied, tie
 from finetune.model.tensors import gather_full
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
 from finetune.recipe.schema import Recipe
+from modelfiles.adapter.names import names_of_all_versions
 from modelfiles.adapter.reader import PREFIX, Adapter, AdapterError, read_adapter
 from modelfiles.folder.model_folder import ModelFolder
 

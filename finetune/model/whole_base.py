@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from finetune.errors import FinetuneError
-from finetune.model.changes import names_of_all_versions
 from finetune.model.tensors import DTYPES
+from modelfiles.adapter.names import names_of_all_versions
 from modelfiles.folder.files import read_json
 from modelfiles.folder.model_folder import ModelFolder
 

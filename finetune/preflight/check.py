@@ -33,15 +33,15 @@ ANY_CARD = Card("a GPU", math.inf, (8, 0))  # when none is named and there is no
 
 
 def check_recipe(
-    recipe: Recipe, console: Console | None = None, card: Card | None = None, measured: bool = False,
+    recipe: Recipe, report: Report | None = None, card: Card | None = None, measured: bool = False,
     price: float | None = None, decoded: bool = False,
 ) -> bool:  # fmt: skip
-    """Prints what training would do, as far as model and data are there; whether it would start.
+    """Reports what training would do, as far as model and data are there; whether it would start.
 
     card: the GPU it is for; measured: a few steps are trained to estimate the time; price: of an hour;
     decoded: all pixels are read.
     """
-    report = Report(console or Console(soft_wrap=True))
+    report = report or Report(Console(soft_wrap=True))
     reader, checked = None, None
     for key in ("dataset", "output_dir"):
         if getattr(recipe, key) is None:
@@ -70,7 +70,9 @@ def check_recipe(
             _check_memory(recipe, reader.folder, checked, card or ANY_CARD, report)
         for warning in size_warnings(recipe, reader.folder):
             report.warn(warning)
-        for name, loads, how in servers(reader.folder):
+        found = servers(reader.folder)
+        report.figures["servers"] = [{"name": name, "loads": loads, "how": how} for name, loads, how in found]
+        for name, loads, how in found:
             report.say(f"{name} {'loads' if loads else '[yellow]does not load[/]'} the merged model: {how}")
     if checked is not None and measured and not report.problems:
         _estimate_time(recipe, len(checked.rows), price, report)
@@ -92,9 +94,13 @@ def _check_memory(recipe: Recipe, folder: ModelFolder, checked: Checked, card: C
     listed = ", ".join(f"{name} {size:.2f}" for name, size in shares.items())
     of = f" of {card.gib:.1f}" if math.isfinite(card.gib) else ""
     report.say(f"Memory on {card.name}: about {sum(shares.values()):.2f}{of} GiB ({listed})")
-    if needed.reserved <= card.gib * GIB:
+    fits = needed.reserved <= card.gib * GIB
+    memory = {"card": card.name, "card_gib": card.gib if math.isfinite(card.gib) else None, "fits": fits}
+    report.figures["memory"] = memory | {"needed_gib": needed.reserved / GIB, "parts_gib": shares}
+    if fits:
         return
     changes = changes_that_fit(folder, recipe, checked.rows, checked.bank, card)
+    report.figures["memory"]["changes"] = changes
     advice = " ".join(f"{key}={str(value).lower()}" for key, value in (changes or {}).items())
     report.error(
         f"training does not fit the memory of {card.name}; "
@@ -116,4 +122,10 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, report: Repor
     memory = f", {result.peak_memory_gib:.1f} GiB at most" if result.peak_memory_gib is not None else ""
     cost = f", {hours * price:.2f} at {price:g} an hour" if price is not None else ""
     time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"
+    report.figures["time"] = {
+        "hours": hours,
+        "cost": hours * price if price is not None else None,
+        "samples_per_second": result.samples_per_second,
+        "peak_memory_gib": result.peak_memory_gib,
+    }
     report.say(f"Measured {result.samples_per_second:.2f} samples/s{memory}: about {time} without validation{cost}")

@@ -65,6 +65,7 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
     if isinstance(bank, ImageBank):
         _describe_resizing(bank, recipe, report)
     describe_boxes(rows, np.flatnonzero(read.table.boxed[encoded.at]), reader, recipe, report)
+    longest = int(encoded.lengths.max())  # before images are made smaller
     report.console.print(histogram(encoded.lengths, recipe.cutoff_len))
     fitting = apply_cutoff(rows, encoded, recipe, reader.encoder)
     if fitting.warning(recipe):
@@ -82,6 +83,12 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
         f"are labels; {total_steps(recipe, len(kept)):,} steps of up to "
         f"{recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps} rows"
     )
+    report.figures["data"] = {
+        "rows": len(rows),
+        "kept": len(kept),
+        "longest_tokens": longest,
+        "steps": total_steps(recipe, len(kept)),
+    }
     if not kept:
         report.say("No row can be trained on.")
         report.error("no row can be trained on: every one is longer than cutoff_len.", hidden=True)

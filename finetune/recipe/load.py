@@ -52,16 +52,30 @@ def make_recipe(values: dict[str, Any], locations: dict[str, str] | None = None,
         return recipe
     except ValidationError as error:
         lines = []
-        for problem in error.errors():
-            key = str(problem["loc"][0]) if problem["loc"] else ""
+        for key, sentence in _explained(error):
             location = (locations or {}).get(key, f"{origin}, {key}" if key else origin)
-            lines.append(f"{location}: {explain_recipe_error(key, problem)}")
+            lines.append(f"{location}: {sentence}")
         raise FinetuneError("\n".join(dict.fromkeys(lines))) from None
+
+
+def recipe_problems(values: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with a recipe given as a dict: a sentence by key, "" for what concerns several keys."""
+    try:
+        Recipe.model_validate(drop_idle_keys(values))
+    except ValidationError as error:
+        return dict(reversed(_explained(error)))  # a key's first sentence stays
+    return {}
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the effective recipe, defaults included, as YAML that can be run again."""
     path.write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def _explained(error: ValidationError) -> list[tuple[str, str]]:
+    """(key, sentence) of each problem."""
+    keys = [(str(problem["loc"][0]) if problem["loc"] else "", problem) for problem in error.errors()]
+    return [(key, explain_recipe_error(key, problem)) for key, problem in keys]
 
 
 def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:

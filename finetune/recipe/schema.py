@@ -172,6 +172,12 @@ class Recipe(BaseModel):
     eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="When to validate, besides at the end.")
     eval_steps: int | None = Field(None, ge=1, description="Validate every N steps. Unset: logging_steps.")
     eval_delay: int = Field(0, ge=0, description="First step after which to validate.")
+    sample_answers: int = Field(
+        0,
+        ge=0,
+        description="Validation rows answered before the first step and at each validation, into sample_answers.jsonl, "
+        "to watch answers change. Not with fsdp.",
+    )
     load_best_model_at_end: bool = Field(False, description="Keep the adapter with the lowest validation loss.")
     early_stopping_steps: int | None = Field(None, ge=1, description="Stop after N validations without a better loss.")
 

@@ -52,7 +52,7 @@ def clock(seconds: float) -> str:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a trainer_log.jsonl; a line that a killed run left half written is passed over."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
         except ValueError:

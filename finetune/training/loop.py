@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +30,7 @@ from finetune.training.oom import out_of_memory
 from finetune.training.optim import learning_rate
 from finetune.training.order import Window, step_windows
 from finetune.training.outputs import check_output, environment, open_output
-from finetune.training.parallel import AgreedError, processes
+from finetune.training.parallel import AgreedError, World, processes, stop_on_signals
 from finetune.training.state import TrainResult
 from finetune.training.trainer import Trainer
 
@@ -52,38 +50,22 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainResult:
     recipe.require("dataset", "output_dir")
     with processes(recipe.ddp_timeout) as world:
         console.quiet = console.quiet or not world.main
-        world.run_on_main_rank(lambda: check_output(recipe))
-        data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
-        try:
-            identity = fingerprint(recipe, data, world.size)
-            resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
-            trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
-            if resume is not None:
-                console.print(f"Going on from {resume}.", highlight=False)
-            return TrainingLoop(trainer, began).run()
-        except torch.OutOfMemoryError:
-            raise out_of_memory(recipe, data) from None
+        return _train(recipe, world, console, began)
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[list[int]]:
-    """A list that gets the number of each SIGINT, SIGTERM or SIGHUP; the step that is running ends first.
-
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
-    """
-    stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, lambda number, frame: stopped.append(number))
+def _train(recipe: Recipe, world: World, console: Console, began: float) -> TrainResult:
+    """A function of its own, so that nothing holds the trainer when `processes` ends."""
+    world.run_on_main_rank(lambda: check_output(recipe))
+    data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
     try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        identity = fingerprint(recipe, data, world.size)
+        resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
+        trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
+        if resume is not None:
+            console.print(f"Going on from {resume}.", highlight=False)
+        return TrainingLoop(trainer, began).run()
+    except torch.OutOfMemoryError:
+        raise out_of_memory(recipe, data) from None
 
 
 class TrainingLoop:
@@ -133,6 +115,7 @@ class TrainingLoop:
         following = next(windows)
         with progress_bar(self.console, "training", FIGURES) as progress:
             bar = progress.add_task("training", total=total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0)
+            self.trainer.log_samples()
             self._validate()  # a run may have ended before the validation of its last step
             while state.step < total and not self.stop and not self._stale():
                 window, following = following, next(windows)

@@ -13,12 +13,13 @@ import torch
 from finetune.errors import FinetuneError
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, BEST, RECIPE, TRAINED_WEIGHTS
 from finetune.recipe.schema import Recipe
+from finetune.reporting.sample import SAMPLE_LOG
 from finetune.training import checkpoint as checkpoints
 from modelfiles.folder.atomic_write import PARTIAL
 from modelfiles.folder.model_folder import ModelFolder
 
 FINAL_FILES = (ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS, "train_results.json")  # of a run that has ended
-LOGS = ("trainer_log.jsonl", "report.html", "training_loss.png")
+LOGS = ("trainer_log.jsonl", SAMPLE_LOG, "report.html", "training_loss.png")
 OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", BEST}
 
 

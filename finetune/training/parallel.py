@@ -8,7 +8,10 @@ with accumulation A learn what one process with accumulation N x A learns. Proce
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -106,6 +109,9 @@ def processes(timeout_seconds: int | None) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds) if timeout_seconds else None)
     yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    # A DDP module that is freed after its process group ends the group's Gloo threads while it holds the interpreter's
+    # lock. Such a thread may be waiting for that lock, and the process would never end.
+    gc.collect()
     dist.destroy_process_group()  # not after an error: the others may be waiting for this process
 
 
@@ -157,3 +163,24 @@ def _shard(loss: Any, base: Any, recipe: Recipe, world: World, device: torch.dev
 def no_sync(model: Any, last: bool) -> Any:
     """A context for one backward pass: DDP sends gradients in the last of a step only."""
     return nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """A list that gets the number of each SIGINT, SIGTERM or SIGHUP; the step that is running ends first.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, frame: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

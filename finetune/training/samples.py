@@ -11,9 +11,8 @@ import torch
 
 from finetune.encoding.encoded import Encoded
 from finetune.families.base import Feed
-from finetune.model.base import dropout, old_names_allowed
+from finetune.model.base import dropout, keep_activations
 from finetune.model.changes import base_tensor
-from finetune.model.structure import language_model
 from finetune.model.tensors import read_tensor
 from finetune.reporting.sample import Sample
 from finetune.training.dataset import TrainingData
@@ -31,11 +30,8 @@ def answer_samples(
     model: as trained; base: the *ForConditionalGeneration module in it; feed: those rows'; size: rows answered at
     once, no more than training held, so that the memory suffices.
     """
-    rows = data.validation or data.rows
-    rows = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))]
-    parts = [last_answer(row) for row in rows]
-    with old_names_allowed():
-        language_model(base).gradient_checkpointing_disable()  # it would drop the key-value cache
+    parts = [last_answer(row) for row in _spread(data.validation or data.rows, SHOWN)]
+    keep_activations(base)  # checkpointing would drop the key-value cache
     dropout(model, False)
     after = _answers(
         base, data, feed, [prompt for prompt, _ in parts], dtype, min(max_new_tokens, MAX_ANSWER_TOKENS), size
@@ -55,6 +51,34 @@ def answer_samples(
         )
         for (prompt, label), old, new in zip(parts, before, after, strict=True)
     ]
+
+
+def current_answers(
+    base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, max_new_tokens: int, size: int, rows: int
+) -> list[dict[str, Any]]:
+    """What the model answers now to some validation rows: images (paths), question, label and answer of each.
+
+    To be called with dropout off and activation checkpointing off. Arguments as of `answer_samples`.
+    """
+    parts = [last_answer(row) for row in _spread(data.validation, rows)]
+    answers = _answers(
+        base, data, feed, [prompt for prompt, _ in parts], dtype, min(max_new_tokens, MAX_ANSWER_TOKENS), size
+    )
+    tokenizer = data.processor.tokenizer
+    return [
+        {
+            "images": [str(data.bank.paths[index]) for index in prompt.images],
+            "question": feed.question(prompt),
+            "label": tokenizer.decode(label, skip_special_tokens=True).strip(),
+            "answer": answer,
+        }
+        for (prompt, label), answer in zip(parts, answers, strict=True)
+    ]
+
+
+def _spread(rows: Sequence[Encoded], n: int) -> list[Encoded]:
+    """At most `n` of the rows, evenly spread over them."""
+    return [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(n, len(rows)))]
 
 
 def last_answer(row: Encoded) -> tuple[Encoded, Any]:

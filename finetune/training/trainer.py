@@ -17,7 +17,7 @@ from finetune.encoding.encoded_rows import lengths_of, media_of
 from finetune.errors import FinetuneError
 from finetune.families.base import Feed
 from finetune.families.registry import family_of
-from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, load_base
+from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, keep_activations, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
 from finetune.model.targets import make_trainable
@@ -25,13 +25,13 @@ from finetune.model.tensors import gather_full
 from finetune.model.trained import go_on_from, restore_trained, save_trained, trained_state
 from finetune.model.trained_by import BEST
 from finetune.recipe.schema import Recipe
-from finetune.reporting.sample import Sample
+from finetune.reporting.sample import SAMPLE_LOG, Sample, log_samples
 from finetune.training import checkpoint as checkpoints
 from finetune.training.dataset import TrainingData
 from finetune.training.optim import load_optimizer, make_optimizer, steps_per_epoch, total_steps
 from finetune.training.order import Window, epoch_batches
 from finetune.training.parallel import World, distribute, no_sync
-from finetune.training.samples import answer_samples
+from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
 from finetune.training.validation import validation_loss
 
@@ -67,8 +67,9 @@ class Trainer:
         saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
         if resume is not None:
             restore_trained(self.model, resume)
-        keep_activations = recipe.disable_gradient_checkpointing
-        if not (self.device.type == "cpu" if keep_activations is None else keep_activations):
+        kept = recipe.disable_gradient_checkpointing
+        self.checkpointed = not (self.device.type == "cpu" if kept is None else kept)
+        if self.checkpointed:
             checkpoint_activations(self.base)
         self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         console.print(
@@ -172,6 +173,7 @@ class Trainer:
         self.loss.noisy = True
         dropout(self.model, True)
         state.validated_step = state.step
+        self.log_samples()
         if state.eval_loss < state.best_loss:
             state.best_loss, state.best_step, state.stale = state.eval_loss, state.step, 0
             if self.recipe.load_best_model_at_end:
@@ -180,6 +182,25 @@ class Trainer:
                     checkpoints.save_best(self.output, self.model, trained)
         else:
             state.stale += 1
+
+    def log_samples(self) -> None:
+        """Answers a few validation rows as the weights are now, if the recipe asks for it; draws no random number."""
+        recipe, rows = self.recipe, self.recipe.sample_answers
+        if not rows or recipe.fsdp or not self.world.main or not self.data.validation:
+            return
+        dropout(self.model, False)
+        if self.checkpointed:  # it would drop the key-value cache
+            keep_activations(self.base)
+        try:
+            size, feed = recipe.per_device_train_batch_size, self.held_out_feed
+            answers = current_answers(self.base, self.data, feed, self.dtype, recipe.max_new_tokens, size, rows)
+            log_samples(self.output / SAMPLE_LOG, self.state.step, answers)
+        except torch.OutOfMemoryError:
+            self.console.print("[yellow]Warning:[/] no GPU memory is left for sample_answers.")
+        finally:
+            if self.checkpointed:
+                checkpoint_activations(self.base)
+            dropout(self.model, True)
 
     def save(self) -> int:
         """Writes a checkpoint of the last finished step; returns the step. Raises FinetuneError."""

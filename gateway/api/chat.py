@@ -45,6 +45,7 @@ class EngineRequest:
     top_log_probs: int | None = None  # alternatives to each token; None without log-probabilities
     path: str = CHAT_PATH  # at the engine
     read: Reader = read_completion  # what makes the client's answer of the engine's
+    parts: list[EngineRequest] = field(default_factory=list)  # one for each prompt, if there are several
 
 
 def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
@@ -60,6 +61,8 @@ def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
         refuse(body, table)
     apply_extra_fields(body, ChatRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)
     body["messages"], images = engine_messages(body["messages"], spec)
+    if is_answer_begun(body["messages"]):
+        body.update(spec.continue_fields)
     top = (request.top_logprobs or 0) if request.logprobs else None
     return engine_request(body, request, spec, images=images, top_log_probs=top)
 
@@ -123,11 +126,14 @@ def engine_messages(messages: list[Object], spec: EngineSpec) -> tuple[list[Obje
             kept["content"] = _engine_content(kept["content"], f"messages[{index}].content", images)
             if len(images) > before and kept["role"] not in IMAGE_ROLES:
                 raise _misplaced(images[before], message["role"])
-        if kept["role"] == "system" and not spec.developer_role and [known["role"] for known in written] == ["system"]:
-            _append_text(written[0], kept)  # instructions and a developer's message are one to such templates
-        else:
+        if kept["role"] != "system" or spec.developer_role or not written:
             written.append(kept)
-    if written[-1]["role"] == "assistant" and not spec.continues_answer and not written[-1].get("tool_calls"):
+        elif written[0]["role"] == "system":
+            _append_text(written[0], kept)
+        else:
+            written.insert(0, kept)
+    # What came behind an answer and was moved to the beginning does not make the answer one to go on with.
+    if is_answer_begun(written) and not (spec.continues_answer and is_answer_begun(messages)):
         location = f"messages[{len(messages) - 1}]"
         raise bad_request(
             f"'{location}' is an assistant's, and this engine cannot go on with an answer; end with a user's message.",
@@ -137,13 +143,18 @@ def engine_messages(messages: list[Object], spec: EngineSpec) -> tuple[list[Obje
     return written, images
 
 
+def is_answer_begun(messages: list[Object]) -> bool:
+    """Whether the last message is the beginning of the answer: an assistant's, without tool calls."""
+    return messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+
+
 def _misplaced(image: ImagePart, role: str) -> ApiError:
     message = f"'{image.location}' is an image in a message of the role {role}; put images into a user's message."
     return bad_request(message, image.location, "unsupported_parameter")
 
 
 def _append_text(first: Object, second: Object) -> None:
-    """Both are texts or lists of one text."""
+    """Make one system message of two; both are texts or lists of one text."""
     texts = [kept if isinstance(kept, str) else kept[0]["text"] for kept in (first["content"], second["content"])]
     first["content"] = "\n\n".join(text for text in texts if text)
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from gateway.api import completions
-from gateway.api.chat import EngineRequest, engine_messages, refuse
+from gateway.api.chat import EngineRequest, engine_messages, is_answer_begun, refuse
 from gateway.api.unsupported import NOWHERE
 from gateway.contract.fields import Object
 from gateway.contract.requests import TokenizeRequest
@@ -23,11 +23,16 @@ from gateway.streaming.completion import read_completion, read_json
 def check_tokenize(body: Object, spec: EngineSpec) -> EngineRequest:
     """`messages`, as in a chat completion, or `prompt`, as in a text completion. Raises ApiError 400."""
     request = validate(TokenizeRequest, body)
-    refuse(body, NOWHERE)
+    for table in (NOWHERE, {name: why for name, why in spec.refused.items() if name == "tools"}):
+        refuse(body, table)
     model = request.model
     if request.text is None:
         messages, images = engine_messages(body["messages"], spec)
         counted: Object = {"model": model, "messages": messages}
+        if body.get("tools"):
+            counted["tools"] = body["tools"]
+        if is_answer_begun(messages):
+            counted |= spec.continue_fields
         if spec.tokenize_path:
             return EngineRequest(counted, model, images=images, path=spec.tokenize_path, read=read_tokens)
         return EngineRequest({**counted, "max_tokens": 1}, model, images=images, read=read_usage)

@@ -53,7 +53,7 @@ ADAPTERS = click.option(
     metavar="NAME=PATH",
     multiple=True,
     callback=_adapters,
-    help="Serve a PEFT adapter beside the model, under its own name; may be given more than once. LMDeploy only.",
+    help="Serve a PEFT adapter beside the model, under its own name; may be given more than once.",
 )
 
 

@@ -71,8 +71,8 @@ class ReplicaConfig(ConfigModel):
     folder: RelativePath | None = Field(None, description="A model folder; the gateway starts an engine for it.")
     engine: Literal["transformers", "lmdeploy", "vllm", "openai"] | None = Field(
         None,
-        description="What runs the folder: transformers or lmdeploy. Unset: lmdeploy if it is installed and there is "
-        "an NVIDIA GPU. With a URL: what answers there, openai for any other server. Unset: found out.",
+        description="What runs the folder: transformers, lmdeploy or vllm. Unset: lmdeploy if it is installed and "
+        "there is an NVIDIA GPU. With a URL: what answers there, openai for any other server. Unset: found out.",
     )
     gpus: list[int] | None = Field(None, description="The GPUs that the engine of this folder may see. Unset: all.")
     engine_args: dict[str, str | int | float | bool] = Field(
@@ -87,10 +87,8 @@ class ReplicaConfig(ConfigModel):
     def _one_kind(self) -> ReplicaConfig:
         if (self.folder is None) == (self.url is None):
             raise ValueError("give either 'folder' or 'url'")
-        if self.folder is not None and self.engine in ("vllm", "openai"):
-            raise ValueError(
-                f"'engine: {self.engine}' is for a replica with a 'url'; a folder needs transformers or lmdeploy"
-            )
+        if self.folder is not None and self.engine == "openai":
+            raise ValueError("'engine: openai' is for a replica with a 'url'; a folder needs transformers or lmdeploy")
         folders, urls = ("gpus", "engine_args"), ("api_key_env", "model")
         for key, belongs in (*((key, "folder") for key in folders), *((key, "url") for key in urls)):
             if getattr(self, key) not in (None, {}) and getattr(self, belongs) is None:
@@ -158,6 +156,9 @@ class Config(ConfigModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     management_port: int | None = Field(
         None, ge=0, le=65535, description="Port for /metrics and all of /ready, then nowhere else; it asks for no key."
+    )
+    workers: int = Field(
+        1, ge=1, le=64, description="Gateway processes that share the port, the limits and the engines."
     )
     keys: RelativePath | None = Field(None, description="File of the API keys that clients need; see `lensmith keys`.")
     redis: str | None = Field(

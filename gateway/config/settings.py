@@ -34,7 +34,7 @@ class Settings:
     max_request_pixels: int = _setting(128_000_000, "Most pixels of all images of one request together.", 1)
     max_aspect_ratio: int = _setting(200, "Longest side of an image over its shortest.", 1)
     image_pixels: int = _setting(0, "Larger images are shrunk to this many pixels; 0: to what the model looks at.")
-    image_workers: int = _setting(0, "Processes that decode images; 0: half the cores, at least 2.")
+    image_workers: int = _setting(0, "Processes that decode images; 0: the cores that engines and gateway leave.")
     image_seconds: float = _setting(10.0, "Longest time to decode an image, else 400.")
     image_hosts: tuple[str, ...] = _setting(
         (),
@@ -68,6 +68,11 @@ class Settings:
         pattern=ORIGIN,
     )
     sse_keepalive: float = _setting(15.0, "Seconds of silence in a stream after which a comment line is sent.")
+    drain_pause: int = _setting(
+        0,
+        "Seconds after the signal to stop in which new requests are still served and only /ready says no, for "
+        "balancers that learn of it late.",
+    )
     drain_seconds: float = _setting(30.0, "Seconds that running requests get to end when the gateway is told to stop.")
 
     def __post_init__(self) -> None:

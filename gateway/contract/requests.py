@@ -115,6 +115,9 @@ ResponseFormat = Annotated[
 ]
 
 
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
 class Generation(Sampling):
     """What chat and text completions have in common."""
 
@@ -146,7 +149,7 @@ class Generation(Sampling):
 class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: TopLogProbs | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -162,7 +165,11 @@ class ChatRequest(Generation):
         return self
 
 
-# Engines differ in what they make of lists, and a list is as many requests as it has members.
+MAX_PROMPTS = 128
+Prompts = Annotated[
+    Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)],
+    says(f"must be a non-empty string or a list of at most {MAX_PROMPTS} of them; token ids are not taken"),
+]
 Prompt = Annotated[
     Text | Annotated[list[Text], Field(min_length=1, max_length=1)],
     says("must be one non-empty string: send a request for each text, and text instead of token ids"),
@@ -171,18 +178,19 @@ Prompt = Annotated[
 
 class CompletionRequest(Generation):
     logprobs: TopLogProbs | None = None
-    prompt: Prompt
+    prompt: Prompts
 
     @property
-    def text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def texts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
 class TokenizeRequest(RequestModel):
-    """`messages` as in a chat completion, or a `prompt` as in a text completion."""
+    """`messages` as in a chat completion, perhaps with `tools`, or a `prompt` as in a text completion."""
 
     model: Text
     prompt: Prompt | None = None
+    tools: Tools | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")

@@ -6,9 +6,10 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -46,8 +47,18 @@ if TYPE_CHECKING:  # torch is imported in the generating thread, so that the ser
 class EmbeddedServer:
     """One model's server: loads it in a thread of its own, then generates there."""
 
-    def __init__(self, folder: ModelFolder, name: str, *, max_batch_size: int, dtype: str, key: str) -> None:
-        self.folder, self.name, self.dtype = folder, name, dtype
+    def __init__(
+        self,
+        folder: ModelFolder,
+        name: str,
+        *,
+        adapters: Mapping[str, Path],
+        max_batch_size: int,
+        dtype: str,
+        key: str,
+    ) -> None:
+        self.folder, self.adapters, self.dtype = folder, adapters, dtype
+        self.names = [name, *adapters]
         self.max_batch_size = max_batch_size
         self.metrics = EmbeddedMetrics()
         self.batcher: Batcher | None = None
@@ -91,7 +102,9 @@ class EmbeddedServer:
             from gateway.embedded.generation.batcher import Batcher
             from gateway.embedded.generation.model import load_model
 
-            batcher = Batcher(load_model(self.folder, self.dtype), self.max_batch_size, self.metrics, loop)
+            batcher = Batcher(
+                load_model(self.folder, self.dtype, self.adapters), self.max_batch_size, self.metrics, loop
+            )
             asyncio.run_coroutine_threadsafe(self._warm_up(batcher), loop)
             batcher.run()
         except Exception as error:
@@ -102,7 +115,9 @@ class EmbeddedServer:
         """Answers a first prompt, because first calls are slow, and because it proves that the model works."""
         try:
             message = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
-            request = protocol.GenerationRequest([message], protocol.SamplingParams(temperature=0), max_tokens=2)
+            request = protocol.GenerationRequest(
+                self.names[0], [message], protocol.SamplingParams(temperature=0), max_tokens=2
+            )
             sequences = await asyncio.get_running_loop().run_in_executor(self.workers, batcher.make_sequences, request)
             batcher.submit(sequences)
             while True:
@@ -136,16 +151,17 @@ class EmbeddedServer:
         return Response(generate_latest(self.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def models(self, request: Request) -> Response:
-        model = {"id": self.name, "object": "model", "created": self.created, "owned_by": "lensmith"}
-        return json_response({"object": "list", "data": [model | {"max_model_len": self._ready().loaded.context}]})
+        model = {"object": "model", "created": self.created, "owned_by": "lensmith"}
+        model["max_model_len"] = self._ready().loaded.context
+        return json_response({"object": "list", "data": [{"id": name, **model} for name in self.names]})
 
     async def chat(self, request: Request) -> Response:
         chat = await self._parse(request, protocol.CHAT)
-        return await self._answer(request, chat, ChatCompletion(self.name, chat))
+        return await self._answer(request, chat, ChatCompletion(chat, self._fingerprint(chat)))
 
     async def complete(self, request: Request) -> Response:
         text = await self._parse(request, protocol.TEXT)
-        return await self._answer(request, text, TextCompletion(self.name, text))
+        return await self._answer(request, text, TextCompletion(text, self._fingerprint(text)))
 
     async def tokenize(self, request: Request) -> Response:
         """The prompt's tokens, images among them, for either kind of request; in the shape of vLLM's /tokenize."""
@@ -164,7 +180,12 @@ class EmbeddedServer:
 
     def _check(self, body: object, form: protocol.Form) -> protocol.GenerationRequest:
         defaults = self._ready().loaded.defaults
-        return protocol.parse(body, form, model=self.name, defaults=defaults, max_n=self.max_batch_size)
+        return protocol.parse(body, form, models=self.names, defaults=defaults, max_n=self.max_batch_size)
+
+    def _fingerprint(self, request: protocol.GenerationRequest) -> str:
+        """What answers: the folder's name and, with an adapter, the beginning of its file's sha256."""
+        digest = self._ready().loaded.adapters.digests.get(request.model)
+        return self.folder.name if digest is None else f"{self.folder.name}+{digest}"
 
     async def _answer(self, request: Request, chat: protocol.GenerationRequest, completion: ChatCompletion) -> Response:
         batcher = self._ready()

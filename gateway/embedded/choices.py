@@ -47,17 +47,25 @@ class GeneratedChoice:
 
 
 class ChatCompletion:
-    """A chat completion: https://platform.openai.com/docs/api-reference/chat/object."""
+    """A chat completion: https://platform.openai.com/docs/api-reference/chat/object.
+
+    fingerprint: what weights answer, whatever the name is by which they were asked for.
+    """
 
     id_prefix = "chatcmpl-"
     plain_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, model: str, request: protocol.GenerationRequest) -> None:
+    def __init__(self, request: protocol.GenerationRequest, fingerprint: str) -> None:
         self.request = request
         self.prompt_tokens = 0
         self.choices = [GeneratedChoice(parser=ToolCallParser() if request.tools else None) for _ in range(request.n)]
-        self._head = {"id": f"{self.id_prefix}{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._head = {
+            "id": f"{self.id_prefix}{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": fingerprint,
+        }
 
     @property
     def open_choices(self) -> int:

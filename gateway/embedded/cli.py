@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+from pathlib import Path
 
 import uvicorn
 
@@ -22,6 +23,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 takes a free port, which is printed")
     parser.add_argument("--served-model-name", help="default: the folder's name")
+    parser.add_argument(
+        "--adapters", nargs="+", default=[], metavar="NAME=PATH", help="LoRA adapters, served beside the base"
+    )
     parser.add_argument("--max-batch-size", type=int, default=8, help="most choices in a batch, and the largest n")
     parser.add_argument(
         "--dtype",
@@ -46,6 +50,7 @@ def main() -> None:
     server = EmbeddedServer(
         folder,
         options.served_model_name or folder.name,
+        adapters={name: Path(path) for name, _, path in (given.partition("=") for given in options.adapters)},
         max_batch_size=options.max_batch_size,
         dtype=options.dtype,
         key=os.environ.get("LENSMITH_ENGINE_KEY", ""),

@@ -75,6 +75,7 @@ REFUSED = {"logit_bias"}  # of the contract's fields
 class GenerationRequest:
     """A checked request.
 
+    model: the name it asks for, the base's or an adapter's.
     prompt: the text of a text completion, which has no messages; messages: {"role", "content": parts} for the chat
     template, a part being {"type": "text", "text": str} or {"type": "image", "image": data URI, "where": its location
     in the request}; max_tokens: None means up to the context length; top_logprobs: None means no log-probabilities.
@@ -83,6 +84,7 @@ class GenerationRequest:
     answer must be calls of them; only_tool: the name of the one function that may be called, None for any.
     """
 
+    model: str
     messages: list[dict[str, Any]]
     params: SamplingParams
     max_tokens: int | None = None
@@ -99,15 +101,22 @@ class GenerationRequest:
     parallel_tool_calls: bool = True
 
 
-def parse(body: object, form: Form, *, model: str, defaults: SamplingParams, max_n: int) -> GenerationRequest:
-    """Checks a decoded JSON body. Raises ApiError (400, or 404 for another model's name)."""
+def parse(
+    body: object, form: Form, *, models: Sequence[str], defaults: SamplingParams, max_n: int
+) -> GenerationRequest:
+    """Checks a decoded JSON body; `models` are the names it may ask for, the first one where it is silent.
+
+    Raises ApiError (400, or 404 for another model's name).
+    """
     if not isinstance(body, dict):
         raise bad_request("The body must be a JSON object.", None)
     body = {key: value for key, value in body.items() if value is not None}
-    if isinstance(body.get("model"), str) and body["model"] != model:
+    if isinstance(body.get("model"), str) and body["model"] not in models:
+        served = ", ".join(map(repr, models))
         raise ApiError(
-            404, f"The model does not exist; this engine serves {model!r}.", code="model_not_found", param="model"
+            404, f"The model does not exist; this engine serves {served}.", code="model_not_found", param="model"
         )
+    model = body["model"] if isinstance(body.get("model"), str) else models[0]
     _refuse_unsupported(body, form)
     request = validate(form, body)
     limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
@@ -118,13 +127,16 @@ def parse(body: object, form: Form, *, model: str, defaults: SamplingParams, max
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if any(len(text) > MAX_STOP_LENGTH for text in stop):
         raise bad_request(f"A string of 'stop' may have at most {MAX_STOP_LENGTH} characters.", "stop")
+    if isinstance(request, CompletionRequest) and len(request.texts) > 1:
+        raise bad_request("'prompt' may be one text; the gateway sends a request for each of several.", "prompt")
     if isinstance(request, ChatRequest):
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
     else:
         top_logprobs = request.logprobs
     return GenerationRequest(
+        model=model,
         messages=template_messages(request.messages) if isinstance(request, ChatRequest) else [],
-        prompt=request.text if isinstance(request, CompletionRequest) else None,
+        prompt=request.texts[0] if isinstance(request, CompletionRequest) else None,
         params=sampling_params(request, defaults),
         max_tokens=limits.pop() if limits else None,
         n=request.n or 1,

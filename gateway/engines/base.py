@@ -33,6 +33,7 @@ class Engine:
     failure: str | None = None
     image_pixels = 0  # maximum pixels of an image that it was planned for; 0: no limit
     identity: Hashable = None  # equal for two that would be the same
+    started_here = False  # a process of ours runs it
 
     def __init__(self) -> None:
         self.ready = False

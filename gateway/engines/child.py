@@ -18,7 +18,7 @@ from yarl import URL
 
 from gateway.engines.process import die_with_parent, free_port, signal_group
 from gateway.engines.spec import EngineSpec
-from gateway.engines.startup_log import MEMORY, Cause, Startup, explain_exit, is_dead, is_noise
+from gateway.engines.startup.log import MEMORY, Cause, Startup
 from gateway.telemetry.logs import engine_log
 
 LOG_LINES = 200
@@ -38,7 +38,7 @@ class EngineChild:
     def __init__(self, spec: EngineSpec, on_phase: Callable[[], None]) -> None:
         self.key = secrets.token_hex(24)
         self.url = URL.build(scheme="http", host="127.0.0.1", port=free_port())
-        self.startup = Startup()
+        self.startup = Startup(spec.log)
         self.ready_since: float | None = None  # on the monotonic clock
         self.cause: Cause | None = None  # why it failed, once that is known
         self.exit_reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -135,7 +135,7 @@ class EngineChild:
 
     def find_cause(self) -> Cause | None:
         """The cause that its log shows, unless one is known already."""
-        self.cause = self.cause or explain_exit(self._log)
+        self.cause = self.cause or self._spec.log.explain_exit(self._log)
         return self.cause
 
     @property
@@ -161,9 +161,9 @@ class EngineChild:
         line = raw[:LINE_LIMIT].decode("utf-8", "replace").strip().replace(self.key, "<key>")
         if self.ready_since is None and self.startup.feed(line, self.age):
             self._on_phase()
-        if line and not is_noise(line):
+        if line and not self._spec.log.is_noise(line):
             self._log.append(line)
             engine_log(self._spec.name).info("%s", line)
-        if is_dead(line):
+        if self._spec.log.is_dead(line):
             # What killed it is in the lines after this one.
             asyncio.get_running_loop().call_later(TRACEBACK_SECONDS, self.kill, DIED)

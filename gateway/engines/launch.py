@@ -9,20 +9,21 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from glob import glob
 from pathlib import Path
 
 from gateway.config.engine_args import command_line, engine_args
 from gateway.config.schema import ConfigError, ReplicaConfig
 from gateway.engines.local import LocalEngine
-from gateway.engines.spec import LAUNCHED, EngineSpec
+from gateway.engines.spec import LAUNCHED, LMDEPLOY, VLLM, EngineSpec
 from gateway.planning.gpu import Gpu, NoGpu, query_gpus
 from gateway.planning.plan import make_engine_plan
-from gateway.planning.tool_parsers import answer_flags
+from gateway.planning.tool_parsers import answer_flags, vllm_answer_flags
 from gateway.planning.types import EnginePlan, Workload
+from gateway.planning.vllm_plan import make_vllm_plan
 from modelfiles.adapter.lmdeploy import write_lmdeploy_adapter
-from modelfiles.adapter.reader import AdapterError
+from modelfiles.adapter.reader import AdapterError, read_adapter, read_plain_adapter
 from modelfiles.folder.located_yaml import KeyPath
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
@@ -34,11 +35,16 @@ MAX_THREADS = 4
 
 
 def launch(
-    folder: ModelFolder, model: str, replica: ReplicaConfig, adapters: Mapping[str, Path], where: KeyPath
+    folder: ModelFolder,
+    model: str,
+    replica: ReplicaConfig,
+    adapters: Mapping[str, Path],
+    where: KeyPath,
+    max_images: int,
 ) -> tuple[LocalEngine, int]:
     """The engine for a folder, not started yet, and the maximum pixels of an image (0: no limit).
 
-    Raises ConfigError.
+    `max_images`: most of them in one request. Raises ConfigError.
     """
     spec = choose(replica.engine, (*where, "engine"))
     try:
@@ -47,20 +53,25 @@ def launch(
         raise ConfigError(f"{error}.", (*where, "engine_args")) from None
     environment = {} if replica.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))}
     arguments, pixels = command_line(given), 0
-    if adapters and not spec.planned:
-        message = f"The {spec.name} engine serves no adapters beside the model; merge them with `lensmith export`."
-        raise ConfigError(message, where)
     if spec.planned:
-        environment |= {variable: str(thread_count()) for variable in THREADS if variable not in os.environ}
-        written, size = write_adapters(folder, adapters, where)
-        engine_plan = plan_for_replica(folder, replica, given, size, where)
+        if spec.name == LMDEPLOY.name:
+            environment |= {variable: str(thread_count()) for variable in THREADS if variable not in os.environ}
+            loaded = write_adapters(folder, adapters, where)
+        else:
+            loaded = check_adapters(folder, adapters, where)
+            given = {**lora_flags(loaded), **given}
+        engine_plan = plan_for_replica(spec, folder, replica, given, weight_bytes(loaded), max_images, where)
         if engine_plan is None:
-            arguments = command_line({**answer_flags(folder), "backend": "pytorch", **given})
+            arguments = command_line({**UNPLANNED[spec.name](folder), **given})
         else:
             arguments, pixels = engine_plan.arguments(), engine_plan.image_pixels
-            spec = dataclasses.replace(spec, slots=int(engine_plan.value("max-batch-size")))
-        if written:
-            arguments += ["--adapters", *(f"{engine_name(adapter)}={path}" for adapter, path in written.items())]
+            batch = "max-batch-size" if spec.name == LMDEPLOY.name else "max-num-seqs"
+            spec = dataclasses.replace(spec, slots=int(engine_plan.value(batch)))
+    else:
+        loaded = check_adapters(folder, adapters, where)
+    if loaded:
+        option = "--lora-modules" if spec.name == VLLM.name else "--adapters"
+        arguments += [option, *(f"{engine_name(adapter)}={path}" for adapter, path in loaded.items())]
     if spec.raw_tokens:
         spec = dataclasses.replace(spec, byte_level=folder.byte_level)
     if "--tool-call-parser" in arguments:
@@ -84,13 +95,46 @@ def engine_name(adapter: str) -> str:
     return f"adapter-{adapter}"
 
 
-def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: KeyPath) -> tuple[dict[str, Path], int]:
-    """The adapters as LMDeploy loads them, in a directory that goes with this process, and their bytes on the GPU.
+def check_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: KeyPath) -> dict[str, Path]:
+    """The adapters' folders, as the embedded engine loads them. Raises ConfigError if it would refuse one."""
+    for name, path in adapters.items():
+        try:
+            read_plain_adapter(path, folder)
+        except (AdapterError, ModelFolderError) as error:
+            raise ConfigError(str(error), (*where[:2], "adapters", name)) from None
+    return {name: path.expanduser().resolve() for name, path in adapters.items()}
 
-    Raises ConfigError.
-    """
+
+# Flags that the gateway counts on where no GPU could be asked and so nothing is planned.
+UNPLANNED: Mapping[str, Callable[[ModelFolder], dict[str, str]]] = {
+    LMDEPLOY.name: lambda folder: {**answer_flags(folder), "backend": "pytorch"},
+    VLLM.name: lambda folder: {**vllm_answer_flags(folder), "generation-config": "vllm"},
+}
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes; vllm 0.33, config/lora.py
+
+
+def lora_flags(adapters: Mapping[str, Path]) -> dict[str, str]:
+    """What vLLM must be told to load these adapters, layers of the vision tower included."""
     if not adapters:
-        return {}, 0
+        return {}
+    ranks = [matrices.rank for path in adapters.values() for matrices in read_adapter(path).lora.values()]
+    rank = next((allowed for allowed in VLLM_RANKS if allowed >= max(ranks, default=1)), VLLM_RANKS[-1])
+    return {
+        "enable-lora": "true",
+        "enable-tower-connector-lora": "true",
+        "max-lora-rank": str(rank),
+        "max-loras": str(len(adapters)),
+    }
+
+
+def weight_bytes(adapters: Mapping[str, Path]) -> int:
+    return sum(file.stat().st_size for path in adapters.values() for file in path.glob("*.safetensors"))
+
+
+def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: KeyPath) -> dict[str, Path]:
+    """The adapters as LMDeploy loads them, in a directory that goes with this process. Raises ConfigError."""
+    if not adapters:
+        return {}
     if not installed("peft"):
         raise ConfigError("LMDeploy needs peft for adapters: pip install 'peft<=0.14.0'", where)
     base = Path(tempfile.mkdtemp(prefix="lensmith-adapters-"))
@@ -102,11 +146,17 @@ def write_adapters(folder: ModelFolder, adapters: Mapping[str, Path], where: Key
         except (AdapterError, ModelFolderError) as error:
             raise ConfigError(str(error), (*where[:2], "adapters", name)) from None
         written[name] = base / str(index)
-    return written, sum(file.stat().st_size for file in base.rglob("*.safetensors"))
+    return written
 
 
 def plan_for_replica(
-    folder: ModelFolder, replica: ReplicaConfig, given: dict[str, str], taken: int, where: KeyPath
+    spec: EngineSpec,
+    folder: ModelFolder,
+    replica: ReplicaConfig,
+    given: dict[str, str],
+    taken: int,
+    max_images: int,
+    where: KeyPath,
 ) -> EnginePlan | None:
     """The plan for the memory that is free now, less `taken` bytes; None if the driver does not say.
 
@@ -115,14 +165,18 @@ def plan_for_replica(
     try:
         gpus = visible(query_gpus(), replica.gpus)
     except NoGpu as error:
-        LOG.warning("%s; LMDeploy sizes its cache by itself.", error)
+        LOG.warning("%s; the %s engine sizes its cache by itself.", error, spec.name)
         return None
     if not gpus:
         raise ConfigError("None of the GPUs named is there; nvidia-smi lists them.", (*where, "gpus"))
     smallest = min(gpus, key=lambda gpu: gpu.free)
     smallest = dataclasses.replace(smallest, free=smallest.free - taken)
     try:
-        engine_plan = make_engine_plan(folder, smallest, Workload(), len(gpus) if replica.gpus else 1, given)
+        tp = len(gpus) if replica.gpus else 1
+        if spec.name == VLLM.name:
+            engine_plan = make_vllm_plan(folder, smallest, Workload(), max_images, tp, given)
+        else:
+            engine_plan = make_engine_plan(folder, smallest, Workload(), tp, given)
     except ValueError as error:
         raise ConfigError(str(error), where) from None
     if engine_plan.cache is None:
@@ -141,8 +195,9 @@ def visible(gpus: list[Gpu], wanted: list[int] | None) -> list[Gpu]:
     return [gpus[index] for index in wanted if index < len(gpus)]
 
 
-def thread_count() -> int:
-    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) // 4))
+def thread_count(cores: int | None = None) -> int:
+    """Threads of LMDeploy's image processing on a machine with so many cores, this one's if it is not said."""
+    return max(1, min(MAX_THREADS, (cores or len(os.sched_getaffinity(0))) // 4))
 
 
 def choose(engine: str | None, where: KeyPath = ()) -> EngineSpec:
@@ -152,11 +207,10 @@ def choose(engine: str | None, where: KeyPath = ()) -> EngineSpec:
     spec = LAUNCHED[engine]
     missing = [module for module in spec.modules if not installed(module)]
     if missing:
-        raise ConfigError(
-            f"The {spec.name} engine needs {' and '.join(missing)}: pip install 'lensmith[{spec.extra}]'", where
-        )
-    if spec.name == "lmdeploy" and not has_gpu():
-        raise ConfigError("The lmdeploy engine needs an NVIDIA GPU; use the engine transformers here.", where)
+        package = f"'lensmith[{spec.extra}]'" if spec.extra else spec.name
+        raise ConfigError(f"The {spec.name} engine needs {' and '.join(missing)}: pip install {package}", where)
+    if spec.needs_gpu and not has_gpu():
+        raise ConfigError(f"The {spec.name} engine needs an NVIDIA GPU; use the engine transformers here.", where)
     return spec
 
 

@@ -14,9 +14,9 @@ from yarl import URL
 
 from gateway.engines.base import Engine
 from gateway.engines.child import FAILURE_LABELS, EngineChild
-from gateway.engines.smoke_test import SmokeTestFailed, run_smoke_test
 from gateway.engines.spec import EngineSpec
-from gateway.engines.startup_log import Cause
+from gateway.engines.startup.log import Cause
+from gateway.engines.startup.smoke_test import SmokeTestFailed, run_smoke_test
 from gateway.telemetry.metrics import Metrics
 
 LOG = logging.getLogger("lensmith.local_engine")
@@ -46,6 +46,8 @@ class LocalEngine(Engine):
     besides the spec's and ours. `adapters` are more names that it knows: those that answer unlike the model are served.
     `vision` says whether it is tried with a picture.
     """
+
+    started_here = True
 
     def __init__(
         self,
@@ -188,7 +190,8 @@ class LocalEngine(Engine):
 
     async def _passes_smoke_test(self, session: aiohttp.ClientSession, child: EngineChild) -> bool:
         """Whether it answers a test picture as a working model does; ends it if it doesn't."""
-        if not self.spec.planned:
+        if not self.spec.planned:  # ours: it loads every adapter completely or fails
+            self.served = self._names
             return True
         child.startup.enter("answering a test picture", child.age)
         self._enter_phase()

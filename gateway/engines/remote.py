@@ -82,10 +82,9 @@ class RemoteEngine(Engine):
 
 def spec_at_url(spec: EngineSpec) -> EngineSpec:
     """A spec for an engine that somebody else started, perhaps with a tool-call parser."""
-    if spec.name != LMDEPLOY.name:
-        return spec
-    # Started without a parser it refuses `tools` by itself.
-    refused = {name: reason for name, reason in spec.refused.items() if name != "tools"}
+    # Started without a parser it refuses `tools` by itself. vLLM serves models that know `reasoning_effort`, too.
+    theirs = {LMDEPLOY.name: {"tools"}, VLLM.name: {"tools", "reasoning_effort"}}.get(spec.name, set())
+    refused = {name: reason for name, reason in spec.refused.items() if name not in theirs}
     return dataclasses.replace(spec, refused=refused)
 
 
@@ -97,7 +96,7 @@ async def recognise_engine(
         if spec.name in owners:
             return spec_at_url(spec)
     # Only vLLM has /version; a proxy before it may list its models under another owner.
-    return VLLM if await _has_version(session, url, key) else OPENAI
+    return spec_at_url(VLLM) if await _has_version(session, url, key) else OPENAI
 
 
 async def _has_version(session: aiohttp.ClientSession, url: URL, key: str | None) -> bool:

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.engines.extra_fields import LMDEPLOY_FIELDS, STEERING, VLLM_FIELDS, ExtraField
+from gateway.engines.startup.lmdeploy_log import LMDEPLOY_LOG
+from gateway.engines.startup.log import EngineLog
+from gateway.engines.startup.vllm_log import VLLM_LOG
+from modelfiles.hardware.python_child import module_command
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,18 @@ class EngineSpec:
     extra: str = ""
     health_path: str = "/health"
     start_seconds: float = 600.0
+    needs_gpu: bool = False
     planned: bool = (
         False  # its flags come from gateway/planning/plan.py, and it answers a test picture before it is ready
     )
+    log: EngineLog = EngineLog()  # noqa: RUF009, frozen
     slots: int = 128  # answers to hand to it at once
     refused: Mapping[str, str] = field(default_factory=dict)
-    developer_role: bool = True  # False: the gateway sends `developer` messages as `system`
+    # False: the chat templates of its models know one system message, at the beginning, and leave out later ones and
+    # developers'. The gateway makes one of all of them.
+    developer_role: bool = True
     continues_answer: bool = True  # of a last message that is an assistant's; False: the gateway refuses it
+    continue_fields: Mapping[str, bool] = field(default_factory=dict)  # what it must be told for it
     negative_top_k: bool = True  # -1 means all tokens; False: it is refused there, and the gateway sends 0
     drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
     raw_tokens: bool = False  # its log-probabilities spell tokens as its vocabulary: the gateway makes text of them
@@ -54,7 +63,7 @@ TRANSFORMERS = EngineSpec(
     name="transformers",
     # Our own server around `generate`. It refuses by itself what it cannot do.
     command=(
-        *("{python}", "-m", "gateway.embedded", "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
+        *(*module_command("gateway.embedded", "{python}"), "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
         *("--served-model-name", "{name}"),
     ),
     environment={"LENSMITH_ENGINE_KEY": "{key}"},
@@ -63,6 +72,7 @@ TRANSFORMERS = EngineSpec(
     extra="cpu",
     tokenize_path="tokenize",
     continues_answer=False,
+    developer_role=False,
     extra_fields={},
 )
 
@@ -71,7 +81,7 @@ LMDEPLOY = EngineSpec(
     # LMDeploy 0.18; what depends on the model and the card is in the plan. At INFO it logs how far it has come, and
     # no prompts.
     command=(
-        *("{python}", "-m", "gateway.engines.lmdeploy_main", "serve", "api_server", "{folder}"),
+        *(*module_command("gateway.engines.startup.lmdeploy_main", "{python}"), "serve", "api_server", "{folder}"),
         *("--server-name", "127.0.0.1", "--server-port", "{port}", "--model-name", "{name}"),
         *("--disable-fastapi-docs", "--log-level", "INFO"),
     ),
@@ -81,6 +91,8 @@ LMDEPLOY = EngineSpec(
     slots=128,  # the plan's batch replaces it: beyond its batch LMDeploy queues without bound and holds every image
     modules=("lmdeploy",),
     extra="lmdeploy",
+    needs_gpu=True,
+    log=LMDEPLOY_LOG,
     refused={
         "presence_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
         "frequency_penalty": "the LMDeploy engine ignores it; use 'repetition_penalty'",
@@ -100,11 +112,33 @@ LMDEPLOY = EngineSpec(
     extra_fields=LMDEPLOY_FIELDS,
 )
 
-VLLM = EngineSpec(name="vllm", tokenize_path="tokenize", extra_fields=VLLM_FIELDS)
+VLLM = EngineSpec(
+    name="vllm",
+    # vLLM 0.33, whose flags here 0.25 has, too; what depends on the model and the card is in the plan. At INFO it logs
+    # how far it has come, and no prompts.
+    command=(
+        *(*module_command("vllm.entrypoints.cli.main", "{python}"), "serve", "{folder}"),
+        *("--host", "127.0.0.1", "--port", "{port}", "--served-model-name", "{name}"),
+        *("--disable-uvicorn-access-log", "--disable-fastapi-docs"),
+    ),
+    environment={"VLLM_API_KEY": "{key}", "VLLM_NO_USAGE_STATS": "1"},
+    planned=True,
+    modules=("vllm",),
+    needs_gpu=True,
+    log=VLLM_LOG,
+    refused={
+        "tools": "the vLLM engine was started without --tool-call-parser",
+        "reasoning_effort": "the vLLM engine hands it to the chat template, and those of these models ignore it",
+    },
+    developer_role=False,
+    continue_fields={"continue_final_message": True, "add_generation_prompt": False},
+    tokenize_path="tokenize",
+    extra_fields=VLLM_FIELDS,
+)
 
 # Any OpenAI-compatible server that is already running: what it cannot do, it must say itself.
 OPENAI = EngineSpec(name="openai", health_path="/v1/models", refused=STEERING)
 
-LAUNCHED = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY)}
+LAUNCHED = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY, VLLM)}
 # Engines that may be reached at a URL.
 AT_URL = {spec.name: spec for spec in (TRANSFORMERS, LMDEPLOY, VLLM, OPENAI)}

@@ -24,6 +24,32 @@ class ByPort:
         await (self._management if inside else self._app)(scope, receive, send)
 
 
+class Below:
+    """Sends what is below `prefix` ("/studio") to another application, and everything else on.
+
+    That application sees to keys, errors and methods itself. The prefix alone leads to the prefix with a slash.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str, mounted: ASGIApp) -> None:
+        self._app = app
+        self._prefix = prefix
+        self._mounted = mounted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path == self._prefix:
+            headers = [
+                (b"location", self._prefix.lstrip("/").encode() + b"/")
+            ]  # relative: a proxy may have a prefix too
+            await send({"type": "http.response.start", "status": 307, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+        elif path.startswith(self._prefix + "/"):
+            root = scope.get("root_path", "") + self._prefix
+            await self._mounted({**scope, "root_path": root}, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 class HeadAsGet:
     """Answers HEAD wherever GET is: the same head, without the body (RFC 9110, section 9.3.2)."""
 

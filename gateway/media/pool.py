@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 
 from gateway.errors import ApiError
 from gateway.media.headers import BadImage, ImageHeader
 from gateway.media.messages import pack_head, receive_message
+from modelfiles.hardware.python_child import module_command
 
 # Weight of the newest image in the mean of decoding times.
 NEWEST = 0.1
@@ -69,7 +69,8 @@ class ImagePool:
 
     async def _start(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway.media.worker", str(self._max_pixels)),
+            *module_command("gateway.media.worker"),
+            str(self._max_pixels),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the gateway; a worker ends when its standard input does

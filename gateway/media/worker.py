@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import resource
 import sys
 
@@ -33,6 +34,8 @@ JPEG_QUALITY = 95
 # docs/decisions/2026-11-28-large-photos.md has what both save and cost.
 DRAFT_RATIO = 1.5
 REDUCING_GAP = 1.5
+# Behind an engine's threads, which keep its GPU busy: docs/decisions/2026-11-28-cores-for-images.md.
+NICENESS = 5
 
 
 class BrokenImage(Exception):
@@ -80,6 +83,7 @@ def decode(file: bytes, expected: tuple[int, int], size: tuple[int, int]) -> tup
 def main() -> None:
     limit = BASE_MEMORY + BYTES_PER_PIXEL * int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.nice(NICENESS)
     while (message := read_message(sys.stdin.buffer)) is not None:
         job, file = message
         try:

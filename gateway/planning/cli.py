@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.config.options import ENGINE_ARG
+from gateway.planning.advice import Advice, advise
 from gateway.planning.gpu import CARDS, Gpu, NoGpu, parse_gpu, query_gpus
 from gateway.planning.other_servers import OTHER_SERVERS, serve_command
 from gateway.planning.plan import make_engine_plan
@@ -58,14 +59,14 @@ def serve(
     engine_args: dict[str, str],
     as_json: bool,
 ) -> None:
-    """Say how LMDeploy should be started for MODEL_DIR and what fits, without a GPU.
+    """Say how LMDeploy should be started for MODEL_DIR, what fits, and which engine suits the load, without a GPU.
 
     Exits with 1 if something does not fit.
     """
     workload = Workload(images, image_size, concurrency, session_len)
     try:
         if server != "lmdeploy":
-            click.echo(serve_command(ModelFolder.open(model_dir), server, workload))
+            click.echo(serve_command(ModelFolder.open(model_dir), server, workload, model_dir))
             return
         card = parse_gpu(gpu) if gpu else query_gpus()[0]
         engine_plan = make_engine_plan(ModelFolder.open(model_dir), card, workload, tp, engine_args)
@@ -73,10 +74,12 @@ def serve(
         raise click.ClickException(f"Name the card with --gpu: {error}.") from None
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    advice = advise(card, workload, int(engine_plan.value("max-batch-size")) or concurrency or 1)
     if as_json:
-        click.echo(json.dumps(as_json_object(engine_plan), indent=1))
+        click.echo(json.dumps({**as_json_object(engine_plan), "advice": asdict(advice)}, indent=1))
     else:
         show_engine_plan(engine_plan, model_dir, card, workload)
+        show_advice(advice)
     raise SystemExit(1 if engine_plan.problems else 0)
 
 
@@ -122,3 +125,9 @@ def show_engine_plan(engine_plan: EnginePlan, model_dir: Path, card: Gpu, worklo
         console.print(Text(shlex.join(command)), soft_wrap=True)
     for problem in engine_plan.problems:
         console.print(Text(f"Does not fit: {problem.what} Change: {problem.change}.", style="red"), soft_wrap=True)
+
+
+def show_advice(advice: Advice) -> None:
+    source = f" ({advice.source})" if advice.source else ""
+    line = f"Engine for this card and load: {advice.engine}, because {advice.reason}{source}."
+    Console(highlight=False).print(Text(line), soft_wrap=True)

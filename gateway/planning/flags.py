@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gateway.planning.gpu import Gpu
 from gateway.planning.lmdeploy_memory import KvCache
 from gateway.planning.tool_parsers import answer_flags
-from gateway.planning.types import Choice
+from gateway.planning.types import Choice, with_given
+from gateway.planning.weights_dtype import weights_dtype
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.hardware.gpus import GIB
 
@@ -41,7 +41,7 @@ def choices(
     )
     chosen = [
         Choice("backend", "pytorch", "TurboMind has no Qwen3-VL; unasked, LMDeploy would choose by model"),
-        _dtype(folder, gpu),
+        weights_dtype(folder, gpu),
         Choice("tp", plan.tp, f"{plan.weights / GIB:.2f} GiB of weights on each GPU"),
         Choice("eager-mode", eager, graphs),
         Choice("session-len", session, f"most tokens of one prompt and answer; the cache holds {cache.tokens:,}"),
@@ -59,11 +59,7 @@ def choices(
         _prefix_caching(folder),
         *_answers(folder),
     ]
-    known = {choice.option: choice for choice in chosen}
-    for option, text in given.items():
-        value: str | bool = {"true": True, "false": False}.get(text.lower(), text)
-        known[option] = Choice(option, value, UNPLANNED if option in RESIZING else "as given")
-    return list(known.values())
+    return with_given(chosen, given, dict.fromkeys(RESIZING, UNPLANNED))
 
 
 def _prefix_caching(folder: ModelFolder) -> Choice:
@@ -82,14 +78,3 @@ def _answers(folder: ModelFolder) -> list[Choice]:
         "tool-call-parser": "reads the tool calls that the chat template asks for",
     }
     return [Choice(option, value, reasons[option]) for option, value in answer_flags(folder).items()]
-
-
-def _dtype(folder: ModelFolder, gpu: Gpu) -> Choice:
-    named = folder.text_config.get("dtype") or folder.text_config.get("torch_dtype")
-    named = named or folder.config.get("dtype") or folder.config.get("torch_dtype")
-    if not gpu.bf16:
-        capability = "{}.{}".format(*gpu.capability)
-        return Choice("dtype", "float16", f"compute capability {capability} has no bfloat16")
-    if named == "float16":
-        return Choice("dtype", "float16", "the model's own")
-    return Choice("dtype", "bfloat16", "the model's own" if named == "bfloat16" else "float32's range in 16 bit")

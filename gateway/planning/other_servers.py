@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 from gateway.planning.types import Workload
 from modelfiles.folder.model_folder import ModelFolder
@@ -15,14 +16,17 @@ OTHER_SERVERS = ("llama-server", "ollama", "vllm", "sglang")
 OWN_LIMITS = (0, 29, 0)  # the last Ollama that kept the model's own image sizes, which the others still do
 
 
-def serve_command(folder: ModelFolder, server: str, workload: Workload) -> str:
-    """A shell line for one of OTHER_SERVERS. Raises ValueError for an architecture whose images are not known."""
+def serve_command(folder: ModelFolder, server: str, workload: Workload, given: Path) -> str:
+    """A shell line for one of OTHER_SERVERS, with the folder's path as it was `given`.
+
+    Raises ValueError for an architecture whose images are not known.
+    """
     if server == "ollama":
-        return shlex.join(["lensmith", "modelfile", "install", str(folder.path), "--name", folder.name.lower()])
+        return shlex.join(["lensmith", "modelfile", "install", str(given), "--name", folder.name.lower()])
     context = _context(folder, workload)
     if server == "llama-server":
         return shlex.join(llama_server_command(folder, context))
-    path, images = str(folder.path), json.dumps({"image": max(1, workload.images)})
+    path, images = str(given), json.dumps({"image": max(1, workload.images)})
     limits = {name: pixels for name, pixels in zip(_LIMITS, folder.image_pixel_limits, strict=True) if pixels}
     if server == "vllm":
         command = ["vllm", "serve", path, "--max-model-len", str(context), "--limit-mm-per-prompt", images]
@@ -32,7 +36,7 @@ def serve_command(folder: ModelFolder, server: str, workload: Workload) -> str:
         command += ["--mm-process-config", json.dumps({"image": limits})] if limits else []
     source = folder.chat_template_and_source[1]
     if source == "chat_template.jinja":  # transformers 5 writes the template there alone; older servers do not look
-        command += ["--chat-template", str(folder.path / source)]
+        command += ["--chat-template", str(given / source)]
     return shlex.join(command)
 
 

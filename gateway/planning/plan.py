@@ -86,7 +86,7 @@ def make_engine_plan(
             cache, share, needed = sized(batch)
         sessions = cache.tokens // request
     except NoRoom:
-        problems.append(_does_not_fit(folder, gpu, model, tp, free))
+        problems.append(does_not_fit(folder, gpu, model, tp, free))
     plan = EnginePlan(
         model=folder.name,
         gpu=gpu,
@@ -105,8 +105,8 @@ def make_engine_plan(
         problems=problems,
     )
     if cache is not None:
-        session = integer_option(given, "session-len", _session_len(folder, workload, cache, request))
-        plan.image_pixels = _image_pixels(folder, min(prefill, session - SHORT_TEXT))
+        session = integer_option(given, "session-len", session_length(folder, workload, cache, request))
+        plan.image_pixels = image_pixels(folder, session, prefill)
         problems += _shortages(plan, cache, batch, prefill, session)
         plan.choices = choices(folder, plan, cache, share, batch, prefill, session, eager, given)
     return plan
@@ -137,7 +137,7 @@ def _prefill(model: ModelMemory, free: int, tokens: int) -> int:
     return budget
 
 
-def _session_len(folder: ModelFolder, workload: Workload, cache: KvCache, request: int) -> int:
+def session_length(folder: ModelFolder, workload: Workload, cache: KvCache, request: int) -> int:
     """As long as the cache and the model allow: memory is taken by the tokens that are there, not by this limit."""
     if workload.session_len is not None:
         return workload.session_len
@@ -145,11 +145,13 @@ def _session_len(folder: ModelFolder, workload: Workload, cache: KvCache, reques
     return min(longest, folder.max_position_embeddings or longest)
 
 
-def _image_pixels(folder: ModelFolder, max_tokens: int) -> int:
-    """The maximum number of pixels of an image; 0 where its size does not matter.
+def image_pixels(folder: ModelFolder, session: int, prefill: int | None = None) -> int:
+    """The maximum number of pixels of an image in a session of so many tokens; 0 where its size does not matter.
 
     LMDeploy never splits an image: one that is larger than the prefill budget raises the budget, and the memory.
     """
+    room = session - SHORT_TEXT
+    max_tokens = room if prefill is None else min(prefill, room)
     family = find_architecture(folder.architecture)
     if family is not None and family.image_tokens is not None:
         return 0
@@ -164,7 +166,7 @@ def _tokens(model: ModelMemory, free: int, fraction: float, prefill: int, batch:
         return 0
 
 
-def _does_not_fit(folder: ModelFolder, gpu: Gpu, model: ModelMemory, tp: int, free: int) -> Problem:
+def does_not_fit(folder: ModelFolder, gpu: Gpu, model: ModelMemory, tp: int, free: int) -> Problem:
     short = "the weights alone" if free < 0 else "the weights and one prefill step"
     what = f"{short[0].upper()}{short[1:]} need more than the {gpu.free / GIB:.2f} GiB that are free on the {gpu.name}"
     what += f": weights {model.weights / GIB:.2f} GiB, CUDA's context {CONTEXT / GIB:.2f} GiB."

@@ -1,4 +1,4 @@
-"""LMDeploy's flags for what an answer may hold, among them the parser of a model's tool calls."""
+"""The engines' flags for what an answer may hold, among them the parser of a model's tool calls."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def answer_flags(folder: ModelFolder) -> dict[str, str]:
     flags = {"logprobs-mode": "raw_logprobs"}
     parser = tool_call_parser(folder)
     return flags if parser is None else {**flags, "tool-call-parser": parser}
+
+
+# vllm 0.33, tool_parsers/__init__.py; 0.25 has the same names.
+_OF_VLLM = {"qwen3": "hermes", "qwen3coder": "qwen3_coder", "internlm": "internlm", "llama3": "llama3_json"}
+
+
+def vllm_answer_flags(folder: ModelFolder) -> dict[str, str]:
+    """Options of `vllm serve` that the gateway counts on. Log-probabilities it gives unasked, as raw ones."""
+    parser = tool_call_parser(folder)
+    return {} if parser is None else {"enable-auto-tool-choice": "true", "tool-call-parser": _OF_VLLM[parser]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.config.engine_args import as_text, command_line
@@ -11,7 +12,7 @@ from gateway.planning.lmdeploy_memory import KvCache
 
 @dataclass(frozen=True)
 class Choice:
-    """A flag of `lmdeploy serve api_server` without its dashes; `value` True is a flag that takes none."""
+    """A flag of an engine's command without its dashes; `value` True is a flag that takes none."""
 
     option: str
     value: str | int | float | bool
@@ -59,8 +60,19 @@ class EnginePlan:
         return next((choice.value for choice in self.choices if choice.option == option), False)
 
     def arguments(self) -> list[str]:
-        """The choices as command-line arguments of `lmdeploy serve api_server`."""
+        """The choices as arguments of the engine's command."""
         return command_line({choice.option: as_text(choice.value) for choice in self.choices})
+
+
+def with_given(
+    chosen: Sequence[Choice], given: Mapping[str, str], reasons: Mapping[str, str] | None = None
+) -> list[Choice]:
+    """`chosen` with the user's own flags in their places, and more of them behind. `reasons`: of some of those."""
+    known = {choice.option: choice for choice in chosen}
+    for option, text in given.items():
+        value: str | bool = {"true": True, "false": False}.get(text.lower(), text)
+        known[option] = Choice(option, value, (reasons or {}).get(option, "as given"))
+    return list(known.values())
 
 
 class EnginePlanError(ValueError):

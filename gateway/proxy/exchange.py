@@ -23,6 +23,7 @@ from gateway.media.prepare import read_images, write_images
 from gateway.proxy.call import Call, account
 from gateway.proxy.handover import Handover
 from gateway.proxy.payload import Payload
+from gateway.proxy.prompts import PromptList
 from gateway.runtime.models import Model
 from gateway.runtime.service import SHUTDOWN_RETRY, Gateway, Service
 from gateway.streaming.sse import error_event
@@ -138,6 +139,13 @@ class Exchange:
         self, call: Call, model: Model, request: EngineRequest, timeout: float, receive: Receive, send: Send
     ) -> None:
         """Prepare the images, wait for a place at an engine, hand the request over and its answer back."""
+        if request.parts:
+
+            async def ask(call: Call, part: EngineRequest, receive: Receive, send: Send) -> None:
+                await self._call(call, model, part, timeout, receive, send)
+
+            await PromptList(call, request, send).run(ask, receive)
+            return
         gateway = self._gateway
         async with UntilDisconnect(receive) as watch:
             await self._prepare_images(call, model, request)

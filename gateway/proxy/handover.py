@@ -67,8 +67,10 @@ class Handover:
                 await _explain(lost, tried[-1])
                 raise lost
             outcome = Outcome.NONE
+            asked = (*tried, assignment.target)
+            last = not any(replica.up and replica not in asked for replica in model.replicas)
             try:
-                await self._ask(assignment)
+                await self._ask(assignment, last)
                 outcome = Outcome.ANSWERED
                 return
             except ApiError as error:
@@ -81,7 +83,8 @@ class Handover:
             finally:
                 model.release(assignment, outcome)
 
-    async def _ask(self, assignment: Assignment) -> None:
+    async def _ask(self, assignment: Assignment, last: bool) -> None:
+        """`last`: there is no other replica to ask."""
         replica, call, request = assignment.target, self._call, self._request
         assert isinstance(replica, Replica)
         engine, body = replica.engine, self._payload.named(replica.model)
@@ -90,8 +93,7 @@ class Handover:
             log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
         with call.attempt(engine.name) as called:
             url = engine.url / request.path
-            only = len(self._model.replicas) == 1
-            async with post(self._gateway.session, url, body, engine.key, called.headers, resend=only) as response:
+            async with post(self._gateway.session, url, body, engine.key, called.headers, resend=last) as response:
                 called.answered = call.since()
                 if request.stream:
                     await self._stream(response, log_probs, assignment)
@@ -128,7 +130,7 @@ class Handover:
                     self._begun = True
                     self._model.begun(assignment)
                 if events:
-                    call.events += events.count(b"\n\n")
+                    call.events = relay.events
                     now = call.since()
                     if call.first_token is not None:
                         gaps.observe(now - last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,32 @@ from gateway.config.schema import Config, ConfigError, ModelConfig, ReplicaConfi
 from gateway.config.settings import Settings
 from gateway.engines.base import Engine, base_url
 from gateway.engines.launch import engine_name, launch
-from gateway.engines.local import LocalEngine
 from gateway.engines.remote import RemoteEngine, spec_at_url
 from gateway.engines.spec import AT_URL
 from gateway.media.pixel_budget import PixelBudget
 from gateway.planning.sampling_defaults import sampling_defaults
 from gateway.runtime.models import Model, Models, Replica
+from gateway.scheduling.slots import Slots
 from gateway.telemetry.metrics import Metrics
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
+MakeSlots = Callable[[Metrics, str], Slots]
 
-def build(config: Config, metrics: Metrics, before: Models | None = None) -> Models:
+
+def build(
+    config: Config,
+    metrics: Metrics,
+    before: Models | None = None,
+    engines: Iterable[Engine] = (),
+    slots: MakeSlots = Slots,
+) -> Models:
     """The models of a configuration, not started yet. Raises ConfigError.
 
     `before`: what is served until now. Engines that stay as they are, and the queues of their models, are taken over.
+    `engines`: more that there are already. `slots` makes the places of a model that is new.
     """
     _check_names(config)
-    return _Builder(config, metrics, before).models()
+    return _Builder(config, metrics, before, engines, slots).models()
 
 
 def _check_names(config: Config) -> None:
@@ -47,14 +56,17 @@ def _check_names(config: Config) -> None:
 
 
 class _Builder:
-    def __init__(self, config: Config, metrics: Metrics, before: Models | None) -> None:
+    def __init__(
+        self, config: Config, metrics: Metrics, before: Models | None, engines: Iterable[Engine], slots: MakeSlots
+    ) -> None:
         self._config = config
         self._settings = config.limits
         self._metrics = metrics
         self._before = before
         # An engine that was given up gets another chance.
         running = [] if before is None else [engine for engine in before.engines if engine.failure is None]
-        self._engines = {engine.identity: engine for engine in running}
+        self._engines = {engine.identity: engine for engine in (*running, *engines)}
+        self._make_slots = slots
         self._slots: list[tuple[Replica, int]] = []
 
     def models(self) -> Models:
@@ -95,8 +107,7 @@ class _Builder:
             # An engine elsewhere says nothing of its model's images; a folder for the same model does.
             budget=min(budgets, key=_max_pixels, default=PixelBudget(max_pixels=settings.image_pixels)),
             max_waiting=settings.max_waiting,
-            metrics=self._metrics,
-            before=self._known(name),
+            slots=self._places(name),
         )
         for field, value in model.sampling.items():
             if field in model.spec.refused and value not in HARMLESS.get(field, ()):
@@ -107,7 +118,7 @@ class _Builder:
 
     def _adapters(self, base: Model, config: ModelConfig) -> Iterator[Model]:
         """A model for each adapter of the base, at the base's engines. Raises ConfigError."""
-        local = [replica for replica in base.replicas if isinstance(replica.engine, LocalEngine)]
+        local = [replica for replica in base.replicas if replica.engine.started_here]
         for name in config.adapters:
             if not local:
                 raise ConfigError("Adapters need a replica with a folder.", ("models", base.name, "adapters", name))
@@ -118,9 +129,12 @@ class _Builder:
                 sampling=base.sampling,
                 budget=base.budget,
                 max_waiting=self._settings.max_waiting,
-                metrics=self._metrics,
-                before=self._known(name),
+                slots=self._places(name),
             )
+
+    def _places(self, name: str) -> Slots:
+        before = self._known(name)
+        return before.slots if before is not None else self._make_slots(self._metrics, name)
 
     def _known(self, name: str) -> Model | None:
         return self._before.get(name) if self._before is not None else None
@@ -138,7 +152,9 @@ class _Builder:
         # Before its plan is made: that depends on the memory which the engine, if it runs, has taken already.
         identity = (where, folder.path, described.model_dump_json(), tuple(adapters.items()))
         if identity not in self._engines:
-            engine, pixels = launch(folder, str(where[1]), described, adapters, where)
+            engine, pixels = launch(
+                folder, str(where[1]), described, adapters, where, max_images=self._settings.max_images
+            )
             engine.image_pixels, engine.identity = pixels, identity
             self._engines[identity] = engine
         return self._engines[identity]

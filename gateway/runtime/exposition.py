@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 
@@ -23,12 +23,27 @@ FRESH_SECONDS = 1.0
 BYTES_LIMIT = 4 * 1024 * 1024
 
 
-class Exposition:
-    """`models` gives those of the configuration that counts now."""
+def set_replica_gauges(models: Models, metrics: Metrics) -> None:
+    """Set the gauges whose values others keep; a replica that is no longer configured is no longer in them."""
+    running: dict[str, float] = {}
+    cooling: dict[str, float] = {}
+    for model in models.all:
+        for replica in model.replicas:
+            running[replica.name] = running.get(replica.name, 0) + replica.outstanding
+            cooling[replica.name] = max(cooling.get(replica.name, 0), model.router.cooldown(replica) > 0)
+    for gauge, values in ((metrics.upstream_running, running), (metrics.upstream_resting, cooling)):
+        gauge.clear()
+        for name, value in values.items():
+            gauge.labels(name).set(value)
 
-    def __init__(self, models: Callable[[], Models], metrics: Metrics) -> None:
+
+class Exposition:
+    """`models` gives those of the configuration that counts now, `own` the gateway's own metrics."""
+
+    def __init__(self, models: Callable[[], Models], metrics: Metrics, own: Callable[[], Awaitable[bytes]]) -> None:
         self._models = models
         self._metrics = metrics
+        self._own = own
         self._session: aiohttp.ClientSession | None = None
         self._fetched = b""
         self._fetched_at = float("-inf")
@@ -40,22 +55,8 @@ class Exposition:
             if time.monotonic() - self._fetched_at >= FRESH_SECONDS:
                 self._fetched = await self._engines()
                 self._fetched_at = time.monotonic()
-        self._look_at_replicas()
-        return self._metrics.exposition() + self._fetched
-
-    def _look_at_replicas(self) -> None:
-        """Set the gauges whose values others keep; a replica that is no longer configured is no longer in them."""
-        running: dict[str, float] = {}
-        cooling: dict[str, float] = {}
-        for model in self._models().all:
-            for replica in model.replicas:
-                running[replica.name] = running.get(replica.name, 0) + replica.outstanding
-                cooling[replica.name] = max(cooling.get(replica.name, 0), model.router.cooldown(replica) > 0)
-        gauges = self._metrics.upstream_running, self._metrics.upstream_resting
-        for gauge, values in zip(gauges, (running, cooling), strict=True):
-            gauge.clear()
-            for name, value in values.items():
-                gauge.labels(name).set(value)
+        set_replica_gauges(self._models(), self._metrics)
+        return await self._own() + self._fetched
 
     async def close(self) -> None:
         if self._session is not None:

@@ -31,9 +31,9 @@ def management_routes(service: Service, exposition: Exposition | None, details: 
         models = service.models.all
         described = {"models": {model.name: model.described() for model in models}} if details else {}
         waiting = [model for model in models if not model.ready]
-        if len(waiting) < len(models) and not service.draining:
+        if len(waiting) < len(models) and not service.leaving:
             return JSONResponse({"status": "degraded" if waiting else "ready", **described})
-        reasons = ["The gateway is shutting down."] if service.draining else [model.reason for model in waiting]
+        reasons = ["The gateway is shutting down."] if service.leaving else [model.reason for model in waiting]
         reason = {"reason": " ".join(dict.fromkeys(reasons))} if details else {}
         wait = min((model.retry_after for model in waiting), default=SHUTDOWN_RETRY)
         return JSONResponse(

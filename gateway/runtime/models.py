@@ -15,7 +15,6 @@ from gateway.media.pixel_budget import PixelBudget
 from gateway.scheduling.affinity import affinity
 from gateway.scheduling.router import Assignment, Outcome, Router, Target
 from gateway.scheduling.slots import Slots
-from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import Tenant
 
 Fields = Mapping[str, ExtraField] | None
@@ -31,10 +30,7 @@ class Replica(Target):
 
 
 class Model:
-    """One model under all its names. `budget` is what it makes of an image.
-
-    `before`: the same model in the configuration until now, whose queue it takes over.
-    """
+    """One model under all its names. `budget` is what it makes of an image, `slots` its places and its queue."""
 
     def __init__(
         self,
@@ -45,8 +41,7 @@ class Model:
         sampling: Mapping[str, Any] | None = None,
         budget: PixelBudget,
         max_waiting: int,
-        metrics: Metrics,
-        before: Model | None = None,
+        slots: Slots,
     ) -> None:
         self.name = name
         self.replicas = list(replicas)
@@ -55,7 +50,7 @@ class Model:
         self.budget = budget
         self.spec = self._combined_spec()
         self.router = Router(self.replicas)
-        self.slots: Slots = before.slots if before is not None else Slots(metrics, name)
+        self.slots = slots
         self.retired = False  # another configuration has taken over
         self._max_waiting = max_waiting
 
@@ -168,6 +163,7 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             refused={**spec.refused, **first.refused},
             developer_role=first.developer_role and spec.developer_role,
             continues_answer=first.continues_answer and spec.continues_answer,
+            continue_fields={**spec.continue_fields, **first.continue_fields},
             negative_top_k=first.negative_top_k and spec.negative_top_k,
             drops_stop=first.drops_stop or spec.drops_stop,
             extra_fields=_common(first.extra_fields, spec.extra_fields),

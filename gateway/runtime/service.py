@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gateway.config.schema import Config, ConfigError
 from gateway.config.settings import Settings
@@ -13,6 +14,7 @@ from gateway.engines.base import Engine
 from gateway.engines.client import new_session
 from gateway.media.fetch import ImageFetcher
 from gateway.media.pool import ImagePool
+from gateway.runtime.cores import cores_for_images
 from gateway.runtime.models import Models
 from gateway.scheduling.byte_budget import ByteBudget
 from gateway.telemetry.metrics import Metrics
@@ -24,7 +26,15 @@ LOG = logging.getLogger("lensmith.service")
 # Reads the configuration and makes its models, of those there were where it can. Raises ConfigError.
 Load = Callable[[Metrics, Models | None], tuple[Config, Models]]
 # What is bound when the process starts. Another value counts from the next start on.
-FIXED = ("host", "port", "management_port", "keys", "redis")
+FIXED = ("host", "port", "management_port", "workers", "keys", "redis")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What one of several gateway processes has of the limits. `byte_budget`: the one of that many bytes."""
+
+    processes: int = 1
+    byte_budget: Callable[[int], ByteBudget] = ByteBudget
 
 
 class Gateway:
@@ -33,16 +43,25 @@ class Gateway:
     To be made and closed in a running event loop.
     """
 
-    def __init__(self, models: Models, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
-        workers = settings.image_workers or max(2, len(os.sched_getaffinity(0)) // 2)
+    def __init__(
+        self, models: Models, settings: Settings, metrics: Metrics, tracing: Tracing, shares: Shares | None = None
+    ) -> None:
+        """`shares`: what this process has of the limits; all of them without."""
+        shares = shares or Shares()
         self.models = models
         self.settings = settings
         self.metrics = metrics
         self.tracing = tracing
-        self.pool = ImagePool(workers, settings.max_image_pixels, settings.image_seconds, settings.max_waiting)
+        image_workers = settings.image_workers or cores_for_images(models, shares.processes)
+        self.pool = ImagePool(
+            max(1, image_workers // shares.processes),
+            settings.max_image_pixels,
+            settings.image_seconds,
+            math.ceil(settings.max_waiting / shares.processes),
+        )
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
         self.session = new_session(settings.engine_timeout)
-        self.bytes = ByteBudget(settings.max_bytes_in_flight)
+        self.bytes = shares.byte_budget(settings.max_bytes_in_flight)
         self.requests = 0  # in progress
         self._idle: asyncio.Event | None = None
 
@@ -72,14 +91,17 @@ class Service:
 
     gateway: Gateway  # from `start` on
 
-    def __init__(self, load: Load, metrics: Metrics, ring: KeyRing | None = None) -> None:
+    def __init__(self, load: Load, metrics: Metrics, ring: KeyRing | None = None, shares: Shares | None = None) -> None:
         """`ring`: the keys, if they were read already. Raises ConfigError or KeyFileError."""
+        self._shares = shares
         self.metrics = metrics
         self.tracing = Tracing()
+        self.leaving = False  # told to stop: /ready says no
         self.draining = False  # new requests are refused, those in progress go on
         self.follows_engine = False  # models that the engine lists later are served, too
         self._following: asyncio.Task[None] | None = None
         self.on_failure: Callable[[], None] = lambda: None  # called when all engines were given up
+        self.on_change: Callable[[], None] = lambda: None  # called when an engine or the configuration is another
         self._load = load
         self.config, self.models = load(metrics, None)
         self.settings = self.config.limits
@@ -98,7 +120,7 @@ class Service:
         return self.models.failure
 
     async def start(self) -> None:
-        self.gateway = Gateway(self.models, self.settings, self.metrics, self.tracing)
+        self.gateway = Gateway(self.models, self.settings, self.metrics, self.tracing, self._shares)
         await self._start(self.models.engines)
         self.models.look()
 
@@ -114,8 +136,13 @@ class Service:
             self.models.names
         ):
             self._following = asyncio.create_task(self.reload())
+        self.on_change()
         if self.failure is not None:
             self.on_failure()
+
+    async def own_metrics(self) -> bytes:
+        """The gateway's own metrics in the text format of Prometheus, version 0.0.4."""
+        return self.metrics.exposition()
 
     async def reload(self) -> None:
         """Take over the configuration as it is now; if it can't be used, say so and go on with the one there is."""
@@ -129,11 +156,12 @@ class Service:
             running, old = self.models.engines, self.gateway
             await self._start([engine for engine in models.engines if engine not in running])
             self._old.append(old)
-            self.gateway = Gateway(models, config.limits, self.metrics, self.tracing)
+            self.gateway = Gateway(models, config.limits, self.metrics, self.tracing, self._shares)
             self.models = models
             for model in old.models.all:
                 model.retired = True
             models.look()
+            self.on_change()
             task = asyncio.create_task(self._retire(old))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)

@@ -15,8 +15,12 @@ class ByteBudget:
     def reserve(self, size: int) -> None:
         """Raises ApiError 503 when there is no room."""
         if self.reserved + size > self._limit:
-            raise ApiError(503, "Too many large requests at once.", code="bytes_in_flight", retry_after=5)
+            raise no_room()
         self.reserved += size
 
     def release(self, size: int) -> None:
         self.reserved -= size
+
+
+def no_room() -> ApiError:
+    return ApiError(503, "Too many large requests at once.", code="bytes_in_flight", retry_after=5)

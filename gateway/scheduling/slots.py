@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from gateway.errors import ApiError
 from gateway.scheduling.admission import Admission, Refused, Ticket
@@ -20,30 +22,52 @@ class Slots:
         self._queued = metrics.waiting.labels(model)
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
+    @property
+    def full_for(self) -> float | None:
+        """While the queue is full, the seconds after which to come again."""
+        return self._admission.retry_after() if self._admission.full else None
+
     def check(self) -> None:
         """Raises ApiError 503 if the queue is full now, before work is done for a request that `take` would refuse."""
-        if self._admission.full:
-            raise overloaded(Refused("queue_full", self._admission.retry_after()))
+        wait = self.full_for
+        if wait is not None:
+            raise overloaded(Refused("queue_full", wait))
 
     async def take(self, tenant: str, weight: int, timeout: float) -> Slot:
         """Wait for a slot for at most `timeout` seconds. Raises ApiError 503 with a Retry-After."""
+        ticket = self.enter(tenant, weight, timeout)
+        return self.started(ticket) or await self.turn(ticket, timeout)
+
+    def enter(self, tenant: str, weight: int, timeout: float) -> Ticket:
+        """The first step of `take`: a ticket, which runs or waits. Raises ApiError 503 with a Retry-After."""
         try:
             ticket = self._admission.enter(tenant, weight, timeout)
         except Refused as refused:
             raise overloaded(refused) from None
         if ticket.started is None:
+            self._waiting[ticket] = asyncio.get_running_loop().create_future()
             self._count()
-            await self._wait(ticket, timeout)
+        return ticket
+
+    def started(self, ticket: Ticket) -> Slot | None:
+        """The slot of a ticket that runs; None if it waits, and is to wait for its `turn`."""
+        return None if ticket.started is None else self._slot(ticket)
+
+    async def turn(self, ticket: Ticket, timeout: float) -> Slot:
+        """The slot of a ticket that waits, when it comes. Raises ApiError 503 after `timeout` seconds."""
+        await self._wait(ticket, timeout)
+        return self._slot(ticket)
+
+    def _slot(self, ticket: Ticket) -> Slot:
         self._metrics.queue_seconds.observe((ticket.started or 0.0) - ticket.arrived)
         self._metrics.batch_size.observe(self._admission.running)
         self._count()
-        return Slot(self, ticket)
+        return Slot(partial(self.release, ticket))
 
     async def _wait(self, ticket: Ticket, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
-        turn = self._waiting[ticket] = loop.create_future()
+        turn = self._waiting[ticket]
         # A timer, not `asyncio.wait_for`: before Python 3.12 that loses a cancellation which comes with the turn.
-        timer = loop.call_later(timeout, _expire, turn)
+        timer = asyncio.get_running_loop().call_later(timeout, _expire, turn)
         try:
             await turn
         except asyncio.TimeoutError:
@@ -87,15 +111,14 @@ def _expire(turn: asyncio.Future[None]) -> None:
 class Slot:
     """A slot at the engine; `release` may be called more than once."""
 
-    def __init__(self, slots: Slots, ticket: Ticket) -> None:
-        self._slots = slots
-        self._ticket: Ticket | None = ticket
+    def __init__(self, release: Callable[[bool], None]) -> None:
+        self._release: Callable[[bool], None] | None = release
 
     def release(self, served: bool = False) -> None:
         """`served`: whether the answer was given to its end."""
-        if self._ticket is not None:
-            ticket, self._ticket = self._ticket, None
-            self._slots.release(ticket, served)
+        if self._release is not None:
+            release, self._release = self._release, None
+            release(served)
 
 
 def overloaded(refused: Refused) -> ApiError:

@@ -86,6 +86,10 @@ class Normaliser:
         self._chunks += has_content
         return has_content
 
+    def passed(self, chunks: int) -> None:
+        """Count chunks with a part of the answer that needed no look."""
+        self._chunks += chunks
+
     def _set(self, fields: Object, name: str, value: object) -> None:
         if name not in fields or fields[name] != value or type(fields[name]) is not type(value):
             fields[name] = value

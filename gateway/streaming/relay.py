@@ -15,8 +15,44 @@ Object = dict[str, Any]
 # The beginning of a chunk as nearly all engines write it, up to its first choice's index.
 CHUNK_HEAD = re.compile(rb'data: ?\{(?:[^{}\[\]]|"(?:[^"\\]|\\.)*")*"choices": ?\[\{"index": ?')
 HEAD_KEYS = (b'"id"', b'"object"', b'"created"', b'"model"')
-NO_USAGE = re.compile(rb'"usage": ?null')
-NO_FINISH = re.compile(rb'"finish_reason": ?null')
+# Its end, from the end of its delta on, where every key that matters is null.
+CHUNK_TAIL = re.compile(rb'\}(?:, ?"\w+": ?null)*\}\](?:, ?"\w+": ?(?:null|true|false|[0-9.]+|"[^"\\]*"))*\}\n\n\Z')
+SMALL = 2048  # bytes of events that are looked into one by one
+# Keys of chunks that are to be looked into.
+TELLING = (b'"finish_reason"', b'"usage"', b'"error"', b'"tool_calls"')
+
+
+class Frame:
+    """How chunks of a stream that need no repair begin and end, so that others like them are known by their bytes.
+
+    Quotes inside an answer's text are escaped in JSON, and so are line ends: the keys and ends found here are real.
+    """
+
+    def __init__(self, head: bytes, tail: bytes) -> None:
+        self._head = head
+        self._tail = tail
+        self._joint = tail + head
+        self._keys = [(key, (head + tail).count(key)) for key in TELLING]
+
+    @classmethod
+    def of(cls, chunk: bytes) -> Frame | None:
+        """That of a chunk which needed no repair; None if it is written in an unusual way."""
+        head, tail = CHUNK_HEAD.match(chunk), CHUNK_TAIL.search(chunk)
+        if head is None or tail is None or not all(key in head[0] for key in HEAD_KEYS):
+            return None
+        return cls(head[0], tail[0])
+
+    def count(self, events: bytes) -> int:
+        """How many chunks these are; 0 if one of them is not like the first."""
+        count = events.count(self._joint) + 1
+        if events.count(b"\n") != 2 * count or b"\r" in events:
+            return 0
+        if not events.startswith(self._head) or not events.endswith(self._tail):
+            return 0
+        for key, times in self._keys:
+            if events.count(key) != count * times:
+                return 0
+        return count
 
 
 class Relay:
@@ -28,7 +64,7 @@ class Relay:
     error nor anything after either is passed on. With `stops`, every event is cut at the stop strings; once all answers
     have met one, the stream is done, unless the usage at its end is still wanted. `log_probs` rewrites the
     log-probabilities of engines that have a form of their own. `normaliser` repairs chunks, and completes a stream that
-    ends without `[DONE]` or usage although all its answers have ended.
+    ends without `[DONE]` or usage although all its answers have ended. `events` counts what was passed on.
     """
 
     def __init__(
@@ -43,40 +79,35 @@ class Relay:
         self.done = False
         self.error: ApiError | None = None
         self.usage: Object = {}
+        self.events = 0
         self._include_usage = include_usage
         self._stops = stops
         self._log_probs = log_probs
         self._normaliser = normaliser
         self._parse_all = stops is not None or log_probs is not None
-        self._sound_head: bytes | None = None  # how chunks begin that need no repair
+        self._frame: Frame | None = None
         self._buffer = EventBuffer()
 
     def feed(self, data: bytes) -> bytes:
         """What to send on for these bytes from the engine; b"" is the end of its answer. Raises EventTooLong."""
-        events = self._buffer.feed(data)
-        if not data and not self.done:
-            passed = self._inspect(self._buffer.end())
-            return passed if self.done or self.error is not None else passed + self._complete()
-        if not events or self._is_sound(events):
-            return events
-        return self._inspect(events)
+        passed = self._relay(self._buffer.feed(data))
+        if data or self.done or self.error is not None:
+            return passed
+        passed += self._inspect(self._buffer.end())
+        return passed if self.done or self.error is not None else passed + self._complete()
 
-    def _is_sound(self, events: bytes) -> bool:
-        """Whether these events can be passed on as they are, found without parsing them."""
-        # Quotes inside an answer's text are escaped in JSON, so these can only be keys, or the end mark.
-        if self._parse_all or b'"error"' in events or b"[DONE]" in events:
-            return False
-        if events.count(b'"usage"') != len(NO_USAGE.findall(events)):
-            return False
-        if self._normaliser is None:
-            self.begun = self.content_begun = True
-            return True
-        head = self._sound_head
-        return (
-            head is not None
-            and events.count(head) == events.count(b"\n\n")
-            and events.count(b'"finish_reason"') == len(NO_FINISH.findall(events))
-        )
+    def _relay(self, events: bytes) -> bytes:
+        """Pass on what is like the chunks before, in runs as long as possible, and look into the rest."""
+        if self._frame is not None and (count := self._frame.count(events)):
+            assert self._normaliser is not None
+            self._normaliser.passed(count)
+            self.events += count
+            return events
+        cut = events.find(b"\n\n", len(events) // 2) + 2
+        if self._parse_all or len(events) <= SMALL or not 2 <= cut < len(events):
+            return self._inspect(events)
+        passed = self._relay(events[:cut])
+        return passed if self.done or self.error is not None else passed + self._relay(events[cut:])
 
     def _inspect(self, events: bytes) -> bytes:
         passed: list[bytes] = []
@@ -95,7 +126,9 @@ class Relay:
                 self.done = True
                 passed.append(DONE)
                 break
-        return b"".join(passed)
+        found = b"".join(passed)
+        self.events += found.count(b"\n\n")
+        return found
 
     def _pass_on(self, single: bytes) -> bytes:
         """The event as the client should see it; empty if nothing in it is for the client."""
@@ -113,8 +146,8 @@ class Relay:
                 self.error = error
                 return b""
             changed |= self._normaliser.repaired
-            if not changed and self._sound_head is None:
-                self._remember_head(single)
+            if not changed and self._frame is None and not self._parse_all:
+                self._remember(single)
         else:
             self.content_begun = True
         if isinstance(payload.get("usage"), dict):
@@ -131,13 +164,10 @@ class Relay:
             return event(payload) if self._stops.cut_chunk(payload) else b""
         return event(payload) if changed else single
 
-    def _remember_head(self, single: bytes) -> None:
-        """Pass on what begins like this chunk, which needed no repair, without parsing it."""
-        found = CHUNK_HEAD.match(single)
-        if found is None or self._normaliser is None or not self._normaliser.all_begun or not self.content_begun:
-            return
-        if b"\r" not in single and all(key in found[0] for key in HEAD_KEYS):
-            self._sound_head = found[0]
+    def _remember(self, single: bytes) -> None:
+        """Pass on what is like this chunk, which needed no repair, without parsing it."""
+        if self._normaliser is not None and self._normaliser.all_begun and self.content_begun:
+            self._frame = Frame.of(single)
 
     def _complete(self, end: bytes = b"") -> bytes:
         """The end of a stream, with what the engine left out. `end`: the engine's own, empty if it gave none.

@@ -1,6 +1,6 @@
 """The gateway's log: what operators should know, as lines on stderr.
 
-Requests have their own lines, which `gateway/proxy/call.py` writes as JSON.
+Requests have their own lines: JSON for programs, and a readable one where a person looks on at a terminal.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, TextIO
 
 import orjson
 from starlette.types import Scope
@@ -54,4 +57,33 @@ def log_refusal(scope: Scope, status: int, reason: str) -> None:
         "status": status,
         "outcome": reason,
     }
-    sys.stderr.write(orjson.dumps(line).decode() + "\n")
+    write_line(line)
+
+
+def write_line(line: Mapping[str, Any]) -> None:
+    """A request's line. Not through `logging`, which costs more than the rest of its account."""
+    text = readable(line) if _is_terminal(sys.stderr) else orjson.dumps(line).decode()
+    sys.stderr.write(text + "\n")
+
+
+@lru_cache(maxsize=1)
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def readable(line: Mapping[str, Any]) -> str:
+    """As in `14:03:05 200 /v1/chat/completions qwen alice, 1 image, 812 + 35 tokens, first after 0.21 s, 1.34 s`."""
+    who = [line["path"], line["model"], line["key"] or ""]
+    parts = [" ".join(word for word in who if word and word != "unknown")]
+    if line.get("images"):
+        parts.append(f"{line['images']} image{'s' if line['images'] > 1 else ''}")
+    if line.get("generation_tokens"):
+        parts.append(f"{line['prompt_tokens']} + {line['generation_tokens']} tokens")
+    if line.get("first_token_seconds") is not None:
+        parts.append(f"first after {line['first_token_seconds']:.2f} s")
+    if "seconds" in line:
+        parts.append(f"{line['seconds']:.2f} s")
+    if line["outcome"] != "ok":
+        parts.append(f"{line['outcome']} ({line['request_id']})")
+    when = time.strftime("%H:%M:%S", time.localtime(line["time"]))
+    return f"{when} {line['status']} {', '.join(parts)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -52,6 +52,9 @@ REASONS = (
 
 Labelled = TypeVar("Labelled", Counter, Histogram)
 
+# What a gauge of several gateway processes is (prometheus_client's `multiprocess_mode`).
+OfWorkers = Literal["livesum", "livemax", "livemin", "livemostrecent"]
+
 LAG_PERIOD = 0.25  # seconds between two measurements of the event loop's lag
 
 
@@ -71,9 +74,9 @@ class Metrics:
             self.described.append((name, "histogram", labels, help))
             return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
 
-        def gauge(name: str, help: str, *labels: str) -> Gauge:
+        def gauge(name: str, help: str, *labels: str, of_workers: OfWorkers = "livesum") -> Gauge:
             self.described.append((name, "gauge", labels, help))
-            return Gauge(name, help, labels, registry=self.registry)
+            return Gauge(name, help, labels, registry=self.registry, multiprocess_mode=of_workers)
 
         self.requests = counter("lensmith_requests_total", "Requests answered.", "model", "status")
         self.rejections = counter("lensmith_rejections_total", "Requests answered with an error, by reason.", "reason")
@@ -131,6 +134,7 @@ class Metrics:
             "lensmith_upstream_resting",
             "1 while an engine is avoided because it failed several calls in a row.",
             "engine",
+            of_workers="livemax",
         )
         self.engine_up = gauge("lensmith_engine_up", "1 while the engine answers its health check.", "engine")
         self.engine_failures = counter(
@@ -141,7 +145,13 @@ class Metrics:
         )
         self.engine_restarts = counter("lensmith_engine_restarts_total", "Times an engine was started again.", "engine")
         self.engine_metrics_up = gauge(
-            "lensmith_engine_metrics_up", "1 if the engine's own metrics could be had and are below.", "engine"
+            "lensmith_engine_metrics_up",
+            "1 if the engine's own metrics could be had and are below.",
+            "engine",
+            of_workers="livemostrecent",
+        )
+        self.worker_restarts = counter(
+            "lensmith_worker_restarts_total", "Times a gateway process of --workers was started again."
         )
         self.loop_lag = histogram(
             "lensmith_event_loop_lag_seconds", "How late the event loop runs a task that is due.", LAG_SECONDS

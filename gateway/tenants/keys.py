@@ -14,15 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gateway.config.schema import ConfigError
 from gateway.telemetry.metrics import Metrics
+from gateway.tenants.account import Account
 from gateway.tenants.limits import Key, Tenant
 from modelfiles.folder.atomic_write import write_atomically
-
-if TYPE_CHECKING:
-    from gateway.tenants.shared_limits import SharedLimits
 
 
 def key_ring(keys: Path | None, redis: str | None, metrics: Metrics) -> KeyRing | None:
@@ -79,25 +76,32 @@ def write_keys(path: Path, keys: list[Key]) -> None:
     write_atomically(path, text.encode(), mode=0o600)
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes whenever the file does, also where it is a link to another one, as in a mounted Secret."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 class KeyRing:
     """The tenants of a key file. It is read again when it changes; accounts of unchanged keys go on."""
 
-    def __init__(
-        self, path: Path, shared: SharedLimits | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path, shared: Account | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises KeyFileError. `shared`: where several gateways keep one account of each key."""
         self._path = path
         self._shared = shared
         self._clock = clock
         self._tenants: dict[str, Tenant] = {}
-        self._stamp = 0
+        self._stamp: tuple[int, int] | None = None
         self._refresh_at = 0.0
         self._read()
 
     def _read(self) -> None:
         self._refresh_at = self._clock() + REFRESH_SECONDS
-        stamp = self._path.stat().st_mtime_ns if self._path.exists() else 0
-        if stamp == self._stamp != 0:
+        stamp = _stamp(self._path)
+        if stamp is not None and stamp == self._stamp:
             return
         found = {key.sha256: Tenant(key, self._clock, self._shared) for key in read_keys(self._path)}
         old, self._tenants = self._tenants, found

@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from gateway.errors import ApiError
-
-if TYPE_CHECKING:
-    from gateway.tenants.shared_limits import SharedLimits
+from gateway.tenants.account import Account
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,7 @@ class Tenant:
     shared one can't be reached.
     """
 
-    def __init__(
-        self, key: Key, clock: Callable[[], float] = time.monotonic, shared: SharedLimits | None = None
-    ) -> None:
+    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic, shared: Account | None = None) -> None:
         self.key = key
         self.name = key.name
         limited = key.requests_per_minute or key.tokens_per_minute or key.concurrency
@@ -103,7 +98,7 @@ class Tenant:
             raise self._refusal("concurrency", 1)
         self._requests.use(1)
 
-    async def _enter_shared(self, shared: SharedLimits) -> Callable[[int], None] | None:
+    async def _enter_shared(self, shared: Account) -> Callable[[int], None] | None:
         key = self.key
         limits = (key.requests_per_minute, key.tokens_per_minute, key.concurrency)
         standing = await shared.enter(key.sha256, limits)
@@ -118,7 +113,7 @@ class Tenant:
         self._running -= 1
         self._tokens.use(tokens)
 
-    def _release_shared(self, shared: SharedLimits, lease: str, tokens: int) -> None:
+    def _release_shared(self, shared: Account, lease: str, tokens: int) -> None:
         self._release(tokens)
         shared.release(self.key.sha256, lease, self.key.tokens_per_minute, tokens)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
@@ -20,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.telemetry.metrics import Metrics
+from gateway.tenants.account import Account, Standing
 
 LOG = logging.getLogger("lensmith.redis")
 
@@ -81,18 +81,7 @@ redis.call('EXPIRE', KEYS[2], math.ceil(ARGV[1]))
 """
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Whether a request may run, and what its key has left of this minute."""
-
-    refused: str  # requests, tokens or concurrency; empty if it may run
-    wait: float  # seconds until it makes sense to try again
-    requests: float
-    tokens: float
-    lease: str
-
-
-class SharedLimits:
+class SharedLimits(Account):
     """`enter` and `release` in Redis. While it can't be reached, `enter` returns None."""
 
     def __init__(self, url: str, metrics: Metrics, lease_seconds: float = LEASE) -> None:
@@ -116,6 +105,7 @@ class SharedLimits:
             "lensmith_shared_limits_up",
             "1 while Redis keeps the keys' limits; 0 while each gateway does by itself.",
             registry=metrics.registry,
+            multiprocess_mode="livemin",
         )
         self._up.set(1)
         self._unreachable = False

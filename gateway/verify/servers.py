@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -23,6 +22,7 @@ from gateway.engines.base import EngineUnreachable, base_url, fetch_models
 from gateway.engines.process import free_port
 from gateway.engines.spec import LAUNCHED
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.python_child import module_command
 
 START_SECONDS = 900
 
@@ -63,7 +63,9 @@ def running(engine: str, folder: ModelFolder) -> Iterator[RunningEngine]:
         argv = ["lensmith", "serve", str(folder.path), "--engine", engine, *options, "--model-name", folder.name]
     url = URL.build(scheme="http", host="127.0.0.1", port=port)
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*module_command(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
         try:
             wait_until_ready(process, url / ("health" if engine == "transformers" else "ready"), engine, log.fileno())
             yield RunningEngine(url, None, folder.name)

@@ -136,6 +136,19 @@ def read_adapter(path: Path, config: dict[str, Any] | None = None) -> Adapter:
     return Adapter(path, config, {name: _lora(path, config, name, pair) for name, pair in pairs.items()}, saved)
 
 
+def read_plain_adapter(path: Path, base: ModelFolder) -> Adapter:
+    """Reads an adapter of which every part is a pair of LoRA matrices, trained on the base's own prompts.
+
+    Raises AdapterError.
+    """
+    adapter = read_adapter(path)
+    refuse_other_texts(path, base)
+    used = "DoRA" if adapter.config.get("use_dora") else "modules that were trained whole" if adapter.saved else ""
+    if used:
+        raise AdapterError(f"{path} has {used}, which is not served beside the base: merge it with `lensmith export`.")
+    return adapter
+
+
 def refuse_other_texts(path: Path, base: ModelFolder) -> None:
     """Raises AdapterError if the adapter brings a chat template or a tokenizer that differs from the base's.
 

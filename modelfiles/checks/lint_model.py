@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from modelfiles.checks.context import Context
 from modelfiles.checks.finding import Finding, finding_at
 from modelfiles.checks.image_rules import folder_image_findings, fused_findings
-from modelfiles.checks.lint_sources import local_path
+from modelfiles.checks.lint_sources import importable_files, local_path
 from modelfiles.folder.chat_template import ChatTemplateError
+from modelfiles.folder.gguf_header import GgufError
+from modelfiles.folder.gguf_model import GgufModel
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language import gotemplate
 from modelfiles.language.gotemplate import GoTemplateError
@@ -19,7 +22,7 @@ from modelfiles.language.grammar import Command
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import context_needed, image_tokens
 from modelfiles.ollama.chat_facts import read_chat_facts
-from modelfiles.ollama.prompts import CASES, RENDERERS, Conversation, render_folder, render_template
+from modelfiles.ollama.prompts import CASES, RENDERERS, Conversation, render_model, render_template
 from modelfiles.ollama.versions import LLAMA_SERVER
 
 
@@ -28,7 +31,7 @@ def model_findings(commands: list[Command], folder: Path, context: Context) -> I
     model = _model(commands, folder)
     yield from _prompt(commands, model, context)
     yield from _limits(commands, model, context)
-    if model:
+    if isinstance(model, ModelFolder):
         yield from _images(commands, model, context)
 
 
@@ -37,18 +40,22 @@ def _first(commands: list[Command], name: str) -> Command | None:
     return next((command for command in reversed(commands) if command.name == name), None)
 
 
-def _model(commands: list[Command], folder: Path) -> ModelFolder | None:
-    source = _first(commands, "model")
-    path = local_path(source.args, folder) if source else None
-    if path is None or not path.is_dir():
-        return None
-    try:
-        return ModelFolder.open(path)
-    except ModelFolderError:
-        return None  # `doctor` says what is wrong with it
+def _model(commands: list[Command], folder: Path) -> ModelFolder | GgufModel | None:
+    """The folder of the last FROM, or the model of a GGUF pair; None for a name or for what cannot be read."""
+    paths = [local_path(command.args, folder) for command in reversed(commands) if command.name == "model"]
+    with suppress(ModelFolderError):  # `doctor` says what is wrong with a folder
+        if paths and paths[0] and (paths[0] / "config.json").is_file():
+            return ModelFolder.open(paths[0])
+    for path in filter(None, paths):
+        for file in importable_files(path) if path.is_dir() else [path]:
+            with suppress(GgufError):  # MF502 says so
+                model = GgufModel.open(file)
+                if model.chat_template or model.added_tokens:  # a projector has neither
+                    return model
+    return None
 
 
-def _prompt(commands: list[Command], model: ModelFolder | None, context: Context) -> Iterator[Finding]:
+def _prompt(commands: list[Command], model: ModelFolder | GgufModel | None, context: Context) -> Iterator[Finding]:
     template, renderer = _first(commands, "template"), _first(commands, "renderer")
     if renderer and template and template.args.strip() != "{{ .Prompt }}":
         yield finding_at("MF409", "RENDERER makes the prompt, so this TEMPLATE is ignored.", template)
@@ -58,7 +65,7 @@ def _prompt(commands: list[Command], model: ModelFolder | None, context: Context
         yield from _check_template(template, model, context)
 
 
-def _check_template(template: Command, model: ModelFolder | None, context: Context) -> Iterator[Finding]:
+def _check_template(template: Command, model: ModelFolder | GgufModel | None, context: Context) -> Iterator[Finding]:
     try:
         parsed = gotemplate.parse_template(template.args)
     except GoTemplateError:
@@ -74,9 +81,9 @@ def _check_template(template: Command, model: ModelFolder | None, context: Conte
         yield from _compare(template, model, lambda case: render_template(parsed, case))
 
 
-def _outvoted(model: ModelFolder) -> str:
+def _outvoted(model: ModelFolder | GgufModel) -> str:
     # Ollama 0.33's converter takes the chat template from tokenizer_config.json alone.
-    if model.tokenizer_config.get("chat_template"):
+    if isinstance(model, GgufModel) or model.tokenizer_config.get("chat_template"):
         return "the model's own chat template, which has tools, outvotes this TEMPLATE."
     source = model.chat_template_and_source[1]
     return (
@@ -84,7 +91,7 @@ def _outvoted(model: ModelFolder) -> str:
     )
 
 
-def _check_renderer(renderer: Command, model: ModelFolder | None) -> Iterator[Finding]:
+def _check_renderer(renderer: Command, model: ModelFolder | GgufModel | None) -> Iterator[Finding]:
     if model is None or renderer.args not in RENDERERS:
         return
     try:
@@ -96,10 +103,12 @@ def _check_renderer(renderer: Command, model: ModelFolder | None) -> Iterator[Fi
         yield finding_at("MF408", f"the model's chat template {kind}, {renderer.args} does not.", renderer)
 
 
-def _compare(command: Command, model: ModelFolder, render: Callable[[Conversation], str]) -> Iterator[Finding]:
+def _compare(
+    command: Command, model: ModelFolder | GgufModel, render: Callable[[Conversation], str]
+) -> Iterator[Finding]:
     cases = [case for case in CASES if case.tools is None]
     try:
-        expected = render_folder(model, cases)
+        expected = render_model(model, cases)
         ours = [render(case) for case in cases]
     except (ChatTemplateError, ModelFolderError, GoTemplateError):
         return
@@ -108,11 +117,11 @@ def _compare(command: Command, model: ModelFolder, render: Callable[[Conversatio
         yield finding_at("MF410", f"the prompt differs for: {', '.join(differs)}.", command)
 
 
-def _limits(commands: list[Command], model: ModelFolder | None, context: Context) -> Iterator[Finding]:
+def _limits(commands: list[Command], model: ModelFolder | GgufModel | None, context: Context) -> Iterator[Finding]:
     num_ctx, source = _first(commands, "num_ctx"), _first(commands, "model")
-    architecture = find_architecture(model.architecture) if model else None
+    architecture = find_architecture(model.architecture) if isinstance(model, ModelFolder) else None
     needed = "what the model and its images need"
-    if model and architecture:
+    if isinstance(model, ModelFolder) and architecture:
         each = image_tokens(architecture, model, context.image_size, context.ollama)
         tokens = context_needed(each, context.images_per_request)
         needed = str(tokens)

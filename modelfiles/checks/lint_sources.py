@@ -29,7 +29,7 @@ def source_findings(commands: list[Command], folder: Path, context: Context) -> 
                     "MF309", f"{command.args!r} does not exist, so Ollama takes it as a model's name.", command
                 )
         elif path.is_dir():
-            found = _importable(path)
+            found = importable_files(path)
             if not found:
                 yield finding_at("MF310", f"{command.args!r} holds no model*.safetensors and no *.gguf.", command)
             files += [(command, file) for file in found if file.suffix == ".gguf"]
@@ -59,7 +59,7 @@ def local_path(args: str, folder: Path) -> Path | None:
     return path if looks_like_path or path.exists() else None
 
 
-def _importable(path: Path) -> list[Path]:
+def importable_files(path: Path) -> list[Path]:
     """What Ollama would take from a folder: it tries these patterns in order."""
     for pattern in ("model*.safetensors", "consolidated*.safetensors", "pytorch_model*.bin", "*.gguf"):
         found = sorted(path.glob(pattern))

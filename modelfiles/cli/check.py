@@ -29,7 +29,7 @@ from modelfiles.language.grammar import Command, ModelfileSyntaxError, parse
 from modelfiles.ollama.budget import image_tokens
 from modelfiles.ollama.chat_facts import read_chat_facts
 from modelfiles.ollama.plan import ModelfilePlanError, choose_architecture, stop_tokens
-from modelfiles.ollama.prompts import CASES, Conversation, render_folder, render_renderer, render_template
+from modelfiles.ollama.prompts import CASES, Conversation, render_model, render_renderer, render_template
 from modelfiles.ollama.versions import Version, version_text
 
 
@@ -142,7 +142,7 @@ def render(modelfile: Path, messages: Path | None) -> None:
     try:
         sent = [render_modelfile(commands, conversation) for conversation in conversations]
         folder = ModelFolder.open(path) if path and path.is_dir() else None
-        expected = render_folder(folder, conversations) if folder else None
+        expected = render_model(folder, conversations) if folder else None
     except (GoTemplateError, ModelFolderError, ChatTemplateError) as error:
         raise click.ClickException(str(error)) from None
     console = Console(soft_wrap=True, highlight=False)

@@ -22,8 +22,11 @@ class GgufError(ValueError):
     """The file is no GGUF that can be trusted."""
 
 
-def read_gguf_metadata(path: Path) -> dict[str, Any]:
-    """The key-value pairs of the header; arrays come as their length. Raises GgufError."""
+def read_gguf_metadata(path: Path, arrays: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The key-value pairs of the header; an array comes as its length, or as a list if its key is in `arrays`.
+
+    Raises GgufError.
+    """
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -34,7 +37,7 @@ def read_gguf_metadata(path: Path) -> dict[str, Any]:
             metadata: dict[str, Any] = {}
             for _ in range(count):
                 key = _string(file)
-                metadata[key] = _value(file, struct.unpack("<I", _exactly(file, 4))[0])
+                metadata[key] = _value(file, struct.unpack("<I", _exactly(file, 4))[0], key in arrays)
             return metadata
     except (OSError, struct.error, UnicodeDecodeError) as error:
         raise GgufError(f"{path.name} cannot be read: {error}") from None
@@ -48,13 +51,17 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def _string(file: BinaryIO) -> str:
-    length = struct.unpack("<Q", _exactly(file, 8))[0]
+    return _exactly(file, _length(file)).decode("utf-8", errors="replace")
+
+
+def _length(file: BinaryIO) -> int:
+    length: int = struct.unpack("<Q", _exactly(file, 8))[0]
     if length > MAX_STRING:
         raise GgufError(f"the header has a string of {length} bytes")
-    return _exactly(file, length).decode("utf-8", errors="replace")
+    return length
 
 
-def _value(file: BinaryIO, kind: int) -> Any:
+def _value(file: BinaryIO, kind: int, keep: bool) -> Any:
     if kind == _STRING:
         return _string(file)
     if kind == _ARRAY:
@@ -62,11 +69,11 @@ def _value(file: BinaryIO, kind: int) -> Any:
         if length > MAX_ARRAY or element == _ARRAY:
             raise GgufError(f"the header has an array of {length} elements of kind {element}")
         if element == _STRING:
-            for _ in range(length):
-                _string(file)
-        else:
-            _exactly(file, struct.calcsize(_form(element)) * length)
-        return length
+            texts = [_exactly(file, _length(file)) for _ in range(length)]
+            return [text.decode("utf-8", errors="replace") for text in texts] if keep else length
+        form = f"<{length}{_form(element)[1]}"
+        data = _exactly(file, struct.calcsize(form))
+        return list(struct.unpack(form, data)) if keep else length
     form = _form(kind)
     return struct.unpack(form, _exactly(file, struct.calcsize(form)))[0]
 

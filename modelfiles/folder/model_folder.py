@@ -141,6 +141,16 @@ class ModelFolder:
         """tokenizer_config.json, or {}."""
         return self._optional_json("tokenizer_config.json")
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of the special tokens that chat templates use, by name; "" for one that is not set."""
+        tokens = {}
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            value = self.tokenizer_config.get(name)
+            value = value.get("content") if isinstance(value, dict) else value
+            tokens[name] = value if isinstance(value, str) else ""
+        return tokens
+
     @cached_property
     def added_tokens(self) -> dict[int, tuple[str, bool]]:
         """tokenizer.json's added tokens: id -> (text, whether special)."""

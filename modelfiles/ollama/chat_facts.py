@@ -1,12 +1,13 @@
-"""What a folder's chat template does, found out by rendering it: never by the model's name."""
+"""What a model's chat template does, found out by rendering it: never by the model's name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from modelfiles.folder.chat_template import ChatTemplateError
+from modelfiles.folder.gguf_model import GgufModel
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.ollama.prompts import Conversation, render_folder
+from modelfiles.ollama.prompts import Conversation, render_model
 
 _ASK = "4f1c question"
 _ANSWER = "9b2e answer"
@@ -25,11 +26,11 @@ class ChatFacts:
     end_of_turn: str
 
 
-def read_chat_facts(folder: ModelFolder) -> ChatFacts:
+def read_chat_facts(model: ModelFolder | GgufModel) -> ChatFacts:
     """Renders two conversations. Raises ChatTemplateError."""
     asked = {"role": "user", "content": _ASK}
-    question, answered = render_folder(
-        folder,
+    question, answered = render_model(
+        model,
         [
             Conversation("question", [asked]),
             Conversation("answered", [asked, {"role": "assistant", "content": _ANSWER}]),
@@ -43,7 +44,7 @@ def read_chat_facts(folder: ModelFolder) -> ChatFacts:
     if before.startswith(system_start) and before.endswith(system_end):
         default_system = before[len(system_start) : -len(system_end)]
     tail = (answered or "").rpartition(_ANSWER)[2].lstrip()
-    tokens = [text for text, special in folder.added_tokens.values() if special and text and tail.startswith(text)]
+    tokens = [text for text, special in model.added_tokens.values() if special and text and tail.startswith(text)]
     return ChatFacts(
         chatml=after.startswith("<|im_start|>assistant\n"),
         thinking=after.rstrip().endswith("<think>"),

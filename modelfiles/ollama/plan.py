@@ -14,7 +14,7 @@ from modelfiles.ollama.architectures import ALSO_IMPORTED, ARCHITECTURES, CHATML
 from modelfiles.ollama.budget import context_needed, image_tokens, kv_cache_bytes
 from modelfiles.ollama.chat_facts import ChatFacts, read_chat_facts
 from modelfiles.ollama.parameters import Line, answer_limit, sampling_lines
-from modelfiles.ollama.prompts import CASES, RENDERERS, render_folder, render_renderer, render_template
+from modelfiles.ollama.prompts import CASES, RENDERERS, render_model, render_renderer, render_template
 from modelfiles.ollama.repair import Change, RepairError, repaired_configs
 from modelfiles.ollama.versions import DIRECTIVES, LLAMA_SERVER, NEWEST, OLDEST, Version, version_text
 
@@ -232,7 +232,7 @@ def _prompt_lines(folder: ModelFolder, architecture: Architecture, strategy: str
             return lines, {}
         prompts = [render_renderer(renderer, case) for case in CASES]
     try:
-        expected = render_folder(folder, list(CASES))
+        expected = render_model(folder, list(CASES))
     except (ChatTemplateError, GoTemplateError):
         return lines, {}
     pairs = zip(CASES, prompts, expected, strict=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelfiles.folder.chat_template import ChatTemplateError, render_chat_template, to_hugging_face
+from modelfiles.folder.gguf_model import GgufModel
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language import gotemplate
 from modelfiles.language.gotemplate import Action, Field, GoTemplateError, Pipe, Template
@@ -143,19 +144,14 @@ def render_renderer(name: str, conversation: Conversation, image: str = IMAGE) -
     return "".join(parts)
 
 
-def render_folder(folder: ModelFolder, conversations: list[Conversation]) -> list[str | None]:
-    """The same conversations through the folder's own chat template, None for one that it refuses.
+def render_model(model: ModelFolder | GgufModel, conversations: list[Conversation]) -> list[str | None]:
+    """The same conversations through the model's own chat template, None for one that it refuses.
 
     Raises ChatTemplateError if there is no template or it renders none of them.
     """
-    template = folder.chat_template
+    template = model.chat_template
     if template is None:
-        raise ChatTemplateError("the folder has no chat template.")
-    tokens = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = folder.tokenizer_config.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        tokens[name] = value if isinstance(value, str) else ""
+        raise ChatTemplateError("the model has no chat template.")
     return render_chat_template(
         template,
         [
@@ -166,7 +162,7 @@ def render_folder(folder: ModelFolder, conversations: list[Conversation]) -> lis
             }
             for conversation in conversations
         ],
-        tokens,
+        model.special_tokens,
     )
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from modelfiles.hardware.python_child import module_command
 from modelfiles.server.client import OllamaClient, OllamaError
 from modelfiles.server.questions import Question
 
@@ -98,7 +98,7 @@ def gateway_reference(folder: Path) -> Iterator[Reference]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lensmith", "serve", str(folder), "--port", str(port)]
+    command = [*module_command("lensmith"), "serve", str(folder), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + START_SECONDS

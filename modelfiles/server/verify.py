@@ -14,7 +14,7 @@ from modelfiles.language.grammar import Command
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import image_tokens
 from modelfiles.ollama.image_limits import OLLAMA_QWEN_VL, RESIZED_GGUF_ARCHITECTURES
-from modelfiles.ollama.prompts import CASES, IMAGE, Conversation, render_folder, render_renderer
+from modelfiles.ollama.prompts import CASES, IMAGE, Conversation, render_model, render_renderer
 from modelfiles.ollama.versions import LLAMA_SERVER, Version, parse_version, version_text
 from modelfiles.server.client import OllamaClient, OllamaError
 from modelfiles.server.probe import PROBE_SIDE, Reply, ask_about, encoded_image
@@ -100,7 +100,7 @@ def _check_parameters(shown: dict[str, Any], commands: list[Command]) -> Iterato
 
 
 def _check_prompts(server: OllamaClient, model: str, folder: ModelFolder, renderer: str) -> Iterator[Check]:
-    for case, expected in zip(CASES, render_folder(folder, list(CASES)), strict=True):
+    for case, expected in zip(CASES, render_model(folder, list(CASES)), strict=True):
         if expected is None:
             continue  # the chat template takes no such conversation
         try:

@@ -20,6 +20,7 @@ from typing import Any
 from modelfiles.folder.files import read_json, regular_file
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.safetensors_header import HeaderError, read_header
+from modelfiles.hardware.python_child import module_command
 from modelfiles.ollama.plan import ModelfilePlanError
 
 TRY_SECONDS = 600
@@ -140,9 +141,8 @@ def try_pair(model: Path, mmproj: Path) -> tuple[bool, str]:
     """Loads a GGUF pair in llama.cpp and asks about two images: (whether they change the answer, what was seen)."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "modelfiles.staging.gguf", str(model.resolve()), str(mmproj.resolve())],
+            [*module_command("modelfiles.staging.gguf"), str(model), str(mmproj)],
             capture_output=True, text=True, errors="replace", timeout=TRY_SECONDS, check=False,
-            cwd=Path(__file__).parents[2],
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False, f"llama.cpp did not answer within {TRY_SECONDS} seconds"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from gateway.config.file import ConfigFile
+from tests.support.gateway.processes import fake_engine
 from tests.support.paths import ROOT
 
 TOOLS = Path(sys.executable).parent
@@ -44,15 +47,17 @@ def test_shellcheck_has_nothing_to_say(file: Path) -> None:
     assert (run.returncode, run.stdout) == (0, "")
 
 
+def works(command: list[str]) -> bool:
+    return shutil.which(command[0]) is not None and not subprocess.run(command, capture_output=True).returncode
+
+
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The compose file as Compose itself reads it."""
-    if shutil.which("docker-compose"):
-        command = ["docker-compose"]
-    elif shutil.which("docker"):
-        command = ["docker", "compose"]
-    else:
-        pytest.skip("neither docker-compose nor docker is installed")
+    commands = (["docker-compose"], ["docker", "compose"])
+    command = next((command for command in commands if works([*command, "version"])), None)
+    if command is None:
+        pytest.skip("needs docker-compose, or docker with its plugin `compose`")
     model = tmp_path_factory.mktemp("model")
     run = subprocess.run(
         [*command, "-f", ROOT / "deploy" / "compose.yaml", "config"],
@@ -84,8 +89,33 @@ def test_everything_mounted_from_here_exists(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for volume in service["volumes"]:
             source = volume.split(":")[0] if isinstance(volume, str) else volume["source"]
-            if source.startswith(str(ROOT / "deploy")) and not source.endswith("keys.json"):
+            if source.startswith(str(ROOT / "deploy")) and not source.endswith("/keys"):
                 assert Path(source).exists(), source
+
+
+def test_keys_are_mounted_as_a_folder(compose: dict[str, Any]) -> None:
+    """A mounted file stays the one it was when `lensmith keys` puts another in its place."""
+    keys = ConfigFile(ROOT / "deploy" / "gateway.compose.yaml").read().keys
+    mounts = compose["services"]["gateway"]["volumes"]  # as texts or objects, by the version of Compose
+    assert str(keys.parent) in [mount.split(":")[1] if isinstance(mount, str) else mount["target"] for mount in mounts]
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_health_checks_go_past_a_proxy(file: Path, tmp_path: Path) -> None:
+    """As the image runs them, where the environment names a proxy that answers nothing."""
+    found = re.search(r"HEALTHCHECK .*?CMD (\[.*?\])\n", file.read_text(), re.S)
+    if found is None:
+        assert file.stem.startswith("trainer")
+        return
+    _, *arguments = json.loads(found[1])
+    with fake_engine() as engine:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "http_proxy": "http://127.0.0.1:9",
+            "HTTP_PROXY": "http://127.0.0.1:9",
+        }
+        arguments = [re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{engine.port}", argument) for argument in arguments]
+        assert subprocess.run([sys.executable, *arguments], env=environment, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,18 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.config.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.support.paths import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 BUILDS = ["overlays/t4", "overlays/multi-gpu", "overlays/multi-node", "overlays/serverless", "train"]
 # Custom resources, of which kubernetes-validate has no schema: what they need is checked here by hand.
-CUSTOM = {"ServiceMonitor": "monitoring.coreos.com/v1", "Service": "serving.knative.dev/v1"}
+CUSTOM = {
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+    "Service": "serving.knative.dev/v1",
+}
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl 1.21 or newer")
 
@@ -122,3 +128,49 @@ def test_the_autoscaler_reads_a_metric_that_the_gateway_has(built: dict[str, lis
     assert scaler["scaleTargetRef"]["name"] in find(built["overlays/t4"], "Deployment")
     metric = next(m["pods"]["metric"]["name"] for m in scaler["metrics"] if m["type"] == "Pods")
     assert f"# TYPE {metric} gauge" in Metrics().exposition().decode()
+
+
+SERVING = ["overlays/t4", "overlays/multi-gpu", "overlays/multi-node"]
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_nothing_is_mounted_by_a_sub_path(built: dict[str, list[dict[str, Any]]], name: str) -> None:
+    """Such a file never changes in a running pod: a key that was revoked would go on working."""
+    for template in pods(built[name]).values():
+        for container in containers(template):
+            assert not [mount for mount in container["volumeMounts"] if "subPath" in mount]
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_the_configuration_finds_its_files_where_they_are_mounted(
+    built: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    (container,) = pods(built[name])["gateway"]["spec"]["containers"]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    (data,) = [m["data"] for m in find(built[name], "ConfigMap").values() if "gateway.yaml" in m["data"]]
+    config = yaml.safe_load(data["gateway.yaml"])
+    assert {"/etc/lensmith", config["keys"].rsplit("/", 1)[0], config["models"]["model"]["folder"]} <= mounted
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_a_pod_has_the_time_to_pause_and_drain(built: dict[str, list[dict[str, Any]]], name: str) -> None:
+    spec = pods(built[name])["gateway"]["spec"]
+    pause = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pause >= 5
+    assert spec["terminationGracePeriodSeconds"] > pause + Settings().drain_seconds
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_the_operator_scrapes_the_job_that_the_alerts_look_for(
+    built: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    custom = {m["kind"]: m for m in built[name] if m["apiVersion"] == CUSTOM["PrometheusRule"]}
+    monitor, service = custom["ServiceMonitor"]["spec"], find(built[name], "Service")["gateway"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= service.items()
+    prometheus = KUBERNETES.parent / "prometheus"
+    alerts = yaml.safe_load((prometheus / "alerts.yml").read_text())
+    assert custom["PrometheusRule"]["spec"] == alerts
+    jobs = set(re.findall(r'job="([^"]+)"', str(alerts)))
+    assert jobs == {service[monitor["jobLabel"]]}
+    scraped = yaml.safe_load((prometheus / "prometheus.yml").read_text())["scrape_configs"]
+    assert jobs == {config["job_name"] for config in scraped}

@@ -38,6 +38,17 @@ def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp
     assert (tmp_path / "merged/lensmith.json").exists()
 
 
+def test_the_run_to_compare_with_is_read_before_anything_is_answered(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    save_recipe(recipe(), path)
+    result = CliRunner().invoke(evaluate, [str(path), "--against", str(tmp_path / "nothing")])
+    assert result.exit_code == 1
+    assert "nothing" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", [train, evaluate, export])
 def test_an_error_is_one_line_and_a_failure(command: object, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model_name_or_path: /nowhere\n")

@@ -75,7 +75,7 @@ def test_a_model_name_the_engine_does_not_have(engine: Process) -> None:
         ([SHAPES_VL, "--engine", "http://127.0.0.1:1"], "not both"),
         (["--engine", "http://"], "is not the address of an engine"),
         (["--engine", "http://[::1/v1"], "is not the address of an engine"),
-        ([SHAPES_VL, "--engine", "vllm"], "--engine must be lmdeploy, transformers or a URL"),
+        ([SHAPES_VL, "--engine", "sglang"], "--engine must be lmdeploy, transformers, vllm or a URL"),
         ([SHAPES_VL, "--max-images", "0"], "0 is not in the range"),
     ],
 )
@@ -89,6 +89,8 @@ def test_a_wrong_command_line(arguments: list[str | Path], says: str) -> None:
         ("transformers", {"torch"}, "The transformers engine needs torch: pip install 'lensmith[cpu]'"),
         ("lmdeploy", {"lmdeploy"}, "The lmdeploy engine needs lmdeploy: pip install 'lensmith[lmdeploy]'"),
         ("lmdeploy", set(), "The lmdeploy engine needs an NVIDIA GPU"),
+        ("vllm", {"vllm"}, "The vllm engine needs vllm: pip install vllm"),
+        ("vllm", set(), "The vllm engine needs an NVIDIA GPU"),
     ],
 )
 def test_an_engine_that_is_not_installed(
@@ -123,7 +125,7 @@ def test_help_shows_every_limit_with_its_default() -> None:
         (("--engine-arg", "a=1", "--engine-arg", "a=2"), "each key once"),
         (("--engine-arg", "../x=1"), "is not the name of an engine's option"),
         (("--adapters", "name"), "NAME=PATH"),
-        (("--adapters", "x=/nowhere", "--engine", "transformers"), "serves no adapters beside the model; merge them"),
+        (("--adapters", "x=/nowhere", "--engine", "transformers"), "/nowhere has no adapter_config.json"),
     ],
 )
 def test_engine_arguments_and_adapters_that_cannot_be_given(options: tuple[str, ...], told: str) -> None:

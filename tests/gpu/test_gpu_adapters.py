@@ -17,7 +17,9 @@ from PIL import Image
 from tests.support.gateway.processes import Process, lensmith_serve
 from tests.support.gpu_server import ENGINE, MODEL, wait_ready
 
-pytestmark = pytest.mark.skipif(ENGINE != "lmdeploy", reason="the embedded engine serves no adapters")
+pytestmark = pytest.mark.skipif(
+    ENGINE != "lmdeploy", reason="tests/gateway/embedded/test_adapters.py has the embedded engine"
+)
 QUESTION = "Describe the picture."
 PICTURES, TOKENS = 12, 8
 NEAR_TIE = 0.1  # nats between the likeliest two tokens: rounding to bfloat16 decides, as in `lensmith verify`

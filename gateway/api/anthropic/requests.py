@@ -71,8 +71,11 @@ def translate_count(body: Object) -> Translation:
 
 
 def check_count(body: Object, spec: EngineSpec) -> EngineRequest:
-    """The messages are counted; the text that a chat template makes of tools is not."""
-    return check_tokenize({"model": body["model"], "messages": body["messages"]}, spec)
+    """The messages and tools are counted as the chat template writes them."""
+    counted: Object = {name: body[name] for name in ("model", "messages", "tools") if name in body}
+    if body.get("tool_choice") == "none":
+        counted.pop("tools", None)
+    return check_tokenize(counted, spec)
 
 
 def _translate(request: CountTokensRequest, writer: Writer) -> Translation:

@@ -40,7 +40,7 @@ class RunningBatch:
             max_new_tokens=max(sequence.max_tokens for sequence in self.sequences),
             pad_token_id=self.loaded.pad_id,
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), self.loaded.adapters.running(self.sequences[0].adapter):
             model.generate(
                 **features,
                 generation_config=config,
@@ -130,6 +130,7 @@ class Batcher:
                 pieces=pieces,
                 streamed=request.stream,
                 constraint=None if constraint is None else constraint.copy(),
+                adapter=request.model if request.model in self.loaded.adapters.digests else None,
             )
             for choice in range(request.n)
         ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from gateway.embedded.generation.adapters import Adapters
 from gateway.embedded.generation.grammar import GrammarCompiler
 from gateway.embedded.generation.text import TokenBytes
 from gateway.embedded.protocol import SamplingParams
@@ -22,6 +25,7 @@ class LoadedModel:
     """A model ready to generate. context: the most tokens of prompt and answer together; eos_ids end an answer."""
 
     model: Any
+    adapters: Adapters
     processor: Any
     token_bytes: TokenBytes
     grammars: GrammarCompiler
@@ -32,11 +36,12 @@ class LoadedModel:
     pad_id: int
 
 
-def load_model(folder: ModelFolder, dtype: str) -> LoadedModel:
-    """Loads the folder's model onto the GPU if there is one, else onto the CPU.
+def load_model(folder: ModelFolder, dtype: str, adapters: Mapping[str, Path]) -> LoadedModel:
+    """Loads the folder's model onto the GPU if there is one, else onto the CPU, and the adapters beside it.
 
     dtype: float32, bfloat16, float16 or auto: float32 on a CPU, because an answer must not depend on its neighbours in
-    the batch, and 16 bits round differently for each batch size; the folder's own on a GPU. Raises ModelFolderError.
+    the batch, and 16 bits round differently for each batch size; the folder's own on a GPU. Raises ModelFolderError
+    or AdapterError.
     """
     if "sanitize_control_tokens" not in inspect.signature(transformers.ProcessorMixin.apply_chat_template).parameters:
         raise ModelFolderError(
@@ -71,6 +76,7 @@ def load_model(folder: ModelFolder, dtype: str) -> LoadedModel:
     model.generation_config = GenerationConfig(pad_token_id=pad_id)
     return LoadedModel(
         model=model,
+        adapters=Adapters(model, folder, adapters),
         processor=processor,
         token_bytes=TokenBytes(tokenizer),
         grammars=GrammarCompiler(tokenizer, vocab_size, eos_ids),

@@ -33,7 +33,8 @@ class RunningSequence:
 
     prompt, sampler, text: of this choice; max_tokens: generation ends there; top_log_probs: how many alternatives to
     each token are listed, None for no log-probabilities; pieces: the queue that the request's handler reads; streamed:
-    whether pieces are sent as they come, or all in one at the end; constraint: the form that the answer must have.
+    whether pieces are sent as they come, or all in one at the end; constraint: the form that the answer must have;
+    adapter: the one that answers, None for the base.
     """
 
     prompt: Prompt
@@ -45,6 +46,7 @@ class RunningSequence:
     pieces: asyncio.Queue[Piece]
     streamed: bool
     constraint: Constraint | None = None
+    adapter: str | None = None
     aborted: bool = False
     finish_reason: str | None = None
     tokens: int = 0

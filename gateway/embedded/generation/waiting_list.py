@@ -85,10 +85,11 @@ class WaitingList:
 
 
 def choose_batch(sequences: list[RunningSequence], size: int) -> list[RunningSequence]:
-    """At most `size` sequences: the oldest one, then those nearest to it in prompt length, without much padding."""
-    oldest = sequences[0]
+    """At most `size` sequences of one adapter: the oldest, then those nearest to it in length, with little padding."""
+    oldest, *others = sequences
+    others = [sequence for sequence in others if sequence.adapter == oldest.adapter]
     batch, longest, total = [oldest], oldest.prompt.length, oldest.prompt.length
-    for sequence in sorted(sequences[1:], key=lambda one: abs(one.prompt.length - oldest.prompt.length)):
+    for sequence in sorted(others, key=lambda one: abs(one.prompt.length - oldest.prompt.length)):
         length = sequence.prompt.length
         positions = max(longest, length) * (len(batch) + 1)
         if len(batch) < size and (positions <= SMALL_BATCH or positions * 3 <= 4 * (total + length)):

@@ -16,6 +16,7 @@ from finetune.encoding.skeletons import Skeletons
 from finetune.families.registry import family_of
 from finetune.model.folder import open_base
 from finetune.preflight.check import check_recipe
+from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import encode, load_training_data
 from tests.support.finetune.shapes_data import ask, write_dataset
@@ -72,10 +73,10 @@ def test_training_and_check_leave_broken_rows_out_and_name_them(
     assert {6, 21} <= set(missing)
     assert all(n - 1 in (5, 20) or (n - 1) % 8 == 2 for n in missing)
     assert len(data.broken) == len(missing) > 2
-    assert check_recipe(recipe(**keys), Console(soft_wrap=True, width=200), decoded=True)
+    assert check_recipe(recipe(**keys), Report(Console(soft_wrap=True, width=200)), decoded=True)
     shown = capsys.readouterr().out
     assert f"{len(missing)} broken rows are left out" in shown
-    assert not check_recipe(recipe(eval_dataset=None), Console(soft_wrap=True, width=200), decoded=True)
+    assert not check_recipe(recipe(eval_dataset=None), Report(Console(soft_wrap=True, width=200)), decoded=True)
     assert "images/2.png cannot be decoded" in capsys.readouterr().out.replace("\n", "")
 
 

@@ -16,6 +16,7 @@ import pytest
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluate import evaluate
 from finetune.recipe.schema import Recipe
+from gateway.engines.base import base_url
 from tests.support.finetune.shapes_data import ask, write_dataset
 
 MakeRecipe = Callable[..., Recipe]
@@ -138,7 +139,10 @@ def test_a_refusal_stops_and_the_same_command_goes_on(
     assert len(server.asked) == 4 + 7
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1/", "http://127.0.0.1:9"])
-def test_an_endpoint_that_is_not_there_is_one_sentence(recipe: MakeRecipe, url: str) -> None:
-    with pytest.raises(FinetuneError, match=r"--endpoint: http://127.0.0.1:9/v1/models cannot be read"):
+@pytest.mark.parametrize("path", ["", "/prefix"])
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "", "/"])
+def test_an_endpoint_that_is_not_there_is_one_sentence(recipe: MakeRecipe, path: str, end: str) -> None:
+    url = f"http://127.0.0.1:9{path}{end}"
+    assert str(base_url(url) / "v1").endswith(f"{path}/v1"), "the same forms as `lensmith bench` takes"
+    with pytest.raises(FinetuneError, match=rf"--endpoint: http://127.0.0.1:9{path}/v1/models cannot be read"):
         evaluate(recipe(), endpoint=url)

@@ -26,6 +26,7 @@ from finetune.model.changes import QUANTISED
 from finetune.model.folder import open_base
 from finetune.model.targets import make_trainable
 from finetune.preflight.check import check_recipe
+from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import load_training_data
 from finetune.training.loop import train
@@ -256,7 +257,7 @@ def test_check_shows_what_is_learnt_and_says_what_it_cannot_tell(
     llava: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = llava(keys={"eval_dataset": None})
-    assert check_recipe(made, Console(soft_wrap=True, width=200))
+    assert check_recipe(made, Report(Console(soft_wrap=True, width=200)))
     shown = capsys.readouterr().out
     assert "(16 image tokens)" in shown
     assert "Memory is not estimated for llava models" in shown
@@ -268,7 +269,7 @@ def test_check_names_every_row_that_does_not_pass(
 ) -> None:
     tools = ask("hello", "hi") | {"tools": [{"name": "f"}]}
     made = llava([*CHATS, tools, ask("and?", "yes"), tools], keys={"eval_dataset": None})
-    assert not check_recipe(made, Console(soft_wrap=True, width=200))
+    assert not check_recipe(made, Report(Console(soft_wrap=True, width=200)))
     shown = capsys.readouterr().out
     assert all(f"row {number}: llava (llava) cannot be trained: tools" in shown for number in (5, 7))
     assert "5 rows" in shown

@@ -35,6 +35,7 @@ from finetune.model.base import load_base
 from finetune.model.folder import open_base
 from finetune.model.targets import make_trainable
 from finetune.preflight.check import check_recipe
+from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData, load_training_data
 from finetune.training.loop import train
@@ -271,7 +272,7 @@ def test_a_folder_without_a_video_processor_uses_its_images(recipe_of: MakeRecip
 
 def said(recipe: Recipe) -> tuple[bool, str]:
     out = StringIO()
-    return check_recipe(recipe, Console(file=out, width=200, soft_wrap=True)), out.getvalue()
+    return check_recipe(recipe, Report(Console(file=out, width=200, soft_wrap=True))), out.getvalue()
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluate import evaluate
 from finetune.preflight.check import check_recipe
+from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
 from finetune.training import trainer
 from finetune.training.loop import train
@@ -42,7 +43,7 @@ def assert_refused(recipe: Recipe, complaint: str, monkeypatch: pytest.MonkeyPat
     console = Console(file=io.StringIO(), width=400)
 
     def check(recipe: Recipe) -> None:
-        if not check_recipe(recipe, console):
+        if not check_recipe(recipe, Report(console)):
             raise FinetuneError(console.file.getvalue())
 
     for work in (train, evaluate, check):
@@ -101,4 +102,4 @@ def test_whole_bases_with_names_of_any_time_pass(recipe: MakeRecipe, tmp_path: P
     tensors["lm_head.weight"] = tensors[embedding].clone()
     tensors["visual.rotary_pos_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    assert check_recipe(recipe(model_name_or_path=str(base)), Console(quiet=True))
+    assert check_recipe(recipe(model_name_or_path=str(base)), Report(Console(quiet=True)))

@@ -22,6 +22,7 @@ from finetune.errors import FinetuneError
 from finetune.memory.cards import find_card
 from finetune.preflight.check import check_recipe
 from finetune.preflight.preview import histogram, round_edges
+from finetune.preflight.report import Report
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from tests.support.finetune.shapes_data import ask, write_dataset
@@ -32,7 +33,7 @@ MakeRecipe = Callable[..., Recipe]
 
 def output(recipe: Recipe, gpu: str | None = None, **options: Any) -> tuple[bool, str]:
     console = Console(record=True, width=400, file=io.StringIO())
-    return check_recipe(recipe, console, find_card(gpu) if gpu else None, **options), console.export_text()
+    return check_recipe(recipe, Report(console), find_card(gpu) if gpu else None, **options), console.export_text()
 
 
 def test_a_sound_recipe_would_start(recipe: MakeRecipe) -> None:
@@ -118,7 +119,7 @@ def test_every_row_is_in_one_of_at_most_ten_bars(least: int, more: int) -> None:
 
 def test_label_tokens_are_green(recipe: MakeRecipe) -> None:
     console = Console(record=True, width=200, file=io.StringIO(), force_terminal=True)
-    check_recipe(recipe(), console)
+    check_recipe(recipe(), Report(console))
     assert "\x1b[32mred<|im_end|>\x1b[0m" in console.export_text(styles=True)
 
 
@@ -254,3 +255,41 @@ def test_rows_that_are_written_alike_wrongly_are_one_problem_with_a_count(recipe
     assert "shapes.json, row 2, turn 1: 'from' is 'robot'; use human" in text
     assert "(8 more rows like it.)" in text
     assert "shapes.json: not used: id" in text
+
+
+def test_programs_read_what_check_found(recipe: MakeRecipe, tmp_path: Path) -> None:
+    save_recipe(recipe(eval_dataset=None, val_size=0.25, max_steps=-1, num_train_epochs=2), tmp_path / "recipe.yaml")
+    file = tmp_path / "found.json"
+    arguments = [str(tmp_path / "recipe.yaml"), "--gpu", "t4", "--measure", "--price", "2", "--json", str(file)]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    assert found["starts"] is True
+    assert found["problems"] == []
+    assert found["data"]["rows"] == 24
+    assert found["data"]["kept"] == 18
+    assert found["data"]["steps"] == 10
+    assert found["memory"]["card"] == "NVIDIA T4"
+    assert found["memory"]["fits"] is True
+    assert sum(found["memory"]["parts_gib"].values()) == pytest.approx(found["memory"]["needed_gib"], abs=0.05)
+    assert found["time"]["cost"] == pytest.approx(2 * found["time"]["hours"])
+    assert {"name": "lensmith serve", "loads": True}.items() <= found["servers"][0].items()
+    assert {"kind": "fact", "text": "8 images, 64x64 to 200x180 pixels"} in found["findings"]
+
+
+def test_programs_read_what_keeps_training_from_starting(recipe: MakeRecipe, tmp_path: Path) -> None:
+    save_recipe(recipe(dataset_dir=str(tmp_path / "lost")), tmp_path / "recipe.yaml")
+    file = tmp_path / "found.json"
+    assert CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), "--json", str(file)]).exit_code == 1
+    found = json.loads(file.read_text())
+    assert found["starts"] is False
+    assert "lost/dataset_info.json does not exist" in found["problems"][0]
+    assert {"kind": "error", "text": found["problems"][0]} in found["findings"]
+
+
+def test_a_file_that_check_cannot_write_is_said(recipe: MakeRecipe, tmp_path: Path) -> None:
+    save_recipe(recipe(), tmp_path / "recipe.yaml")
+    file = tmp_path / "no-such-folder" / "found.json"
+    result = CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), "--json", str(file)])
+    assert result.exit_code == 1
+    assert f"--json: {file} cannot be written" in result.output

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from finetune.errors import FinetuneError
 from finetune.preflight.check import check_recipe
+from finetune.preflight.report import Report
 from finetune.preflight.serving_sizes import size_warnings
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
@@ -55,7 +56,7 @@ def test_servers_that_keep_the_sizes_ask_for_nothing(servers: str | None, base: 
 
 def test_check_warns_of_a_base_that_ends_below_what_ollama_makes(recipe: MakeRecipe) -> None:
     console = Console(record=True, width=400, file=io.StringIO())
-    assert check_recipe(recipe(serve_with="ollama"), console), "training would start all the same"
+    assert check_recipe(recipe(serve_with="ollama"), Report(console)), "training would start all the same"
     text = console.export_text()
     assert "Warning: serve_with: Ollama makes every image 1024 to 4096 tokens; training ends at 64" in text
     assert "preprocessor_config.json, which ends at 65536 pixels" in text

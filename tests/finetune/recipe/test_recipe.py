@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from finetune.errors import FinetuneError
-from finetune.recipe.load import load_recipe, make_recipe, save_recipe
+from finetune.recipe.load import load_recipe, make_recipe, recipe_problems, save_recipe
 from finetune.recipe.schema import Recipe
 
 
@@ -98,3 +98,15 @@ def test_the_saved_recipe_is_the_recipe(tmp_path: Path) -> None:
 
 def test_every_key_is_described() -> None:
     assert all(field.description for field in Recipe.model_fields.values())
+
+
+def test_problems_are_found_by_key() -> None:
+    wrong = {"model_name_or_path": "m", "lora_rank": 0, "learning_rte": 1, "optim": "lion", "val_size": 0.5}
+    found = recipe_problems(wrong)
+    assert found["lora_rank"] == "input should be greater than or equal to 1, not 0."
+    assert found["learning_rte"] == "unknown key; did you mean learning_rate?"
+    assert found["optim"].startswith("'lion' is not supported")
+    assert "val_size" not in found
+    together = recipe_problems({"model_name_or_path": "m", "eval_strategy": "epoch"})
+    assert together == {"": "eval_strategy epoch needs val_size or eval_dataset."}
+    assert recipe_problems({"model_name_or_path": "m"}) == {}

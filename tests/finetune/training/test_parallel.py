@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +49,30 @@ STOP = 5
 
 
 def two_processes(*command: str) -> list[tuple[int, str, str]]:
-    """(exit code, output, errors) of a command run twice with the environment that torchrun gives."""
+    """(exit code, output, errors) of a command run twice with the environment that torchrun gives.
+
+    If one fails or both take too long, what still runs is ended and prints where it was.
+    """
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     running = [
         subprocess.Popen(
-            [sys.executable, *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-X", "faulthandler", *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": search},
         )
         for rank in range(2)
     ]  # fmt: skip
-    texts = [process.communicate(timeout=280) for process in running]
-    return [(process.returncode, *said) for process, said in zip(running, texts, strict=True)]
+    with ThreadPoolExecutor(2) as readers:
+        texts = [readers.submit(process.communicate) for process in running]
+        deadline = time.monotonic() + 240
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+            if any(process.poll() for process in running):
+                deadline = min(deadline, time.monotonic() + 20)
+            time.sleep(0.1)
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGABRT)
+        return [(process.wait(), *text.result()) for process, text in zip(running, texts, strict=True)]
 
 
 class Pair:
@@ -87,10 +101,10 @@ class Pair:
         written = []
         for name, recipe, stop in jobs:
             save_recipe(recipe, folder / f"{name}.yaml")
-            written.append({"recipe": str(folder / f"{name}.yaml"), "stop_after": stop, "port": free_port()})
+            written.append({"recipe": str(folder / f"{name}.yaml"), "stop_after": stop})
         (folder / "jobs.json").write_text(json.dumps(written))
         self.said = two_processes(str(SUPPORT / "finetune" / "train_jobs.py"), str(folder / "jobs.json"))
-        assert [code for code, _, _ in self.said] == [0, 0], self.said
+        assert [code for code, _, _ in self.said] == [0, 0], "\n".join(errors for _, _, errors in self.said)
         names = [name for name, _, _ in jobs]
         self.results = [
             dict(zip(names, json.loads((folder / f"jobs.json.{rank}").read_text()), strict=True)) for rank in range(2)

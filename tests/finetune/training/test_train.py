@@ -545,3 +545,33 @@ def test_the_learning_rate_is_transformers_own(recipe: MakeRecipe, kind: str) ->
 def test_steps_are_counted_as_transformers_does(recipe: MakeRecipe) -> None:
     made = recipe(max_steps=-1, num_train_epochs=1.5, gradient_accumulation_steps=4)
     assert total_steps(made, rows=40) == 5  # ceil(1.5 x 3 steps an epoch)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sample_answers_are_logged_as_they_change_and_change_nothing(
+    recipe: MakeRecipe, tmp_path: Path, checkpointing: bool
+) -> None:
+    keys: dict[str, Any] = {
+        "max_steps": 6, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 1e-2, "lora_dropout": 0.1,
+        "disable_gradient_checkpointing": not checkpointing,
+    }  # fmt: skip
+    plain = train(recipe(**keys, output_dir=str(tmp_path / "plain")))
+    watched = train(recipe(**keys, output_dir=str(tmp_path / "watched"), sample_answers=3))
+    assert (watched.loss, watched.eval_loss) == (plain.loss, plain.eval_loss)
+    records = read_log(tmp_path / "watched" / "sample_answers.jsonl")
+    assert [record["step"] for record in records] == [0, 2, 4, 6]
+    first, last = records[0]["answers"], records[-1]["answers"]
+    assert len(first) == 3
+    assert all(Path(answer["images"][0]).is_file() and answer["question"] and answer["label"] for answer in first)
+    assert [answer["answer"] for answer in first] != [answer["answer"] for answer in last]
+    assert not (tmp_path / "plain" / "sample_answers.jsonl").exists()
+
+
+def test_sample_answers_of_steps_that_are_done_again_are_replaced(recipe: MakeRecipe, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "sample_answers": 1}
+    train(recipe(**keys, max_steps=4))
+    log = tmp_path / "out" / "sample_answers.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 6, "answers": []}\n')  # of steps that a crash undid
+    train(recipe(**keys, max_steps=8))
+    assert [record["step"] for record in read_log(log)] == [0, 2, 4, 6, 8]

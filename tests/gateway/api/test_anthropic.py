@@ -10,6 +10,10 @@ import anthropic
 import httpx
 import pytest
 
+from gateway.api.anthropic.requests import check_count, translate_count
+from gateway.engines.remote import spec_at_url
+from gateway.engines.spec import LMDEPLOY, OPENAI, TRANSFORMERS, VLLM, EngineSpec
+from gateway.errors import ApiError
 from tests.support.gateway.processes import Process
 from tests.support.gateway.requests import ask, picture
 
@@ -179,3 +183,22 @@ def test_errors_have_anthropics_shape(claude: anthropic.Anthropic, post: httpx.C
         list(stream)
     assert "max_tokens is too large" in str(broken.value)
     assert post.get("/v1/messages").json()["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    "spec", [OPENAI, spec_at_url(VLLM), TRANSFORMERS, spec_at_url(LMDEPLOY)], ids=lambda spec: str(spec.name)
+)
+def test_tools_are_counted_as_the_engine_writes_them(spec: EngineSpec) -> None:
+    tool = {"name": "weather", "description": "?", "input_schema": {"type": "object"}}
+    body = {"model": "m", "messages": ask("hi"), "tools": [tool]}
+    with_tools = check_count(translate_count(body).body, spec).body
+    function = {"name": "weather", "description": "?", "parameters": {"type": "object"}}
+    assert with_tools["tools"] == [{"type": "function", "function": function}]
+    never_called = check_count(translate_count({**body, "tool_choice": {"type": "none"}}).body, spec).body
+    assert "tools" not in never_called
+
+
+def test_tools_of_a_model_that_has_none_are_refused_where_they_are_counted() -> None:
+    tool = {"name": "weather", "input_schema": {"type": "object"}}
+    with pytest.raises(ApiError, match="'tools' cannot be honoured"):
+        check_count(translate_count({"model": "m", "messages": ask("hi"), "tools": [tool]}).body, LMDEPLOY)

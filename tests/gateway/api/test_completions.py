@@ -47,12 +47,58 @@ def test_the_prompt_goes_on_as_it_is_and_16_tokens_are_the_default(client: opena
     assert seen == {"model": "fake", "prompt": prompt, "max_tokens": 16}
 
 
+def test_several_prompts_are_answered_together_as_openai_numbers_them(client: openai.OpenAI) -> None:
+    prompts = ["count 3", "count 1", "count 2"]
+    whole = client.completions.create(model="fake", prompt=prompts)
+    assert [(choice.index, choice.text) for choice in whole.choices] == [(0, "0 1 2 "), (1, "0 "), (2, "0 1 ")]
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (21, 6)
+    two_each = client.completions.create(model="fake", prompt=prompts[:2], n=2)
+    assert [choice.index for choice in two_each.choices] == [0, 2]  # the fake engine gives one answer whatever n is
+
+    options = {"include_usage": True}
+    *chunks, last = client.completions.create(model="fake", prompt=prompts, stream=True, stream_options=options)
+    for at, choice in enumerate(whole.choices):
+        mine = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == at]
+        assert "".join(piece.text for piece in mine) == choice.text
+        assert [piece.finish_reason for piece in mine] == [None] * (len(mine) - 1) + ["length"]
+    assert (last.choices, last.usage.total_tokens) == ([], 27)
+    assert len({chunk.id for chunk in (*chunks, last)}) == 1
+    uncounted = list(client.completions.create(model="fake", prompt=prompts, stream=True))
+    assert all(chunk.usage is None and chunk.choices for chunk in uncounted)
+
+
+def test_each_of_several_prompts_is_cut_at_the_stop_string_by_itself(lmdeploy: Process) -> None:
+    fields: dict[str, Any] = {"model": "fake", "prompt": ["count 6", "count 9", "count 2"], "stop": "3 4"}
+    with openai.OpenAI(base_url=lmdeploy.url + "/v1", api_key="x", max_retries=0) as client:
+        texts = [choice.text for choice in client.completions.create(**fields).choices]
+        streamed = [""] * 3
+        for chunk in client.completions.create(**fields, stream=True):
+            streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == streamed == ["0 1 2 ", "0 1 2 ", "0 1 "]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_fails_fails_the_list(gateway: Process, post: httpx.Client, stream: bool) -> None:
+    body = {"model": "fake", "prompt": ["count 2", "fault flat", "count 2"], "stream": stream}
+    answer = post.post(PATH, json=body)
+    if answer.status_code == 200:  # the others' first events were sooner
+        assert json.loads(answer.text.split("data: ")[-1])["error"]["message"].startswith("prompt exceeds")
+        assert "[DONE]" not in answer.text
+    else:
+        assert envelope(answer, 400)["message"].startswith("prompt exceeds")
+    assert gateway.metric("lensmith_requests_running", model="fake") == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": [[1, 2], [3]]}, "prompt"),
         ({"prompt": [1, 2, 3]}, "prompt"),
         ({"prompt": 3}, "prompt"),
         ({"echo": True}, "echo"),

@@ -17,8 +17,11 @@ from gateway.api.completions import check_completion
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
 from gateway.contract.requests import ChatRequest, CompletionRequest, Message
 from gateway.contract.validation import explain_validation
-from gateway.engines.spec import LMDEPLOY, OPENAI, TRANSFORMERS
+from gateway.engines.spec import LMDEPLOY, OPENAI, TRANSFORMERS, VLLM, EngineSpec
 from gateway.errors import ApiError
+from modelfiles.folder.chat_template import render_chat_template
+from tests.support.finetune.other_families import CHATML, GEMMA, IDEFICS
+from tests.support.paths import ROOT
 
 numbers = st.integers(-3, 130) | st.floats(-3, 130) | st.sampled_from([2**63, -(2**63), 2**31, 0.0, 1, 2, 20, 21])
 json_values = st.recursive(
@@ -177,6 +180,48 @@ def test_instructions_and_a_developers_message_are_one_where_templates_know_one(
     one = check_chat({"model": "m", "messages": copy.deepcopy(messages)}, LMDEPLOY).body["messages"]
     assert one == [{"role": "system", "content": "Be brief.\n\nNo jokes."}, ASKED]
     assert check_chat({"model": "m", "messages": copy.deepcopy(messages)}, OPENAI).body["messages"] == messages
+
+
+QWEN3_VL = (ROOT / "tests" / "support" / "modelfiles" / "goldens" / "qwen3_vl.jinja").read_text()
+TEMPLATES = {
+    "qwen3-vl": QWEN3_VL,
+    "shapes-vl": (ROOT / "examples" / "shapes_vl_template.jinja").read_text(),
+    "chatml": CHATML,
+    "gemma": GEMMA,
+    "idefics": IDEFICS,
+}
+
+
+@pytest.mark.parametrize("spec", [TRANSFORMERS, LMDEPLOY, VLLM], ids=lambda spec: str(spec.name))
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_no_template_leaves_out_an_instruction_wherever_it_stands(template: str, spec: EngineSpec) -> None:
+    told = [
+        {"role": "developer", "content": "ONE"},
+        {"role": "user", "content": "hi"},
+        {"role": "system", "content": [{"type": "text", "text": "TWO"}]},
+        {"role": "assistant", "content": "hello"},
+        {"role": "developer", "content": "THREE"},
+        {"role": "user", "content": "bye"},
+    ]
+    for messages in (told, told[1:]):
+        written = check_chat({"model": "m", "messages": copy.deepcopy(messages)}, spec).body["messages"]
+        roles = [message["role"] for message in written]
+        assert roles == ["system", "user", "assistant", "user"]
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in written]
+        job = {"messages": parts, "tools": None, "add_generation_prompt": True}
+        (prompt,) = render_chat_template(template, [job], {"bos_token": "<bos>"})
+        assert prompt is not None
+        words = [word for word in ("ONE", "TWO", "THREE") if word in str(messages)]
+        assert [prompt.count(word) for word in words] == [1] * len(words)
+        assert prompt.index("THREE") < prompt.index("hi")
+    assert check_chat({"model": "m", "messages": copy.deepcopy(told)}, OPENAI).body["messages"] == told
+
+
+@pytest.mark.parametrize("spec", [TRANSFORMERS, LMDEPLOY, VLLM], ids=lambda spec: str(spec.name))
+def test_an_instruction_behind_an_answer_does_not_make_it_one_to_go_on_with(spec: EngineSpec) -> None:
+    messages = [ASKED, {"role": "assistant", "content": "A"}, {"role": "system", "content": "S"}]
+    with pytest.raises(ApiError, match="end with a user's message"):
+        check_chat({"model": "m", "messages": messages}, spec)
 
 
 def test_all_tokens_are_zero_where_minus_one_is_refused() -> None:

@@ -25,7 +25,7 @@ from tests.support.gateway.processes import Process, fake_engine, lensmith_serve
 from tests.support.gateway.requests import CHAT, ask, envelope
 from tests.support.paths import ROOT
 
-EXAMPLE = ROOT / "deploy" / "gateway.yaml"
+EXAMPLE = ROOT / "deploy" / "gateway.example.yaml"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -258,6 +258,25 @@ def test_it_drains_before_it_ends(tmp_path: Path) -> None:
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.headers["connection"] == "close"
             assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert gateway.process.wait(20) == 0
+
+
+def test_it_serves_for_a_while_before_it_drains_if_balancers_learn_of_it_late() -> None:
+    with fake_engine() as engine, lensmith_serve("--engine", engine.url, "--drain-pause", "3") as gateway:
+        gateway.wait_until("/ready", 200)
+        body = {"model": "fake", "messages": ask("count 2")}
+        gateway.process.send_signal(signal.SIGTERM)
+        gateway.wait_until("/ready", 503)
+        assert httpx.post(gateway.url + CHAT, json=body).status_code == 200
+        assert gateway.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_the_pause() -> None:
+    with fake_engine() as engine, lensmith_serve("--engine", engine.url, "--drain-pause", "600") as gateway:
+        gateway.wait_until("/ready", 200)
+        gateway.process.send_signal(signal.SIGTERM)
+        gateway.wait_until("/ready", 503)
+        gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(20) == 0
 
 

@@ -72,7 +72,7 @@ def test_a_batch_waits_for_rows_that_are_being_prepared():
 
 @pytest.fixture(scope="module")
 def loaded(model_dir):
-    return load_model(ModelFolder.open(model_dir), "float32")
+    return load_model(ModelFolder.open(model_dir), "float32", {})
 
 
 def answers(loaded, requests: list[GenerationRequest]) -> list[tuple[str, str, list[TokenLogProb]]]:
@@ -103,7 +103,10 @@ def answers(loaded, requests: list[GenerationRequest]) -> list[tuple[str, str, l
 
 
 HELLO = GenerationRequest(
-    [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], SamplingParams(temperature=0), max_tokens=6
+    "tiny",
+    [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+    SamplingParams(temperature=0),
+    max_tokens=6,
 )
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.smoke_test import SmokeTestFailed, check_smoke_test, is_same_answer
-from gateway.engines.startup_log import Startup, explain_exit, is_noise
+from gateway.engines.startup.lmdeploy_log import LMDEPLOY_LOG
+from gateway.engines.startup.log import Startup
+from gateway.engines.startup.smoke_test import SmokeTestFailed, check_smoke_test, is_same_answer
 
 EXIT = [
     "Traceback (most recent call last):",
@@ -53,18 +54,18 @@ ERROR = "2026-11-21 10:00:01,000 - lmdeploy - ERROR - base.py:53 -"
     ],
 )
 def test_the_cause_is_told_in_words(line: str, told: str) -> None:
-    cause = explain_exit(["lmdeploy is starting", f"\x1b[31m{line}\x1b[0m", *EXIT])
+    cause = LMDEPLOY_LOG.explain_exit(["lmdeploy is starting", f"\x1b[31m{line}\x1b[0m", *EXIT])
     assert cause is not None
     assert told in str(cause)
     assert str(cause).endswith((".", "?"))
 
 
 def test_a_log_without_a_cause_has_none() -> None:
-    assert explain_exit(["lmdeploy is starting", *EXIT]) is None
+    assert LMDEPLOY_LOG.explain_exit(["lmdeploy is starting", *EXIT]) is None
 
 
 def test_real_lines_of_a_start() -> None:
-    startup = Startup()
+    startup = Startup(LMDEPLOY_LOG)
     lines = (
         (8.8, "2026-11-21 11:45:29,229 - lmdeploy - INFO - async_engine.py:133 - input backend=pytorch, x"),
         (26.7, "2026-11-21 11:45:47,150 - lmdeploy - INFO - base.py:430 - Building Model."),
@@ -81,14 +82,16 @@ def test_real_lines_of_a_start() -> None:
     )
     for seconds, line in lines:
         startup.feed(line, seconds)
-        assert is_noise(line)
+        assert LMDEPLOY_LOG.is_noise(line)
     assert startup.cache_tokens == 18444 * 64
     assert startup.summary(34.7) == (
         "importing its libraries 8.8 s, starting the engine's process 17.9 s, loading the weights 2.2 s, "
         "sizing the cache 0.0 s, allocating the cache 0.0 s, warming up 1.9 s, capturing CUDA graphs 3.6 s, "
         "opening its port 0.3 s; the cache holds 1,180,416 tokens"
     )
-    assert not is_noise("2026-11-21 11:45:48,800 - lmdeploy - WARNING - __init__.py:47 - For higher performance, x")
+    assert not LMDEPLOY_LOG.is_noise(
+        "2026-11-21 11:45:48,800 - lmdeploy - WARNING - __init__.py:47 - For higher performance, x"
+    )
 
 
 def answered(text: str | None, *logprobs: Any) -> dict[str, Any]:

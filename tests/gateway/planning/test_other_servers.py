@@ -47,6 +47,16 @@ def test_python_servers_get_the_pixels_and_the_template(server: str, limits: str
         assert json.loads(option(command, "--limit-mm-per-prompt")) == {"image": 3}
 
 
+@pytest.mark.parametrize("server", ["lmdeploy", "vllm", "sglang", "ollama"])
+def test_the_path_is_printed_as_it_was_given(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["plan", "serve", "model", "--for", server, "--gpu", "t4"])
+    assert result.exit_code == 0, result.output
+    assert " model " in result.output.splitlines()[-1]
+    assert str(tmp_path) not in result.output
+
+
 def test_ollama_is_installed() -> None:
     command = plan(SHAPES_VL, "ollama")
     assert command[:3] == ["lensmith", "modelfile", "install"]

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.planning.advice import MEASURED as MEASURED_ENGINES
 from gateway.planning.gpu import CARDS, Gpu, parse_gpu
 from gateway.planning.lmdeploy_memory import ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
 from gateway.planning.plan import make_engine_plan
@@ -223,3 +224,29 @@ def test_a_plan_without_problems_fits(
         assert int(flags["max-batch-size"]) * made.request_tokens <= made.cache.tokens
         assert made.image_tokens <= int(flags["max-prefill-token-num"]) == made.cache.prefill_tokens
         assert made.request_tokens <= int(flags["session-len"])
+
+
+@pytest.mark.parametrize(
+    ("options", "engine", "because"),
+    [
+        (("--gpu", "h100", "--image-size", "224x224", "--concurrency", 64), "vllm", "1.5 times as fast"),
+        (("--gpu", "h200", "--image-size", "4000x3000", "--concurrency", 48), "lmdeploy", "2.9 times as fast"),
+        (("--gpu", "h200", "--image-size", "800x600", "--concurrency", 4), "vllm", "1.2 times as fast"),
+        (("--gpu", "h200", "--image-size", "768x768", "--concurrency", 64), "lmdeploy", "the difference of turns"),
+        (("--gpu", "t4", "--image-size", "224x224", "--concurrency", 64), "lmdeploy", "there is no bfloat16"),
+    ],
+)
+def test_the_engine_for_a_card_and_a_load_is_named_with_its_reason(
+    models: dict[str, Path], options: tuple[object, ...], engine: str, because: str
+) -> None:
+    advice = planned(models["2B"], *options)["advice"]
+    assert advice["engine"] == engine
+    assert because in advice["reason"]
+    assert advice["source"]
+    assert f"Engine for this card and load: {engine}, because " in plan(models["2B"], *options).output
+
+
+def test_the_figures_behind_the_advice_are_those_of_the_documentation() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for row in MEASURED_ENGINES:
+        assert f"| {row.size}, {row.at_once} at once | {row.vllm:g} | {row.lmdeploy:g} |" in page

@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import signal
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -91,9 +93,10 @@ def test_a_conversation_stays_at_its_replica(pair: Pair) -> None:
 
 
 def test_a_reset_before_the_first_byte_is_tried_at_the_other_replica_once(pair: Pair) -> None:
+    """And there once more on a new connection, since the one that broke may have been idle for too long."""
     before = pair.stats("started")
     assert envelope(pair.post("fault reset"), 502)["code"] == "engine_error"
-    assert [after - count for after, count in zip(pair.stats("started"), before, strict=True)] == [1, 1]
+    assert sorted(after - count for after, count in zip(pair.stats("started"), before, strict=True)) == [1, 2]
     line = json.loads([line for line in pair.gateway.log().splitlines() if line.startswith("{")][-1])
     assert line["attempts"] == 2
 
@@ -191,3 +194,64 @@ def test_clients_do_not_learn_where_engines_are(tmp_path: Path) -> None:
             assert "engine 1" in message
             assert "engine 2" in message
             assert not any(secret in message for secret in ("127.0.0.1", "://", str(first.port), str(second.port)))
+
+
+def test_idle_connections_that_all_replicas_close_just_then_are_no_failure(tmp_path: Path) -> None:
+    """Each engine ends a connection at its second request, as if its idle timeout had run out at that moment."""
+    with ForgetfulEngine() as first, ForgetfulEngine() as second:
+        replicas = [{"url": engine.url} for engine in (first, second)]
+        path = tmp_path / "gateway.yaml"
+        path.write_text(json.dumps({"models": {"fake": {"replicas": replicas}}}))
+        with lensmith_serve("--config", str(path)) as gateway:
+            gateway.wait_until("/ready", 200)
+            body = {"model": "fake", "messages": ask("hi")}
+            seen = [httpx.post(gateway.url + CHAT, json=body).status_code for _ in range(20)]
+    assert seen == [200] * 20
+    assert first.ended + second.ended >= 10
+
+
+class ForgetfulEngine:
+    """Answers the first completion on each connection and closes the connection when it gets another one."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            completions = 0
+
+            def answer(self, payload: object) -> None:
+                body = json.dumps(payload).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                self.answer({"object": "list", "data": [{"id": "fake"}]})
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                self.completions += 1
+                if self.completions > 1:
+                    engine.ended += 1
+                    self.close_connection = True
+                    return
+                choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+                self.answer({"id": "c", "choices": [choice]})
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> ForgetfulEngine:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.streaming.relay import Relay
+from gateway.streaming.normalise import Normaliser
+from gateway.streaming.relay import Frame, Relay
 from gateway.streaming.sse import EVENT_LIMIT, EventBuffer, EventTooLong, split_events
 
 ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n"])
@@ -94,3 +96,69 @@ def test_nothing_after_done_is_passed_on() -> None:
 @given(st.lists(st.binary(min_size=1, max_size=20).filter(lambda b: not set(b) & set(b"\r\n")), max_size=10), ENDS)
 def test_events_are_split_at_blank_lines(lines: list[bytes], end: bytes) -> None:
     assert split_events(b"".join(line + end for line in lines)) == [line + end for line in lines]
+
+
+def full_chunk(delta: dict[str, Any], finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **fields}
+
+
+ODD = (
+    full_chunk({"content": "x"}, usage=None),
+    full_chunk({"content": "x"}, usage=USAGE),
+    full_chunk({"content": "x"}, model="other"),
+    full_chunk({"content": "x"}, id="y"),
+    full_chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}),
+    full_chunk({"content": None}),
+    full_chunk({"content": "x"}, "stop"),
+    {"choices": [{"delta": {"content": "x"}}]},
+    {"id": "x", "choices": []},
+    {**full_chunk({"content": "x"}), "error": None},
+    {"error": {"message": "m", "type": "t"}},
+)
+# The text between head and tail of an ordinary chunk, with what an engine must not hide there.
+HIDDEN = (
+    '"x"},"finish_reason":"stop"},{"delta":{"content":"y"',
+    '"x"}}],"usage":{"prompt_tokens":9},"choices":[{"index":0,"delta":{"content":"y"',
+    '"x"}}],"error":{"message":"m"},"choices":[{"index":0,"delta":{"content":"y"',
+)
+EVENTS = st.lists(
+    st.text(max_size=9).map(lambda text: event(full_chunk({"content": text})))
+    | st.sampled_from([*map(event, ODD), b": still there\n\n", b"event: x\n" + event(full_chunk({"content": "x"}))])
+    | st.sampled_from(HIDDEN).map(
+        lambda text: event(full_chunk({"content": "TEXT"})).replace(b'"TEXT"', text.encode())
+    ),
+    max_size=40,
+)
+
+
+@given(events=EVENTS, cuts=CUTS, asked=st.booleans(), compact=st.booleans())
+def test_what_is_passed_on_unread_is_what_reading_it_would_have_given(
+    events: list[bytes], cuts: list[int], asked: bool, compact: bool
+) -> None:
+    ordinary = [event(full_chunk({"role": "assistant", "content": "a"})), event(full_chunk({"content": "b"}))]
+    usage = event({**full_chunk({}), "choices": [], "usage": USAGE})  # else it is estimated, more or less
+    stream = b"".join([*ordinary, *events, event(full_chunk({}, "stop")), usage, event(b"[DONE]")])
+    if compact:
+        stream = stream.replace(b'": ', b'":').replace(b', "', b',"')
+
+    def relayed(parts: list[bytes]) -> tuple[Any, ...]:
+        relay = Relay(asked, normaliser=Normaliser("r", "m", prompt_tokens=5))
+        out = b""
+        for part in parts:
+            if not relay.done and relay.error is None:
+                out += relay.feed(part)
+        return out, relay.done, relay.error and relay.error.message, relay.usage, relay.events
+
+    with mock.patch.object(Frame, "of", return_value=None):  # every event is read
+        read = relayed([stream])
+    for parts in ([stream], split_events(stream), pieces(stream, [*cuts, len(b"".join(ordinary))])):
+        assert relayed(parts) == read
+
+
+def test_chunks_that_were_passed_on_unread_count_for_the_estimate_of_an_engine_that_does_not() -> None:
+    relay = Relay(include_usage=False, normaliser=Normaliser("r", "m", prompt_tokens=5))
+    for _ in range(100):
+        relay.feed(event(full_chunk({"content": "a"})))
+    relay.feed(event(full_chunk({}, "stop")) + event(b"[DONE]"))
+    assert relay.usage["completion_tokens"] == 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,26 @@ def test_a_key_made_or_revoked_while_the_gateway_runs(
     working(gateway, secret)
     assert keys_command("remove", "passing", "--file", str(key_file)).exit_code == 0
     until("the key is refused", lambda: chat(gateway, secret).status_code == 401)
+
+
+def test_a_key_revoked_in_a_mounted_secret(engine: Process, tmp_path: Path) -> None:
+    """Kubernetes writes a Secret into a new folder and turns a link to it; here even with the time it had before."""
+    folders = [tmp_path / "..1", tmp_path / "..2"]
+    for folder in folders:
+        folder.mkdir()
+        kept = keys_command("add", "kept", "--file", str(folder / "keys.json")).output.strip()
+    revoked = keys_command("add", "revoked", "--file", str(folders[0] / "keys.json")).output.strip()
+    for folder in folders:
+        os.utime(folder / "keys.json", (1_700_000_000, 1_700_000_000))
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "keys.json").symlink_to("..data/keys.json")
+    with lensmith_serve("--engine", engine.url, "--keys", str(tmp_path / "keys.json")) as gateway:
+        gateway.wait_until("/ready", 200)
+        assert chat(gateway, revoked).status_code == 200
+        (tmp_path / "..new").symlink_to("..2")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        until("the revoked key is refused", lambda: chat(gateway, revoked).status_code == 401)
+        assert chat(gateway, kept).status_code == 200
 
 
 def test_a_key_for_some_models_only(guarded: tuple[Process, str], add: Callable[..., str]) -> None:

@@ -23,7 +23,7 @@ from tests.support.modelfiles.model_folders import (
     write_json,
     write_safetensors,
 )
-from tests.support.paths import GOLDENS, ROOT, SHAPES_VL
+from tests.support.paths import GOLDENS, ROOT, SHAPES_VL, SUPPORT
 
 TUTORIAL_TEMPLATE = json.loads((GOLDENS / "prompts_qwen3vl.json").read_text())["templates"]["seed"]
 GOOD_TEMPLATE = (GOLDENS / "qwen_chatml_exact.gotmpl").read_text()
@@ -379,6 +379,36 @@ def test_a_broken_modelfile_gets_its_rule_at_the_right_place(rule: str, model: P
     (folder / "empty").mkdir(exist_ok=True)
     found = {finding["rule"]: (finding["line"], finding["column"]) for finding in lint(text, folder, *args)}
     assert found.get(rule) == place
+
+
+TINY_GGUF = SUPPORT / "modelfiles/goldens/tiny_gguf"  # written by llama.cpp's converter, with a ChatML template
+GGUF_PAIR = GOOD.replace("FROM .", f"FROM {TINY_GGUF}/model.gguf\nFROM {TINY_GGUF}/mmproj.gguf")
+BROKEN_FOR_GGUF = {
+    "MF401": GGUF_PAIR.replace(GOOD_TEMPLATE, TUTORIAL_TEMPLATE),
+    "MF402": GGUF_PAIR.replace(".ToolCalls", ".Images"),
+    "MF403": GGUF_PAIR.replace(".ToolCalls", ".Images"),
+    "MF406": GGUF_PAIR.replace("PARAMETER stop <|im_end|>\n", ""),
+    "MF408": GGUF_PAIR.replace(GOOD_TEMPLATE, "{{ .Prompt }}") + "RENDERER qwen3-vl-thinking\n",
+    "MF410": GGUF_PAIR.replace("<|im_start|>user\n{{ .Content }}", "<|im_start|>user\n\n{{ .Content }}"),
+}
+
+
+def chat_rules(text: str, folder: Path) -> set[str]:
+    """The rules about prompts and the end of answers; the tiny projector's image sizes break others."""
+    rules = {finding["rule"] for finding in lint(text, folder)}
+    return {rule for rule in rules if "MF401" <= rule <= "MF410"}
+
+
+@pytest.mark.parametrize("source", ["files", "folder"])
+def test_the_chat_template_inside_a_gguf_is_what_template_is_compared_with(source: str, tmp_path: Path) -> None:
+    text = GGUF_PAIR if source == "files" else GOOD.replace("FROM .", f"FROM {TINY_GGUF}")
+    assert chat_rules(text, tmp_path) == set()
+    assert "MF410" in chat_rules(text.replace("{{ .Content }}", " {{ .Content }}"), tmp_path)
+
+
+@pytest.mark.parametrize("rule", BROKEN_FOR_GGUF)
+def test_the_rules_about_chats_hold_for_a_gguf(rule: str, tmp_path: Path) -> None:
+    assert rule in chat_rules(BROKEN_FOR_GGUF[rule], tmp_path)
 
 
 def test_every_rule_is_tested_and_documented() -> None:

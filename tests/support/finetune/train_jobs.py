@@ -1,6 +1,6 @@
 """Runs several recipes one after the other in a process of a world that the environment describes, as torchrun does.
 
-    python train_jobs.py JOBS.json    # [{"recipe": path, "stop_after": step or null, "port": free}, ...]
+    python train_jobs.py JOBS.json    # [{"recipe": path, "stop_after": step or null}, ...]
 
 `stop_after`: the last process sends itself SIGTERM once that step is in the log. Writes JOBS.json.RANK: each job's
 result, or the error that ended it.
@@ -24,6 +24,7 @@ from finetune.errors import FinetuneError
 from finetune.recipe.load import load_recipe
 from finetune.reporting.runlog import read_log
 from finetune.training.loop import train
+from gateway.engines.process import free_port
 
 
 def stop_after(folder: Path, step: int) -> None:
@@ -32,12 +33,26 @@ def stop_after(folder: Path, step: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def meet(file: Path, rank: int) -> str:
+    """A port for the next world, free a moment ago: the first process picks it, the others read it from `file`.
+
+    A new world must not meet the one before, and a port that was picked minutes ago may be another test's by now.
+    """
+    if rank == 0:
+        draft = file.with_suffix(".draft")
+        draft.write_text(str(free_port()))
+        draft.rename(file)
+    while not file.exists():
+        time.sleep(0.01)
+    return file.read_text()
+
+
 def main() -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     results: list[dict[str, Any]] = []
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for number, job in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         recipe = load_recipe(job["recipe"])
-        os.environ["MASTER_PORT"] = str(job["port"])  # a new world must not meet the one before
+        os.environ["MASTER_PORT"] = meet(Path(f"{sys.argv[1]}.port-{number}"), rank)
         if job["stop_after"] and rank == world - 1:
             arguments = (Path(str(recipe.output_dir)), job["stop_after"])
             threading.Thread(target=stop_after, args=arguments, daemon=True).start()

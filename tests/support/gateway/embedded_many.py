@@ -14,7 +14,7 @@ from modelfiles.folder.model_folder import ModelFolder
 if __name__ == "__main__":
     threads = []
     for folder, port in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        server = EmbeddedServer(ModelFolder.open(folder), "x", max_batch_size=8, dtype="auto", key="")
+        server = EmbeddedServer(ModelFolder.open(folder), "x", adapters={}, max_batch_size=8, dtype="auto", key="")
         server.uvicorn = uvicorn.Server(uvicorn.Config(server.app, port=int(port), log_level="warning"))
         threads.append(threading.Thread(target=server.uvicorn.run, daemon=True))
         threads[-1].start()

@@ -150,9 +150,11 @@ class FakeEngine:
         return stream
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """A text completion: `count` and `echo` as in a chat."""
+        """A text completion: `count`, `echo` and `fault` as in a chat."""
         body = json.loads(await request.text())
         words = body["prompt"].split()
+        if words[:1] == ["fault"]:
+            return await self._fault(request, body, words[1], words[2:])
         tokens = [f"{n} " for n in range(int(words[1]))] if words[:1] == ["count"] else [json.dumps({"body": body})]
         head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": self.name}
         usage = {"prompt_tokens": 7, "completion_tokens": len(tokens), "total_tokens": 7 + len(tokens)}

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,12 +33,12 @@ def until(what: str, check: Callable[[], Any]) -> Any:
 class Process:
     """A running command at a port of this machine."""
 
-    def __init__(self, argv: list[str], port: int, **environment: str) -> None:
+    def __init__(self, argv: list[str], port: int, cwd: Path = ROOT, **environment: str) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self.process = subprocess.Popen(
-            argv, stdout=self._log, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **environment}
+            argv, stdout=self._log, stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **environment}
         )
 
     def log(self) -> str:

@@ -10,6 +10,7 @@ from gateway.engines.spec import LMDEPLOY, EngineSpec
 from gateway.media.pixel_budget import PixelBudget
 from gateway.runtime.models import Model, Models, Replica
 from gateway.runtime.service import Service
+from gateway.scheduling.slots import Slots
 from gateway.server import bind, run
 from gateway.telemetry.metrics import Metrics
 
@@ -34,7 +35,9 @@ def main() -> None:
 
     def load(metrics: Metrics, before: Models | None) -> tuple[Config, Models]:
         engine = LocalEngine(spec, Path("/nowhere"), "fake", name="fake-0", timing=Timing(**json.loads(timing)))
-        model = Model("fake", [Replica(engine, "fake")], budget=PixelBudget(), max_waiting=256, metrics=metrics)
+        model = Model(
+            "fake", [Replica(engine, "fake")], budget=PixelBudget(), max_waiting=256, slots=Slots(metrics, "fake")
+        )
         return Config.model_validate({"models": {"fake": {"replicas": [{"folder": "/nowhere"}]}}}), Models([model])
 
     run(Service(load, Metrics()), bind("127.0.0.1", int(port)))

@@ -1,0 +1,1 @@
+"""`lensmith doctor`: what keeps a model folder from being served on this machine."""

@@ -1,0 +1,5 @@
+import sys
+
+from gateway.workers.worker import main
+
+main(int(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Base and tuned model side by side on the same picture."""

@@ -1,0 +1,1 @@
+"""Datasets of the workspace: uploads, versions, thumbnails, filters, duplicates."""

@@ -1,0 +1,1 @@
+"""Scores and answers of evaluations: the wall, significance, what goes back to the data."""

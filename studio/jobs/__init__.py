@@ -1,0 +1,1 @@
+"""Jobs: child processes that outlive the studio, with their state in files."""

@@ -1,0 +1,42 @@
+"""The studio inside a gateway, at /studio (`lensmith serve --studio DIR`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from fastapi import FastAPI
+
+from gateway.tenants.keys import KeyRing
+from studio.app import make_app
+from studio.errors import StudioError
+from studio.security.access import Access, KeyAccess, TokenAccess
+from studio.web.i18n import sentence
+
+
+def mounted_studio(folder: Path, ring: KeyRing | None, address: tuple[Any, ...]) -> FastAPI:
+    """The application for a gateway that listens at `address` (host, port) and asks for the keys of `ring`.
+
+    Without keys it lets in who has the link that is printed, and refuses where others can reach the port. Raises
+    ClickException.
+    """
+    host, port = address[:2]
+    local = str(host).startswith("127.") or host == "::1"
+    if ring is None and not local:
+        raise click.UsageError("--studio needs --keys FILE where others can reach the port.")
+    base = f"http://{f'[{host}]' if ':' in str(host) else host}:{port}/studio/"
+
+    def announce(token: str) -> None:
+        click.echo(f"lensmith: The studio, for one browser: {base}login?token={token}", err=True)
+
+    access: Access = KeyAccess(ring) if ring is not None else TokenAccess(announce)
+    try:
+        app = make_app(folder, access, None if ring is not None else ())
+    except StudioError as error:
+        raise click.ClickException(sentence("en", error)) from None
+    if isinstance(access, TokenAccess):
+        announce(access.token)
+    else:
+        click.echo(f"lensmith: The studio is at {base}", err=True)
+    return app

@@ -1,0 +1,1 @@
+"""Who may use the studio: login, sessions, cross-site requests, the Host header, response headers."""

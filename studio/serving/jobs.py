@@ -1,0 +1,54 @@
+"""The jobs of the page Serve: the export of a run, and a model's way into Ollama."""
+
+from __future__ import annotations
+
+import shutil
+
+from modelfiles.hardware.gpus import GIB
+from modelfiles.hardware.python_child import module_command
+from studio.errors import StudioError
+from studio.jobs.job import Job
+from studio.jobs.spec import JobSpec
+from studio.jobs.store import Jobs
+from studio.workspace.folder import Workspace
+from studio.workspace.names import check_name
+from studio.workspace.sources import Source
+
+EXPORT, OLLAMA = "export", "ollama"  # kinds
+SPARE = 0.05  # of the base's bytes, for what the file system needs besides
+QUANTIZATIONS = ("", "F16", "Q8_0", "Q4_K_M", "Q4_K_S")
+
+
+def export(workspace: Workspace, jobs: Jobs, source: Source, name: str) -> Job:
+    """Merge what a run trained into its base, as models/NAME. Raises StudioError, with figures for a full disk."""
+    if source.trained is None or source.recipe is None:
+        raise StudioError("serve.nothing_trained", title=source.title)
+    name = check_name(name or source.title)
+    target = workspace.path("models", name)
+    if target.exists():
+        raise StudioError("errors.exists", status=409, name=name)
+    needed = sum(path.stat().st_size for path in source.base.iterdir() if path.is_file()) * (1 + SPARE)
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise StudioError(
+            "serve.no_disk", status=507, needed=f"{needed / GIB:.1f}", free=f"{free / GIB:.1f}", folder=target.parent
+        )
+    command = [*module_command("lensmith"), "export", str(source.recipe)]
+    command += [f"model_name_or_path={source.base}", f"adapter_name_or_path={source.trained}", "eval_dataset=null"]
+    command += [f"export_dir={target}"]
+    about = {"model": name, "run": source.title}
+    return jobs.submit(JobSpec(EXPORT, name, command, workspace.folder, about=about, exclusive=f"model/{name}"))
+
+
+def install(workspace: Workspace, jobs: Jobs, source: Source, name: str, server: str, quantize: str) -> Job:
+    """Put a model folder into an Ollama and verify its answers there. Raises StudioError."""
+    if source.trained is not None:
+        raise StudioError("serve.export_first", title=source.title)
+    name = check_name(name or source.title.lower())
+    if quantize not in QUANTIZATIONS:
+        raise StudioError("errors.parameters", name="quantize")
+    command = [*module_command("lensmith"), "modelfile", "install", str(source.base), "--name", name]
+    command += ["--server", server] if server else []
+    command += ["--quantize", quantize] if quantize else []
+    about = {"model": source.title}
+    return jobs.submit(JobSpec(OLLAMA, name, command, workspace.folder, about=about, exclusive=f"ollama/{name}"))

@@ -1,0 +1,1 @@
+"""What all pages share: rendering, languages, links, events; the pages themselves are in web/pages."""

@@ -1,0 +1,1 @@
+"""The workspace folder: its layout, names, and paths that stay inside it."""

@@ -1,0 +1,54 @@
+"""A request's line in the log: readable on a terminal, JSON everywhere else (test_metrics.py)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import httpx
+
+from tests.support.gateway.processes import Process, free_port, until
+from tests.support.gateway.requests import CHAT, ask, picture
+from tests.support.paths import ROOT
+
+
+def test_a_terminal_shows_readable_lines(engine: Process) -> None:
+    ours, its = os.openpty()
+    port = free_port()
+    argv = [sys.executable, "-m", "lensmith", "serve", "--engine", engine.url, "--port", str(port)]
+    process = subprocess.Popen(argv, stderr=its, cwd=ROOT)
+    os.close(its)
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while data := os.read(ours, 4096):
+                shown.append(data)
+        except OSError:  # how a terminal ends
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until("the gateway listens", lambda: b"Listening on" in b"".join(shown))
+        content = [{"type": "text", "text": "count 3"}, {"type": "image_url", "image_url": {"url": picture()}}]
+        body = {"model": "fake", "messages": [{"role": "user", "content": content}]}
+        until("it is ready", lambda: httpx.get(url + "/ready").status_code == 200)
+        assert httpx.post(url + CHAT, json=body).status_code == 200
+        assert httpx.post(url + CHAT, json={**body, "stream": True}).status_code == 200
+        body = {"model": "fake", "messages": ask("fault status 429")}
+        assert httpx.post(url + CHAT, json=body, headers={"x-request-id": "mine-1"}).status_code == 429
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        reader.join(30)
+        os.close(ours)
+    lines = [line for line in b"".join(shown).decode().splitlines() if "/v1/chat" in line]
+    answered, streamed, refused = (re.sub(r"\d\.\d\d s", "T", line) for line in lines)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d 200 /v1/chat/completions fake, 1 image, 7 \+ 3 tokens, T", answered)
+    assert streamed.endswith("fake, 1 image, 7 + 3 tokens, first after T, T")
+    assert refused.endswith("429 /v1/chat/completions fake, T, engine_refused (mine-1)")

@@ -1,0 +1,6 @@
+"""A running studio and a signed-in browser page."""
+
+from tests.support.studio.browser import browser, page
+from tests.support.studio.server import studio_server
+
+__all__ = ["browser", "page", "studio_server"]
