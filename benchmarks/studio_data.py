@@ -53,20 +53,26 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def time_pages(client: httpx.Client, query: str) -> list[float]:
-    """Seconds of some pages of a filter, thumbnails included."""
+def busy(pid: int) -> float:
+    """Seconds for which a process has kept a processor busy: what a page costs, however busy the machine is."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def time_pages(client: httpx.Client, pid: int, query: str) -> tuple[list[float], float]:
+    """Seconds of some pages of a filter, thumbnails included, and the processor's seconds for one of them."""
     first = client.get(f"data/many?{query}").text
     numbers = [int(number) for number in re.findall(r"[?&;]page=(\d+)", first)]
     last = max(numbers, default=1)
     draw = random.Random(query)
-    seconds = []
+    seconds, begun = [], busy(pid)
     for page in [1, last, *(draw.randint(1, last) for _ in range(PAGES - 2))]:
         start = time.perf_counter()
         text = client.get(f"data/many?{query}&page={page}").text
         for source in re.findall(r'<img src="([^"]+)"', text):
             client.get(source).raise_for_status()
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return seconds, (busy(pid) - begun) / PAGES
 
 
 def upload(client: httpx.Client, pid: int, gib: float) -> tuple[float, int]:
@@ -114,14 +120,17 @@ def run(rows: int, gib: float, folder: Path) -> dict[str, Any]:
             while client.get("data/many/progress").status_code != 204:
                 time.sleep(0.2)
             imported = time.perf_counter() - start
-            times = {query or "all": time_pages(client, query) for query in QUERIES}
+            times = {query or "all": time_pages(client, studio.pid, query) for query in QUERIES}
             client.post("data", data={"source": "files", "name": "large"}).raise_for_status()
             seconds, growth = upload(client, studio.pid, gib)
             return {
                 "rows": rows,
                 "import_seconds": round(imported, 1),
-                "page_seconds_worst": {query: round(max(values), 3) for query, values in times.items()},
-                "page_seconds_median": {query: round(statistics.median(values), 3) for query, values in times.items()},
+                "page_seconds_worst": {query: round(max(values), 3) for query, (values, _) in times.items()},
+                "page_seconds_median": {
+                    query: round(statistics.median(values), 3) for query, (values, _) in times.items()
+                },
+                "page_processor_seconds": {query: round(cost, 3) for query, (_, cost) in times.items()},
                 "memory_at_start_mib": round(started / MEGABYTE),
                 "memory_after_pages_mib": round(resident(studio.pid) / MEGABYTE),
                 "upload_gib": gib,

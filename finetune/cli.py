@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from finetune.errors import FinetuneError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
 
@@ -132,6 +133,9 @@ def check(
 def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None) -> None:
     """Answer RECIPE's eval_dataset greedily and score the answers."""
     loaded = _load(recipe, overrides)
+    if loaded.stage == "dpo":
+        _evaluate_preferences(loaded, against, endpoint)
+        return
     from finetune.evaluation.evaluate import compare_runs
     from finetune.evaluation.evaluate import evaluate as run
     from finetune.evaluation.predictions import read_predictions
@@ -155,6 +159,19 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
                 f"{name:12} {values[0]:+6.2f}  (95 % interval {values[1]:+.2f} to {values[2]:+.2f}, "
                 f"p = {compared.p[name]:.4f})"
             )
+
+
+def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | None) -> None:
+    if against or endpoint:
+        raise FinetuneError("With stage: dpo, eval compares answers here: leave --against and --endpoint out.")
+    from finetune.evaluation.preferences import evaluate_preferences
+
+    result = evaluate_preferences(recipe)
+    for name, score in {"accuracy": result.accuracy, "margin": result.margin, "likelier": result.likelier}.items():
+        scale = 1 if name == "margin" else 100
+        values = [scale * value for value in (score.mean, score.low, score.high)]
+        click.echo(f"{name:12} {values[0]:6.2f}  (95 % interval {values[1]:.2f} to {values[2]:.2f})")
+    click.echo(f"{result.n} pairs: {result.pairs}")
 
 
 @click.command()

@@ -131,7 +131,14 @@ def read_rows(name: str, recipe: Recipe, digest: Any, notes: list[str]) -> Rows:
     limit = recipe.max_samples if source.num_samples is None else None
     files = []
     for file in source.files:
-        reading = Reading(source.layout, source.named, recipe.box_format, limit, recipe.preprocessing_num_workers)
+        reading = Reading(
+            source.layout,
+            source.named,
+            recipe.box_format,
+            recipe.stage == "dpo",
+            limit,
+            recipe.preprocessing_num_workers,
+        )
         files.append(read_file(file, reading, digest))
         notes += files[-1].notes
         if limit is not None and (limit := limit - len(files[-1])) <= 0:

@@ -7,11 +7,12 @@ completions, contents as texts or as lists of parts.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.data.layouts import Layout
+from finetune.data.pairs.records import split_pair
 from finetune.data.row_fields import fill_placeholders, refuse_fields
 from finetune.data.row_media import IMAGE, VIDEO, InlineMedia, Video, one_image, read_images, read_videos, resolve
 from finetune.data.turns import UNLABELLED, alpaca_turns, chat_turns, check_order, images_first, system_turn
@@ -22,7 +23,9 @@ CAPTION_PROMPT = "Describe this image."
 
 @dataclass(frozen=True)
 class Row:
-    """One chat. `messages` are a chat template's: {"role", "content": [{"type": "text" | "image" | "video", ...}]}.
+    """One chat, or a pair of chats (see make_row).
+
+    messages: a chat template's, {"role", "content": [{"type": "text" | "image" | "video", ...}]};
 
     images: a path, data URI or URL for each image part, in order; videos: one for each video part, in order; source:
     "file, row 3" for messages to the user; unlabelled: indices of the answers that are no labels.
@@ -37,7 +40,22 @@ class Row:
 
 
 def make_row(record: Any, layout: Layout, source: str) -> Row:
-    """The chat of a record. Raises FinetuneError naming the row and turn."""
+    """The chat of a record; of a pair, the chat with the better and then the worse answer as its last two messages.
+
+    Raises FinetuneError naming the row and turn.
+    """
+    if not layout.ranking:
+        return _make_chat(record, layout, source)
+    chosen, rejected = (_make_chat(answered, layout, source) for answered in split_pair(record, layout, source))
+    question = chosen.messages[:-1]
+    return replace(
+        chosen,
+        messages=[*question, chosen.messages[-1], rejected.messages[-1]],
+        unlabelled=tuple(n for n, message in enumerate(question) if message["role"] == "assistant"),
+    )
+
+
+def _make_chat(record: Any, layout: Layout, source: str) -> Row:
     if not isinstance(record, dict):
         raise FinetuneError(f"{source}: a row must be an object, not {type(record).__name__}.")
     refuse_fields(record, layout, source)

@@ -51,7 +51,7 @@ class Layout:
     """How a data file's records are to be read.
 
     media: the folder that paths of images and videos are relative to; columns, tags: names of fields by what they are;
-    box_format: the recipe's, for the boxes in `objects`.
+    box_format: the recipe's, for the boxes in `objects`; ranking: whether a record has a better and a worse answer.
     """
 
     kind: str
@@ -59,6 +59,7 @@ class Layout:
     columns: dict[str, str] = field(default_factory=lambda: dict(COLUMNS))
     tags: dict[str, str] = field(default_factory=lambda: dict(TAGS))
     box_format: str | None = None
+    ranking: bool = False
 
     def names(self, column: str) -> tuple[str, ...]:
         """The fields that hold a column: `image` stands for `images` where no other name is given."""

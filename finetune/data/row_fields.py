@@ -22,8 +22,9 @@ def refuse_fields(record: dict[str, Any], layout: Layout, source: str) -> None:
         # A recipe that names one of the answers as its response has said which it wants.
         if name not in read and not read & set(PREFERENCES) and record.get(name):
             raise FinetuneError(
-                f"{source}: {name!r} is for preference training, which is not supported; to train on the better "
-                'answers alone, set "columns": {"response": "chosen"} in dataset_info.json.'
+                f"{source}: {name!r} is for preference training: set stage: dpo, which reads 'chosen' and "
+                "'rejected'; to train on the better answers alone, set "
+                '"columns": {"response": "chosen"} in dataset_info.json.'
             )
     for name in AUDIO:
         if name not in read and record.get(name):

@@ -12,6 +12,7 @@ import yaml
 
 from finetune.data.hub import download, is_hub_id, modelscope_wanted
 from finetune.data.layouts import COLUMNS, FORMATS, OPENAI_TAGS, TAGS, Layout
+from finetune.data.pairs.records import ANSWERS
 from finetune.data.records import SUFFIXES, TEXT, read_json
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
@@ -55,7 +56,8 @@ def find_source(name: str, recipe: Recipe, split: str = "train") -> Source:
         return Source([DataFile(bare, media or bare.parent)])
     known = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").exists() else None
     if isinstance(known, dict) and name in known:
-        return _entry(known[name], folder, media, f"{folder}/dataset_info.json, {name}")
+        location = f"{folder}/dataset_info.json, {name}"
+        return _entry(known[name], folder, media, location, recipe.stage == "dpo")
     if is_hub_id(name):
         return Source(_data_files(download(name, "dataset"), split, media))
     if not isinstance(known, dict):
@@ -129,7 +131,7 @@ def _patterns(files: Any) -> Iterable[str]:
             yield from _patterns(file)
 
 
-def _entry(entry: Any, folder: Path, media: Path | None, location: str) -> Source:
+def _entry(entry: Any, folder: Path, media: Path | None, location: str, ranking: bool) -> Source:
     """An entry of dataset_info.json with LLaMA-Factory's defaults filled in."""
     if not isinstance(entry, dict):
         raise FinetuneError(f"{location}: an entry must be an object.")
@@ -137,10 +139,10 @@ def _entry(entry: Any, folder: Path, media: Path | None, location: str) -> Sourc
     unknown = entry.keys() - ENTRY
     if unknown:
         raise FinetuneError(f"{location}: the key {min(unknown)} is not supported.")
-    if entry.get("ranking"):
+    if entry.get("ranking") and not ranking:
         raise FinetuneError(
-            f"{location}: the key ranking is not supported: it is for preference training; for supervised training "
-            'on the better answers set "columns": {"response": "chosen"}.'
+            f"{location}: the key ranking is for preference training: set stage: dpo; for supervised training "
+            'on the better answers set "columns": {"response": "chosen"} and ranking to false.'
         )
     if not all(isinstance(entry.get(key, ""), str) for key in TEXTS):
         raise FinetuneError(f"{location}: file_name, hf_hub_url, ms_hub_url and split are texts.")
@@ -153,7 +155,8 @@ def _entry(entry: Any, folder: Path, media: Path | None, location: str) -> Sourc
     default_columns = COLUMNS | ({"messages": "messages"} if kind == "openai" else {})
     default_tags = OPENAI_TAGS if kind == "openai" else TAGS
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
-    for given, known, what in ((columns, COLUMNS, "columns"), (tags, TAGS, "tags")):
+    allowed = COLUMNS | (dict(zip(ANSWERS, ANSWERS, strict=True)) if ranking else {})
+    for given, known, what in ((columns, allowed, "columns"), (tags, TAGS, "tags")):
         if not isinstance(given, dict) or not given.keys() <= known.keys():
             raise FinetuneError(f"{location}: {what} may have {', '.join(known)}; not {given!r}.")
     files = _entry_files(entry, folder, media, location)

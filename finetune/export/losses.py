@@ -16,7 +16,7 @@ from finetune.model.trained import load_trained
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import load_training_data
 from finetune.training.parallel import World
-from finetune.training.validation import validation_loss
+from finetune.training.validation import validate
 
 
 def merge_losses(recipe: Recipe, trained_by: Recipe, merged: Path, merge_base: str) -> dict[str, float]:
@@ -50,6 +50,7 @@ def _dataset_loss(recipe: Recipe, adapter: str | None) -> float:
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast:
         size = recipe.per_device_eval_batch_size
-        loss = validation_loss(family.loss(base, 0.0), data.rows, feed, size, World())
+        module = family.loss(base, 0.0)
+        loss, _ = validate(module, module, data.rows, feed, size, World())
     feed.close()
     return loss

@@ -61,7 +61,8 @@ def merge(recipe: Recipe, console: Console | None = None, merge_base: str = ORIG
             if delta_norm == 0:
                 raise FinetuneError(f"The adapter {adapter} changes nothing: every delta is zero. Was it trained?")
             losses = None
-            if recipe.eval_dataset and trained_by is not None and trained_by.quantization_bit == 4:
+            supervised = trained_by is not None and trained_by.stage == "sft"  # other losses compare with the base
+            if recipe.eval_dataset and trained_by is not None and supervised and trained_by.quantization_bit == 4:
                 losses = merge_losses(recipe, trained_by, partial, merge_base)
             provenance = make_provenance(folder, adapter, len(changes), delta_norm, weight_norm)
             provenance |= {"merge_base": merge_base, "validation_loss": losses}

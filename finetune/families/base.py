@@ -63,7 +63,8 @@ class Family(Protocol):
         """
 
     def loss(self, base: Any, noise: float) -> Any:
-        """A module whose `forward(batch, images)` is the summed float32 cross entropy of a batch's label tokens.
+        """A module whose `forward(batch, images)` is a batch's summed float32 loss, of its label tokens or its pairs.
 
-        noise: NEFTune's alpha, added while its attribute `noisy` is true.
+        noise: NEFTune's alpha, added while its attribute `noisy` is true. Its `measured` are sums over the last batch
+        of what else it knows, its `parts(batch)` what the loss is a sum over.
         """

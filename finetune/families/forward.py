@@ -65,6 +65,11 @@ class LabelLoss(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, base: Any, noise: float = 0.0) -> None:
         super().__init__()
         self.base, self.noise, self.noisy = base, noise, True
+        self.measured: list[float] = []
+
+    def parts(self, batch: Batch) -> int:
+        """The label tokens."""
+        return len(batch.labels)
 
     def forward(self, batch: Batch, images: Any | None) -> Any:
         """images: the features of the batch's images, or their (pixels, grids) if the vision tower is trained."""

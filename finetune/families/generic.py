@@ -61,6 +61,11 @@ class ProcessedLoss(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, base: Any) -> None:
         super().__init__()
         self.base, self.noisy = base, False
+        self.measured: list[float] = []
+
+    def parts(self, batch: Batch) -> int:
+        """The label tokens."""
+        return len(batch.labels)
 
     def forward(self, batch: Batch, inputs: dict[str, Any]) -> Any:
         """inputs: what the processor made of the batch."""

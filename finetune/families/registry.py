@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune.encoding.encoder import Encoder
 from finetune.families.base import Family
 from finetune.model.supported import QWEN_VL
@@ -18,6 +20,15 @@ def family_of(folder: ModelFolder) -> Family:
     from finetune.families.generic import OtherVL
 
     return OtherVL()
+
+
+def training_family(model: Any, folder: ModelFolder, recipe: Recipe) -> Family:
+    """The code that trains `model`, as it is before training, in the recipe's stage."""
+    if recipe.stage == "sft":
+        return family_of(folder)
+    from finetune.families.preference import QwenPairs, reference_for
+
+    return QwenPairs(recipe, reference_for(model, recipe))
 
 
 def open_encoder(folder: ModelFolder, recipe: Recipe) -> Encoder:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.families.preference import keeps_reference
 from finetune.memory.cards import Card
 from finetune.memory.heaviest_load import MicroBatchLoad
 from finetune.memory.model_states import model_state_bytes
@@ -48,6 +49,8 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Ca
     query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
     four_bit, lora = recipe.quantization_bit == 4, recipe.finetuning_type == "lora"
     model_states = model_state_bytes(folder, recipe)
+    if keeps_reference(recipe):
+        model_states["reference"] = model_states["trained parameters"]
 
     # Bytes a token that autograd keeps of one decoder layer: 16-bit tensors are 2, float32 ones 4, a dropout mask 1.
     norms = 4 * 2 * hidden + (4 * (query + key) if folder.model_type == "qwen3_vl" else 0)

@@ -10,13 +10,17 @@ import numpy as np
 
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoded_rows import labels_of, lengths_of, media_of
+from finetune.families.preference import split_pair
 from finetune.media.bank import ImageBank
 from finetune.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
 class MicroBatchLoad:
-    """Heaviest micro-batch: rows, tokens (padded), label tokens, images' and videos' tokens, patches for the tower."""
+    """Heaviest micro-batch: rows, tokens (padded), label tokens, images' and videos' tokens, patches for the tower.
+
+    A pair of answers is two rows, whose images go through the tower once.
+    """
 
     rows: int
     tokens: int
@@ -36,6 +40,8 @@ def heaviest_load(
 
     max_pixels, frame_max_pixels: pixels that an image and a video's frame may have.
     """
+    if recipe.stage == "dpo":
+        return _of_pairs(rows, recipe.model_copy(update={"stage": "sft"}), bank, max_pixels, frame_max_pixels)
     limits = bank.limits
     grids = [bank.resized(index, max_pixels, frame_max_pixels) for index in range(len(bank.grids))]
     saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
@@ -51,4 +57,18 @@ def heaviest_load(
         labels=int(np.sort(labels_of(rows))[-size:].sum()),
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
         patches=sum(prod(grids[image]) for image in set(images)),
+    )
+
+
+def _of_pairs(
+    rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, max_pixels: int | None, frame_max_pixels: int | None
+) -> MicroBatchLoad:
+    longer = [max(split_pair(row), key=len) for row in rows]
+    load = heaviest_load(longer, recipe, bank, max_pixels, frame_max_pixels)
+    return MicroBatchLoad(
+        rows=2 * load.rows,
+        tokens=2 * load.tokens,
+        labels=heaviest_load(rows, recipe, bank).labels,
+        image_tokens=2 * load.image_tokens,
+        patches=load.patches,
     )

@@ -13,6 +13,7 @@ from modelfiles.folder.model_folder import ModelFolder
 QWEN_VL = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 # What another family's recipe must not ask for, by key: the values it may have, and what would be needed.
 ONLY = {
+    "stage": (("sft",), "only the Qwen-VL families learn from preferences; set stage: sft"),
     "finetuning_type": (("lora",), "only adapters have been proven there; set finetuning_type: lora"),
     "freeze_language_model": ((False,), "adapters go into its language model"),
     "freeze_vision_tower": ((True,), "its vision tower is not trained"),

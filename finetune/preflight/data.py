@@ -16,7 +16,7 @@ from finetune.encoding.proof import prove_encoding
 from finetune.families.base import Reader
 from finetune.media.bank import Bank, ImageBank
 from finetune.preflight.box_drawings import describe_boxes
-from finetune.preflight.preview import histogram, preview
+from finetune.preflight.preview import describe_pairs, histogram, preview
 from finetune.preflight.report import Report
 from finetune.preflight.rows import broken_rows, describe_broken, describe_rows, say_nothing_is_left
 from finetune.recipe.schema import Recipe
@@ -75,7 +75,10 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
         kept, validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
         seen = "image or video" if bank.clips else "image"
         report.say(f"{len(validation):,} rows are held out, no {seen} of theirs is trained on")
-    report.say("Labels, what is learnt, are [green]green[/]:")
+    if kept and recipe.stage == "dpo":
+        describe_pairs(kept, report)
+    learnt = "what is learnt" if recipe.stage == "sft" else "the chosen and then the rejected answer"
+    report.say(f"Labels, {learnt}, are [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
         report.say(preview(row, reader.encoder, reader.processor.tokenizer))
     report.say(

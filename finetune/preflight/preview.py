@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoder import Encoder
+from finetune.families.preference import split_pair
+from finetune.preflight.report import Report
 
 BARS = 10
 WIDTH = 40  # characters of the longest bar
@@ -63,3 +66,23 @@ def preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:
         text += f"[green]{piece}[/]" if kind == 1 else piece
         start = end
     return f"[bold]{escape(row.source)}[/]\n{text.rstrip()}\n"
+
+
+def describe_pairs(rows: Sequence[Encoded], report: Report) -> None:
+    """Prints how long chosen and rejected answers are, and warns where pairs teach nothing or mostly length."""
+    pairs = [split_pair(row) for row in rows]
+    tokens = np.array([[int(chat.labelled.sum()) for chat in pair] for pair in pairs])
+    chosen, rejected = tokens.mean(axis=0)
+    report.say(
+        f"{len(pairs):,} pairs; chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f}"
+    )
+    same = [one.source for one, other in pairs if np.array_equal(one.ids, other.ids)]
+    if same:
+        report.warn(f"{len(same):,} pairs have the same answer twice, which teaches nothing: {same[0]}.")
+    longer = float((tokens[:, 0] > tokens[:, 1]).mean())
+    if len(pairs) >= 20 and longer > 0.8:
+        report.warn(
+            f"the chosen answer is the longer one in {longer:.0%} of the pairs, so longer answers will be learnt; "
+            "pref_loss: simpo goes by the mean of each answer's tokens."
+        )
+    report.figures["pairs"] = {"pairs": len(pairs), "chosen_tokens": chosen, "rejected_tokens": rejected}

@@ -10,7 +10,8 @@ from finetune.recipe.schema import Recipe
 
 # What to use instead of values that other trainers know.
 INSTEAD = {
-    "stage": "supervised fine-tuning is what there is; another trainer does preferences and pre-training",
+    "stage": "another trainer does pre-training, reward models, KTO and PPO",
+    "pref_loss": "the other losses are not supported",
     "finetuning_type": "OFT adapters are not supported",
     "quantization_bit": "4 bits (NF4) are what QLoRA trains on; unset it for 16 bits",
     "flash_attn": "PyTorch's own attention is as quick for these models and needs no package",

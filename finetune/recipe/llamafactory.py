@@ -36,7 +36,8 @@ SAME: dict[str, list[Any]] = {
     "metric_for_best_model": ["loss", "eval_loss"],
     "train_sampling_strategy": ["group_by_length"],  # group_by_length decides
 }
-PREFERENCES = "this learns from answers, not from preferences: use stage: sft, or another trainer for DPO, KTO and PPO"
+PREFERENCES = "stage: dpo learns from preferences with pref_loss: sigmoid, ipo, orpo or simpo; others are not supported"
+REFERENCE = "the reference is the model itself without its adapters, or with those of adapter_name_or_path"
 OPTIMIZER = "use optim: adamw_torch, or paged_adamw_8bit for less memory"
 QUANTISATION = "use quantization_bit: 4 (NF4) for training; a merged model is quantised by the server's own tools"
 SERVING = "answers come from transformers, or with `lensmith eval --endpoint URL` from any server"
@@ -48,8 +49,8 @@ RUNS = "set the project's own environment variables (such as WANDB_PROJECT or SW
 DTYPE = "set fp16: true or bf16: true, or neither to have it chosen by the GPU"
 # What to do instead, by key, or by how keys begin (`galore_*`).
 ADVICE: dict[str, str] = {
-    **dict.fromkeys(("pref_*", "ref_model*", "reward_model*", "ppo_*", "kto_*", "simpo_*", "dpo_*", "ld_alpha"),
-                    PREFERENCES),
+    **dict.fromkeys(("pref_*", "reward_model*", "ppo_*", "kto_*", "ld_alpha"), PREFERENCES),
+    "ref_model*": REFERENCE,
     **dict.fromkeys(("use_galore", "galore_*", "use_apollo", "apollo_*", "use_badam", "badam_*", "use_adam_mini",
                      "use_muon", "adafactor", "optim_args", "optim_target_modules"), OPTIMIZER),
     **dict.fromkeys(("export_quantization_*", "quantization_device_map", "fp8*"), QUANTISATION),

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.errors import FinetuneError
+from finetune.recipe.contradictions import refuse_contradictions
 from finetune.recipe.values import joined, known_servers, number_in_text, old_quantizer, same_optimizer, yaml_no
 
 
@@ -29,7 +30,9 @@ class Recipe(BaseModel):
     finetuning_type: Literal["lora", "freeze", "full"] = Field(
         "lora", description="What is trained: `lora`, small adapters; `freeze`, the last layers; `full`, all weights."
     )
-    stage: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    stage: Literal["sft", "dpo"] = Field(
+        "sft", description="`sft`: learn answers; `dpo`: learn to prefer chosen answers to rejected ones."
+    )
     quantization_bit: Literal[4] | None = Field(None, description="4 for QLoRA: NF4 weights of the language model.")
     quantization_method: Literal["bnb"] = Field("bnb", description="Who quantises: bitsandbytes.")
     quantization_type: Literal["nf4"] = Field("nf4", description="The 4-bit data type (arXiv:2305.14314).")
@@ -68,6 +71,19 @@ class Recipe(BaseModel):
         None, gt=0, description="LoRA+: B matrices learn this many times faster than A (arXiv:2402.12354)."
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
+
+    # Preferences
+    pref_loss: Literal["sigmoid", "ipo", "orpo", "simpo"] = Field(
+        "sigmoid",
+        description="With `dpo`: `sigmoid` is DPO's (arXiv:2305.18290), `ipo` (arXiv:2310.12036); without a reference "
+        "model, `orpo` (arXiv:2403.07691) and `simpo` (arXiv:2405.14734).",
+    )
+    pref_beta: float = Field(0.1, gt=0, description="How closely to stay with the reference; scale of the rewards.")
+    pref_ftx: float = Field(0.0, ge=0, description="Share of the chosen answers' own loss a token, added.")
+    dpo_label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="With `sigmoid`: share of the pairs that may be the wrong way round."
+    )
+    simpo_gamma: float = Field(0.5, ge=0, description="With `simpo`: by how much the chosen answer is to be better.")
 
     # Data
     dataset: str | None = Field(
@@ -227,34 +243,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        if self.fp16 and self.bf16:
-            raise ValueError("fp16 and bf16 are both true; set one of them, or neither")
-        if self.video_max_pixels and self.video_min_pixels and self.video_min_pixels > self.video_max_pixels:
-            raise ValueError("video_min_pixels is more than video_max_pixels")
-        if self.val_size and self.eval_dataset:
-            raise ValueError("val_size and eval_dataset are both set; validate on one of them")
-        if self.val_size >= 1 and self.val_size != int(self.val_size):
-            raise ValueError(f"val_size {self.val_size} is neither a share below 1 nor a number of rows")
-        if self.interleave_probs is not None:
-            shares = self.interleave_shares
-            if self.mix_strategy == "concat":
-                raise ValueError("interleave_probs needs mix_strategy: interleave_under or interleave_over")
-            if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-                raise ValueError(f"interleave_probs {self.interleave_probs!r} are not positive shares that sum to 1")
-        if self.finetuning_type != "lora":
-            for key in ("quantization_bit", "use_dora", "use_rslora", "loraplus_lr_ratio", "additional_target"):
-                if getattr(self, key):
-                    raise ValueError(f"{key} goes with finetuning_type: lora, not with {self.finetuning_type}")
-        if self.fsdp and self.quantization_bit:
-            raise ValueError("fsdp cannot share out 4-bit weights; unset fsdp or quantization_bit")
-        if self.freeze_language_model and self.freeze_vision_tower and self.freeze_multi_modal_projector:
-            raise ValueError("language model, vision tower and projector are all frozen; nothing would be trained")
-        validates = self.val_size or self.eval_dataset
-        for key in ("load_best_model_at_end", "early_stopping_steps"):
-            if getattr(self, key) and self.eval_strategy == "no":
-                raise ValueError(f"{key} needs eval_strategy: steps or epoch")
-        if self.eval_strategy != "no" and not validates:
-            raise ValueError(f"eval_strategy {self.eval_strategy} needs val_size or eval_dataset")
+        refuse_contradictions(self)
         return self
 
     @property
@@ -266,6 +255,11 @@ class Recipe(BaseModel):
     def alpha(self) -> int:
         """lora_alpha, or its default."""
         return self.lora_alpha if self.lora_alpha is not None else 2 * self.lora_rank
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss of preferences compares with the model as it was before training."""
+        return self.pref_loss in ("sigmoid", "ipo")
 
     @property
     def interleave_shares(self) -> list[float] | None:

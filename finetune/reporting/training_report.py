@@ -14,10 +14,11 @@ from finetune.reporting.sample import Sample
 
 def write_training_report(folder: Path, recipe: Recipe, result: dict[str, Any], samples: Sequence[Sample] = ()) -> Path:
     """report.html of a finished run: its curve, answers before and after, results, and its recipe's own keys."""
-    plot = folder / "training_loss.png"
     curve = ""
-    if plot.is_file():
-        curve = f'<h2>Loss</h2><img alt="Loss by step" src="{data_uri(plot.read_bytes(), "image/png")}">'
+    for what in ("Loss", "Rewards"):
+        plot = folder / f"training_{what.lower()}.png"
+        if plot.is_file():
+            curve += f'<h2>{what}</h2><img alt="{what} by step" src="{data_uri(plot.read_bytes(), "image/png")}">'
     chosen = recipe.model_dump(exclude_defaults=True)
     rows = "".join(
         f"<tr><td>{''.join(map(thumbnail, sample.images))}</td><td>{escape(sample.question)}</td>"

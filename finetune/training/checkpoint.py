@@ -31,6 +31,7 @@ FREE_KEYS = {
     "disable_gradient_checkpointing", "model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir",
     "media_dir", "max_steps", "num_train_epochs", "preprocessing_num_workers",
 } | {name for name, field in Recipe.model_fields.items() if str(field.description).startswith("No effect")}  # fmt: skip
+PREFERENCE_KEYS = {"pref_loss", "pref_beta", "pref_ftx", "dpo_label_smoothing", "simpo_gamma"}
 VIDEO_KEYS = {"video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"}
 
 
@@ -41,6 +42,8 @@ class ForeignCheckpoint(FinetuneError):
 def fingerprint(recipe: Recipe, data: TrainingData, processes: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: the recipe's keys that matter, and hashes of its inputs."""
     free = FREE_KEYS if data.bank.clips else FREE_KEYS | VIDEO_KEYS
+    if recipe.stage == "sft":
+        free = free | PREFERENCE_KEYS
     keys = {key: value for key, value in recipe.model_dump().items() if key not in free}
     inputs = {"base model": data.folder.fingerprint(), "data": data.digest, "processes": processes}
     if recipe.adapter_name_or_path:

@@ -20,7 +20,7 @@ from rich.console import Console
 from finetune.errors import FinetuneError
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
-from finetune.reporting.plots import plot_loss
+from finetune.reporting.plots import plot_loss, plot_rewards
 from finetune.reporting.progress import progress_bar
 from finetune.reporting.runlog import RunLog, clock
 from finetune.reporting.training_report import write_training_report
@@ -31,7 +31,7 @@ from finetune.training.optim import learning_rate
 from finetune.training.order import Window, step_windows
 from finetune.training.outputs import check_output, environment, open_output
 from finetune.training.parallel import AgreedError, World, processes, stop_on_signals
-from finetune.training.state import TrainResult
+from finetune.training.state import TrainResult, reward_figures
 from finetune.training.trainer import Trainer
 
 __all__ = ["TrainResult", "train"]
@@ -161,6 +161,8 @@ class TrainingLoop:
             )
         if (state.step % self.recipe.logging_steps == 0 or state.step == total) and state.recent:
             state.loss, state.recent = sum(state.recent) / len(state.recent), []
+            state.rewards = [sum(values) / len(values) for values in zip(*state.recent_rewards, strict=True)]
+            state.recent_rewards = []
             if self.log:
                 self.log.write(self._record(lr, norm, self.now - self.stepping))
 
@@ -178,7 +180,7 @@ class TrainingLoop:
             "samples_per_second": round(self.samples / max(1e-9, elapsed), 2),
             "throughput": round(self.tokens / max(1e-9, elapsed), 2),
             "elapsed_time": clock(elapsed),
-        }
+        } | reward_figures(state.rewards)
         if self.trainer.device.type == "cuda":
             record["vram_reserved"] = round(torch.cuda.max_memory_reserved(self.trainer.device) / 2**30, 2)
         return record
@@ -191,7 +193,7 @@ class TrainingLoop:
         self.trainer.validate()
         if self.log:
             steps = {"current_steps": state.step, "total_steps": self.trainer.total}
-            self.log.write(steps | {"eval_loss": state.eval_loss})
+            self.log.write(steps | {"eval_loss": state.eval_loss} | reward_figures(state.eval_rewards, "eval_"))
 
     def _validation_is_due(self) -> bool:
         recipe, step = self.recipe, self.state.step
@@ -251,12 +253,15 @@ class TrainingLoop:
     def _show(self, result: TrainResult, samples: Any = ()) -> None:
         """The curve and the page."""
         if self.recipe.plot_loss:
-            plot_loss(self.output, f"{self.data.folder.name}: {self.recipe.dataset}")
+            title = f"{self.data.folder.name}: {self.recipe.dataset}"
+            plot_loss(self.output, title)
+            plot_rewards(self.output, title)
         write_training_report(self.output, self.recipe, asdict(result), samples)
 
     def _result(self, interrupted: int | None) -> TrainResult:
         state, trainer = self.state, self.trainer
         best = self.recipe.load_best_model_at_end and state.best_step
+        rewards = reward_figures(state.eval_rewards or state.rewards)
         peak = None
         if trainer.device.type == "cuda":
             peak = max(self.world.gather(torch.cuda.max_memory_reserved(trainer.device) / 2**30))
@@ -280,4 +285,6 @@ class TrainingLoop:
             skipped_steps=state.skipped,
             peak_memory_gib=peak,
             interrupted=interrupted,
+            preference_accuracy=rewards.get("rewards/accuracies"),
+            reward_margin=rewards.get("rewards/margins"),
         )

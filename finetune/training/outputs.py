@@ -19,7 +19,7 @@ from modelfiles.folder.atomic_write import PARTIAL
 from modelfiles.folder.model_folder import ModelFolder
 
 FINAL_FILES = (ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS, "train_results.json")  # of a run that has ended
-LOGS = ("trainer_log.jsonl", SAMPLE_LOG, "report.html", "training_loss.png")
+LOGS = ("trainer_log.jsonl", SAMPLE_LOG, "report.html", "training_loss.png", "training_rewards.png")
 OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", BEST}
 
 

@@ -11,6 +11,7 @@ import torch
 
 from finetune.encoding.encoded import Encoded
 from finetune.families.base import Feed
+from finetune.families.preference import chosen_chat
 from finetune.model.base import dropout, keep_activations
 from finetune.model.changes import base_tensor
 from finetune.model.tensors import read_tensor
@@ -22,15 +23,17 @@ MAX_ANSWER_TOKENS = 64  # tokens of an answer
 
 
 def answer_samples(
-    model: Any, base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, max_new_tokens: int, size: int
-) -> list[Sample]:
+    model: Any, base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, max_new_tokens: int, size: int,
+    pairs: bool = False,
+) -> list[Sample]:  # fmt: skip
     """Answers some validation rows (training rows if there are none), at most `max_new_tokens` tokens long.
 
     To be called when nothing more is to be trained or saved: the model is left as it was before training.
     model: as trained; base: the *ForConditionalGeneration module in it; feed: those rows'; size: rows answered at
-    once, no more than training held, so that the memory suffices.
+    once, no more than training held, so that the memory suffices; pairs: whether rows are pairs, of which the chosen
+    answer is shown as the label.
     """
-    parts = [last_answer(row) for row in _spread(data.validation or data.rows, SHOWN)]
+    parts = [last_answer(row, pairs) for row in _spread(data.validation or data.rows, SHOWN)]
     keep_activations(base)  # checkpointing would drop the key-value cache
     dropout(model, False)
     after = _answers(
@@ -54,13 +57,14 @@ def answer_samples(
 
 
 def current_answers(
-    base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, max_new_tokens: int, size: int, rows: int
-) -> list[dict[str, Any]]:
+    base: Any, data: TrainingData, feed: Feed, dtype: torch.dtype, max_new_tokens: int, size: int, rows: int,
+    pairs: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     """What the model answers now to some validation rows: images (paths), question, label and answer of each.
 
     To be called with dropout off and activation checkpointing off. Arguments as of `answer_samples`.
     """
-    parts = [last_answer(row) for row in _spread(data.validation, rows)]
+    parts = [last_answer(row, pairs) for row in _spread(data.validation, rows)]
     answers = _answers(
         base, data, feed, [prompt for prompt, _ in parts], dtype, min(max_new_tokens, MAX_ANSWER_TOKENS), size
     )
@@ -81,8 +85,9 @@ def _spread(rows: Sequence[Encoded], n: int) -> list[Encoded]:
     return [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(n, len(rows)))]
 
 
-def last_answer(row: Encoded) -> tuple[Encoded, Any]:
-    """A chat up to its last answer, and the ids of that answer."""
+def last_answer(row: Encoded, pairs: bool) -> tuple[Encoded, Any]:
+    """A chat, or that with a pair's chosen answer, up to its last answer, and the ids of that answer."""
+    row = chosen_chat(row) if pairs else row
     return row.until(row.last_answer), row.ids[row.last_answer :]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from finetune.families.preference import MEASURED
 
 
 @dataclass
@@ -12,7 +15,8 @@ class State:
 
     step: optimiser steps done; skipped: those without a finite gradient; recent: losses since the last log line; loss:
     their mean at the last log line; eval_loss, best_loss, best_step: of validations; stale: validations since the best
-    one; validated_step: the step of the last validation.
+    one; validated_step: the step of the last validation; recent_rewards, rewards, eval_rewards: with stage
+    dpo, what preference.MEASURED names: since the last log line, at it, and of the last validation.
     """
 
     step: int = 0
@@ -24,6 +28,9 @@ class State:
     best_step: int = 0
     stale: int = 0
     validated_step: int = -1
+    recent_rewards: list[list[float]] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    eval_rewards: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,9 @@ class TrainResult:
     steps; eval_loss: of the weights that were kept, or None without validation rows; best_step: the step it is from;
     broken_rows: left out by bad_rows: skip; broken: the first of them and what is wrong;
     skipped_steps: steps without a finite gradient; peak_memory_gib: reserved on the fullest GPU, or None; interrupted:
-    the signal that ended the run early.
+    the signal that ended the run early; preference_accuracy, reward_margin: with stage dpo, of the last validation, or
+    without one of the last logged steps: the share of pairs whose chosen answer has the higher reward, and the mean
+    difference of their rewards.
     """
 
     output_dir: str
@@ -58,3 +67,14 @@ class TrainResult:
     skipped_steps: int
     peak_memory_gib: float | None
     interrupted: int | None
+    preference_accuracy: float | None = None
+    reward_margin: float | None = None
+
+
+def reward_figures(measured: Sequence[float], prefix: str = "") -> dict[str, float]:
+    """The means of preference.MEASURED and their margin, by the names that TRL logs; {} without any."""
+    if not measured:
+        return {}
+    figures = dict(zip(MEASURED, measured, strict=True))
+    figures["rewards/margins"] = figures["rewards/chosen"] - figures["rewards/rejected"]
+    return {prefix + name: round(value, 6) for name, value in figures.items()}

@@ -16,7 +16,7 @@ from rich.console import Console
 from finetune.encoding.encoded_rows import lengths_of, media_of
 from finetune.errors import FinetuneError
 from finetune.families.base import Feed
-from finetune.families.registry import family_of
+from finetune.families.registry import training_family
 from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, keep_activations, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
@@ -33,7 +33,7 @@ from finetune.training.order import Window, epoch_batches
 from finetune.training.parallel import World, distribute, no_sync
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
-from finetune.training.validation import validation_loss
+from finetune.training.validation import validate
 
 
 class Trainer:
@@ -63,6 +63,7 @@ class Trainer:
             start = None
         self.model = make_trainable(self.base, recipe, start)
         refuse_unmergeable(self.model, data.folder)
+        self.family = training_family(self.model, data.folder, recipe)
         self.identity = checkpoints.fingerprint(recipe, data, world.size)
         saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
         if resume is not None:
@@ -78,7 +79,7 @@ class Trainer:
             + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
             highlight=False,
         )
-        self.loss = family_of(data.folder).loss(self.base, recipe.neftune_noise_alpha or 0.0)
+        self.loss = self.family.loss(self.base, recipe.neftune_noise_alpha or 0.0)
         unseen = not all(media_of(data.rows))
         self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -111,21 +112,22 @@ class Trainer:
         used = [image for batch in [*mine, *others] for row in batch for image in media[row]]
         held_out = [image for images in media_of(data.validation) for image in images]
         reused = self.total > self.steps_per_epoch
-        feed = family_of(data.folder).feed
+        feed = self.family.feed
         return (
             feed(self.base, data, used, reused, world.local_size),
             feed(self.base, data, held_out, True, world.local_size),
         )
 
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
-        """One optimiser step: (loss a label token, gradient norm before clipping), of all processes together.
+        """One optimiser step: (loss a label token or pair, gradient norm before clipping), of all processes together.
 
         The images of the micro-batch after this one, at last of the `following` window, are decoded meanwhile. Raises
         FinetuneError, in all processes, if a micro-batch cannot be made.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
-        loss = 0.0
+        loss, measured = 0.0, torch.zeros(len(self.loss.measured), dtype=torch.float64)
+        parts = window.labels if self.recipe.stage == "sft" else window.samples
         for n, rows in enumerate(window.mine):
             self.feed.prefetch(rows)  # first in line, if nothing fetched it before
             if n + 1 < len(window.mine):
@@ -134,14 +136,16 @@ class Trainer:
                 self.feed.prefetch(following.mine[0])
             batch, images = self.world.agree(functools.partial(self.feed.batch, rows))
             last = n + 1 == len(window.mine)
-            share = 0.0 if last and window.idle else 1.0 / window.labels
+            share = 0.0 if last and window.idle else 1.0 / parts
             with no_sync(self.parallel, last):
                 with self.autocast:
                     loss_sum = self.parallel(batch, images)
                 # DDP and FSDP take the mean over the processes where the sum is wanted.
                 self.scaler.scale(loss_sum * (share * self.world.size)).backward()
             loss += loss_sum.item() * share
-        (loss,) = self.world.sum(loss)
+            if share:
+                measured += torch.tensor(self.loss.measured, dtype=torch.float64) * share
+        loss, *figures = self.world.sum(loss, *measured.tolist())
         self.scaler.unscale_(self.optimizer)
         total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)
         norm = gather_full(total_norm).item()
@@ -150,6 +154,8 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.updating = False
             self.state.recent.append(loss)
+            if self.recipe.stage == "dpo":
+                self.state.recent_rewards.append(figures)
         else:
             self.state.skipped += 1
         self.scaler.update()
@@ -169,7 +175,9 @@ class Trainer:
         dropout(self.model, False)
         self.loss.noisy = False
         with self.autocast:
-            state.eval_loss = validation_loss(self.parallel, self.data.validation, self.held_out_feed, size, self.world)
+            state.eval_loss, state.eval_rewards = validate(
+                self.parallel, self.loss, self.data.validation, self.held_out_feed, size, self.world
+            )
         self.loss.noisy = True
         dropout(self.model, True)
         state.validated_step = state.step
@@ -193,7 +201,8 @@ class Trainer:
             keep_activations(self.base)
         try:
             size, feed = recipe.per_device_train_batch_size, self.held_out_feed
-            answers = current_answers(self.base, self.data, feed, self.dtype, recipe.max_new_tokens, size, rows)
+            pairs = recipe.stage == "dpo"
+            answers = current_answers(self.base, self.data, feed, self.dtype, recipe.max_new_tokens, size, rows, pairs)
             log_samples(self.output / SAMPLE_LOG, self.state.step, answers)
         except torch.OutOfMemoryError:
             self.console.print("[yellow]Warning:[/] no GPU memory is left for sample_answers.")
@@ -253,7 +262,8 @@ class Trainer:
         try:
             feed = self.held_out_feed if self.data.validation else self.feed
             max_new_tokens, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
-            return answer_samples(self.model, self.base, self.data, feed, self.dtype, max_new_tokens, size)
+            pairs = self.recipe.stage == "dpo"
+            return answer_samples(self.model, self.base, self.data, feed, self.dtype, max_new_tokens, size, pairs)
         except torch.OutOfMemoryError:
             return []
 

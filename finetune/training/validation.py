@@ -12,20 +12,24 @@ from finetune.families.base import Feed
 from finetune.training.parallel import World
 
 
-def validation_loss(loss: Any, rows: Sequence[Encoded], feed: Feed, size: int, world: World) -> float:
-    """The loss a label token over `rows`, `size` at a time, each process taking its share.
+def validate(
+    parallel: Any, loss: Any, rows: Sequence[Encoded], feed: Feed, size: int, world: World
+) -> tuple[float, list[float]]:
+    """The loss a label token, or a pair, over `rows`, and the means of what else is measured.
 
-    loss: the module that computes a batch's summed loss. To be called under autocast, with dropout off.
+    The rows go `size` at a time, each process taking its share. loss: the module that computes a batch's summed loss;
+    parallel: the same as DDP or FSDP have wrapped it. To be called under autocast, with dropout off.
     """
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    summed, labels = 0.0, 0
+    summed, parts, measured = 0.0, 0, [0.0] * len(loss.measured)
     with torch.no_grad():
         for first in range(0, len(batches), world.size):
             mine = first + world.rank
             # FSDP needs every process in every forward pass, so one without a batch repeats the first.
             batch, images = feed.batch(batches[mine if mine < len(batches) else 0])
-            value = loss(batch, images).item()
+            value = parallel(batch, images).item()
             if mine < len(batches):
-                summed, labels = summed + value, labels + len(batch.labels)
-    summed, counted = world.sum(summed, labels)
-    return summed / counted
+                summed, parts = summed + value, parts + loss.parts(batch)
+                measured = [total + one for total, one in zip(measured, loss.measured, strict=True)]
+    summed, counted, *measured = world.sum(summed, parts, *measured)
+    return summed / counted, [total / counted for total in measured]

@@ -39,6 +39,7 @@ class EngineRequest:
     model: str
     stream: bool = False
     include_usage: bool = False  # the client asked for it
+    usage_everywhere: bool = False  # and for it in every chunk, which is vLLM's addition
     n: int = 1
     images: list[ImagePart] = field(default_factory=list)
     stops: Stops | None = None  # what the gateway cuts, because the engine doesn't
@@ -85,6 +86,7 @@ def engine_request(
         request.model,
         stream=request.streams,
         include_usage=request.wants_usage,
+        usage_everywhere=request.stream_options is not None and request.stream_options.continuous_usage_stats is True,
         n=n,
         images=images or [],
         stops=cut_stops(body, n, spec),

@@ -55,6 +55,7 @@ Stop = Annotated[
 
 class StreamOptions(RequestModel):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(None, description="vLLM's: the usage in every chunk.")
 
 
 class FunctionName(RequestModel):

@@ -109,13 +109,15 @@ class Handover:
     async def _stream(
         self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, assignment: Assignment
     ) -> None:
-        if response.content_type != "text/event-stream":
+        # Of other types than these it may be a stream all the same; some servers call every one text or bytes.
+        if response.content_type in ("application/json", "text/html"):
             read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
             raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
         call, send = self._call, self._send
         writer = call.translation.writer if call.translation is not None else None
         include_usage = self._request.include_usage or writer is not None
-        relay = Relay(include_usage, self._request.stops, log_probs, self._normaliser())
+        request = self._request
+        relay = Relay(include_usage, request.stops, log_probs, self._normaliser(), request.usage_everywhere)
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
         last = 0.0
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:

@@ -140,8 +140,8 @@ class Normaliser:
             "total_tokens": self._prompt_tokens + completion,
         }
 
-    def usage_chunk(self) -> Object:
-        return {**self._head, "choices": [], "usage": self.estimated_usage()}
+    def usage_chunk(self, usage: Object) -> Object:
+        return {**self._head, "choices": [], "usage": usage}
 
     def whole(self, payload: Object) -> None:
         """Normalise a whole answer in place. Raises ApiError for a broken one."""

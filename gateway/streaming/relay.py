@@ -59,7 +59,9 @@ class Relay:
     """Passes whole events through untouched where it can, and looks into those that matter.
 
     The gateway asks every engine for a usage event, to count tokens. `include_usage` says whether the client asked for
-    it too; otherwise it is taken out again. `begun` is set by the first event with data, `content_begun` by the first
+    it too; otherwise it is taken out again. It comes once, at the end, unless `usage_everywhere`.
+
+    `begun` is set by the first event with data, `content_begun` by the first
     with a part of the answer, `done` by the end of the stream, `error` by an error event of the engine; neither the
     error nor anything after either is passed on. With `stops`, every event is cut at the stop strings; once all answers
     have met one, the stream is done, unless the usage at its end is still wanted. `log_probs` rewrites the
@@ -73,6 +75,7 @@ class Relay:
         stops: Stops | None = None,
         log_probs: RawLogProbs | None = None,
         normaliser: Normaliser | None = None,
+        usage_everywhere: bool = False,
     ) -> None:
         self.begun = False
         self.content_begun = False
@@ -81,6 +84,8 @@ class Relay:
         self.usage: Object = {}
         self.events = 0
         self._include_usage = include_usage
+        self._usage_everywhere = usage_everywhere
+        self._usage_event = b""  # the engine's own
         self._stops = stops
         self._log_probs = log_probs
         self._normaliser = normaliser
@@ -152,9 +157,12 @@ class Relay:
             self.content_begun = True
         if isinstance(payload.get("usage"), dict):
             self.usage = payload["usage"]
-            if not self._include_usage:
-                if not payload.get("choices"):
-                    return b""
+            alone = not payload.get("choices")
+            if alone and (self._normaliser is not None or not self._include_usage):
+                # At the end, when all answers have their finish reason: clients take the usage of the last chunk.
+                self._usage_event = event(payload) if changed else single
+                return b""
+            if not self._include_usage or (self._normaliser is not None and not self._usage_everywhere):
                 del payload["usage"]
                 changed = True
         if self._log_probs is not None:
@@ -183,10 +191,8 @@ class Relay:
             finish = normaliser.missing_finish()
             if finish is not None and not (self._stops is not None and not self._stops.cut_chunk(finish)):
                 passed.append(event(finish))
-            if not self.usage:
-                usage = normaliser.usage_chunk()
-                self.usage = usage["usage"]
-                if self._include_usage:
-                    passed.append(event(usage))
+            self.usage = self.usage or normaliser.estimated_usage()
+            if self._include_usage:
+                passed.append(self._usage_event or event(normaliser.usage_chunk(self.usage)))
         passed.append(end if end.startswith(b"data:") else DONE)
         return b"".join(passed)

@@ -116,11 +116,18 @@ class Dataset:
             yield
 
     def start_import(self, jobs: Jobs, wanted: dict[str, Any]) -> Job:
-        """Read the rows as `wanted` says (studio.datasets.importing) in a job. Raises StudioError if one is running."""
+        """Read the rows as `wanted` says (studio.datasets.importing) in a job.
+
+        Raises StudioError (409) if one is running, or if there are changes that are not saved.
+        """
         spec = self._spec("import", "studio.datasets.importing", str(self.folder))
         with self.lock():
             if any(job.active for job in jobs.list("import", dataset=self.name)):
                 raise StudioError("errors.already_running", status=409, title=self.name)
+            if self.draft_path.exists():
+                if RowIndex(self.draft_path).counts()["changed"]:
+                    raise StudioError("data.error_unsaved", status=409)
+                self.draft_path.unlink()
             write_json(self.folder / IMPORT, wanted)
             (self.folder / OUTCOME).unlink(missing_ok=True)
             return jobs.submit(spec)

@@ -34,15 +34,13 @@ BATCH = 8
 class Evaluation:
     """What is compared.
 
-    split: "train" or "validation"; entry: its name in dataset_info.json; runs: names of the workspace's runs, whose
-    common base is the side "base".
+    split: "train" or "validation"; runs: names of the workspace's runs, whose common base is the side "base".
     """
 
     name: str
     dataset: str
     version: int
     split: str
-    entry: str
     runs: tuple[str, ...]
     model: str
     max_samples: int | None
@@ -84,7 +82,6 @@ def plan_evaluation(
         dataset=version.name,
         version=version.number,
         split=split,
-        entry=version.entry(split),
         runs=tuple(dict.fromkeys(runs)),
         model=bases.pop(),
         max_samples=limit,
@@ -140,7 +137,7 @@ def _side_recipe(plan: Evaluation, side: str, workspace: Workspace) -> dict[str,
     values: dict[str, Any] = {"model_name_or_path": plan.model}
     if side != BASE:
         values["adapter_name_or_path"] = f"runs/{side.removeprefix(RUN)}/output"
-    values |= {"eval_dataset": plan.entry, "dataset_dir": here, "output_dir": f"evaluations/{plan.name}/{side}"}
+    values |= {"eval_dataset": plan.split, "dataset_dir": here, "output_dir": f"evaluations/{plan.name}/{side}"}
     if plan.max_samples:
         values["max_samples"] = plan.max_samples
     values |= {"max_new_tokens": plan.max_new_tokens, "per_device_eval_batch_size": BATCH}

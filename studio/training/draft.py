@@ -97,7 +97,7 @@ def read_draft(form: Mapping[str, str], gpus: Sequence[str], workspace: Workspac
     recipe: dict[str, Any] = {"model_name_or_path": model}
     if version is not None:
         here = f"datasets/{version.name}/versions/{version.number}"
-        recipe |= {"dataset": version.entry(TRAIN), "dataset_dir": here}
+        recipe |= {"dataset": TRAIN, "dataset_dir": here}
         recipe |= {"box_format": version.box_format} if version.box_format else {}
     recipe |= {"output_dir": f"runs/{name}/output"} | suggested | _advanced(given, problems)
     for key, sentence in recipe_problems(recipe).items():
@@ -138,7 +138,7 @@ def _suggested(goal: Goal, version: Version | None, parameters: int, chosen: Seq
         rows=version.rows.get(TRAIN, 0) if version else 0,
         parameters=parameters,
         card_gib=first.total_gib if first.is_gpu else None,
-        validation=version.entry(VALIDATION) if version and VALIDATION in version.rows else None,
+        validation=VALIDATION if version and VALIDATION in version.rows else None,
         gpus=len(chosen),
     )
 

@@ -1,14 +1,13 @@
 """The dataset versions that can be trained on and evaluated: what they are called, and what is in each.
 
 A version's folder is as the page Data leaves it (studio/datasets/versions.py): dataset_info.json with an entry for each
-split, and version.json with the counts of their rows. It never changes.
+split, named as the split, and version.json with the counts of their rows. It never changes.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,6 @@ class Version:
         """How a form names it."""
         return f"{self.name}@{self.number}"
 
-    def entry(self, split: str) -> str:
-        """The split's name in dataset_info.json; a dot would make a file's name of it."""
-        plain = self.name.replace(".", "_")
-        return plain if split == TRAIN else f"{plain}_{split}"
-
 
 def list_versions(workspace: Workspace) -> list[Version]:
     """Every version with rows of every dataset: datasets used last first, their newest version first."""
@@ -64,10 +58,9 @@ def find_version(workspace: Workspace, key: str) -> Version:
     raise StudioError("errors.missing", status=404, name=key)
 
 
-@lru_cache(maxsize=1024)
 def _rows(folder: Path) -> dict[str, int]:
-    counts = _json(folder / ABOUT).get("counts")
-    counted = {split: counts.get(f"lines:{split}") for split in (TRAIN, VALIDATION)} if isinstance(counts, dict) else {}
+    rows = _json(folder / ABOUT).get("rows")
+    counted = {split: rows.get(split) for split in (TRAIN, VALIDATION)} if isinstance(rows, dict) else {}
     return {split: count for split, count in counted.items() if isinstance(count, int) and count > 0}
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from finetune.data.formats import Row, make_row
 from finetune.data.layouts import Layout, detect
+from finetune.data.pairs.records import as_llamafactory
 from finetune.data.records import read_records
 from finetune.data.row_fields import FIELDS
 from finetune.data.sources import DataFile
@@ -32,13 +33,14 @@ READ_BYTES = 2**20
 class Reading:
     """How a data file is read.
 
-    layout: None to go by its first record; named: the columns that dataset_info.json names itself; limit: records to
-    read, None for all; processes: None for one a core.
+    layout: None to go by its first record; named: the columns that dataset_info.json names itself; ranking: whether
+    records are pairs of answers; limit: records to read, None for all; processes: None for one a core.
     """
 
     layout: Layout | None
     named: tuple[str, ...]
     box_format: str | None
+    ranking: bool
     limit: int | None
     processes: int | None
 
@@ -49,7 +51,8 @@ def read_file(file: DataFile, reading: Reading, digest: Any) -> RowFile:
     digest: a hash object that gets the file's bytes. Raises FinetuneError if it cannot be read at all.
     """
     key = hashlib.sha256()
-    how = [code_version(), file.path.name, str(file.media), reading.named, reading.box_format, reading.limit]
+    how: list[Any] = [code_version(), file.path.name, str(file.media), reading.named, reading.box_format]
+    how += [reading.ranking, reading.limit]
     layout = None if reading.layout is None else asdict(replace(reading.layout, media=Path()))
     key.update(json.dumps([*how, layout], default=str).encode())
     _hash(file.path, key, digest)
@@ -90,6 +93,8 @@ def _batches(file: DataFile, reading: Reading, notes: list[str]) -> Iterator[pa.
     """The file's rows, and after them the columns that no row has. notes: gets the fields that are not read."""
     path, layout = file.path, reading.layout
     records: Iterator[Any] = islice(read_records(path), reading.limit)
+    if reading.ranking and layout is None:
+        records = map(as_llamafactory, records)
     broken: list[FinetuneError] = []  # before the first record that can tell the layout
     if layout is None:
         first = next((record for record in records if not _is_broken(record, broken)), None)
@@ -97,7 +102,7 @@ def _batches(file: DataFile, reading: Reading, notes: list[str]) -> Iterator[pa.
             yield pack(broken)
             return
         layout, records = detect(first, file.media, str(path)), chain(broken, [first], records)
-    layout = replace(layout, media=file.media, box_format=reading.box_format)
+    layout = replace(layout, media=file.media, box_format=reading.box_format, ranking=reading.ranking)
     fields: dict[str, None] = {}  # in order
     read = 0
     for rows, found in spread(_convert, partial(tuple, (layout, path.name)), _tasks(records), reading.processes):

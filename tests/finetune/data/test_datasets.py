@@ -94,7 +94,7 @@ def test_a_broken_row_is_named(recipe: MakeRecipe, dataset: Path, row: Any, comp
         ({"file_name": "shapes.txt"}, "must be .json, .jsonl, .csv"),
         ({"file_name": None}, "file_name, hf_hub_url, ms_hub_url and split are texts"),
         ({"file_name": ""}, "an entry needs a file_name"),
-        ({"ranking": True}, "the key ranking is not supported"),
+        ({"ranking": True}, "the key ranking is for preference training: set stage: dpo"),
         ({"columns": {"imagess": "x"}}, "columns may have"),
     ],
 )

@@ -52,7 +52,13 @@ def test_keys_that_change_no_result_are_accepted_at_any_value() -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"stage": "dpo"}, r"'dpo' is not supported \(choose 'sft'\): supervised fine-tuning is what there is"),
+        ({"stage": "kto"}, r"'kto' is not supported \(choose 'sft' or 'dpo'\): another trainer does .*KTO and PPO"),
+        ({"pref_loss": "hinge"}, r"'hinge' is not supported .*: the other losses are not supported"),
+        ({"ref_model": "other"}, "ref_model: .* the reference is the model itself without its adapters"),
+        ({"pref_bco_weight": 1.0}, "pref_bco_weight: .* stage: dpo learns from preferences with pref_loss"),
+        ({"pref_loss": "ipo", "dpo_label_smoothing": 0.1}, "dpo_label_smoothing goes with pref_loss: sigmoid"),
+        ({"stage": "dpo", "finetuning_type": "full"}, "which full training has not; set finetuning_type: lora, or"),
+        ({"stage": "dpo", "fsdp": "full_shard"}, "fsdp does not go with stage: dpo"),
         ({"quantization_bit": 8}, r"8 is not supported \(choose 4\): 4 bits"),
         ({"flash_attn": "fa2"}, r"'fa2' is not supported .*: PyTorch's own attention"),
         ({"save_safetensors": False}, "save_safetensors: .* checkpoints hold all"),
@@ -119,8 +125,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str | None]] = {
         MODEL | LORA | DATA | OUTPUT | TRAIN | {"save_only_model": True}, "checkpoints hold all that the run needs",
     ),
     "DPO": (
-        MODEL | LORA | {"stage": "dpo", "pref_beta": 0.1, "pref_loss": "sigmoid"} | DATA | OUTPUT | TRAIN,
-        "supervised fine-tuning is what there is",
+        MODEL | LORA | {"stage": "dpo", "pref_beta": 0.1, "pref_loss": "sigmoid"} | DATA | OUTPUT | TRAIN, None,
     ),
     "OFT": (
         MODEL | {"stage": "sft", "finetuning_type": "oft", "oft_block_size": 32, "oft_target": "all"} | DATA | TRAIN,

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +16,9 @@ from finetune.recipe.load import make_recipe, save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from finetune.training.loop import train
-from gateway.engines.process import free_port
+from tests.support.finetune.processes import two_processes
 from tests.support.finetune.shapes_data import COLOURS, ask, write_dataset
-from tests.support.paths import ROOT, SHAPES_VL, SUPPORT
+from tests.support.paths import SHAPES_VL, SUPPORT
 
 MakeRecipe = Callable[..., Recipe]
 # 18 training rows are 9 micro-batches: the last of an epoch's windows of 4 has none for the second process.
@@ -46,33 +41,6 @@ SAME = {
 LONG = {"max_steps": 40, "val_size": 0.0, "eval_strategy": "no"}
 BROKEN = {"ddp": LONG | {"lora_dropout": 0.2}, "fsdp": LONG | {"fsdp": "full_shard"}}
 STOP = 5
-
-
-def two_processes(*command: str) -> list[tuple[int, str, str]]:
-    """(exit code, output, errors) of a command run twice with the environment that torchrun gives.
-
-    If one fails or both take too long, what still runs is ended and prints where it was.
-    """
-    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": search},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    with ThreadPoolExecutor(2) as readers:
-        texts = [readers.submit(process.communicate) for process in running]
-        deadline = time.monotonic() + 240
-        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
-            if any(process.poll() for process in running):
-                deadline = min(deadline, time.monotonic() + 20)
-            time.sleep(0.1)
-        for process in running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGABRT)
-        return [(process.wait(), *text.result()) for process, text in zip(running, texts, strict=True)]
 
 
 class Pair:

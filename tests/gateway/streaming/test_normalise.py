@@ -94,7 +94,8 @@ def test_usage_that_the_engine_leaves_out_is_estimated(asked: bool) -> None:
 
 
 def test_a_finish_reason_that_never_came_is_stop_or_tool_calls() -> None:
-    assert chunks(relay().feed(stream(FIRST, TEXT, USAGE, DONE)))[-1]["choices"][0]["finish_reason"] == "stop"
+    *_, last, usage = chunks(relay().feed(stream(FIRST, TEXT, USAGE, DONE)))
+    assert (last["choices"][0]["finish_reason"], usage["choices"]) == ("stop", [])  # the usage is the end
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     tools = {**HEAD, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}
     seen = chunks(relay().feed(stream(FIRST, tools, DONE)))

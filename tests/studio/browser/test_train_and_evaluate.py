@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -17,7 +19,7 @@ SLOW = 120_000  # ms that a job may take
 
 @pytest.fixture(scope="module", autouse=True)
 def workspace(studio_server: StudioServer) -> Workspace:
-    with studio_server.client() as client:
+    with closing(studio_server.client()) as client:
         imported(client, shape_files(), "shapes")
     return Workspace(studio_server.folder)
 

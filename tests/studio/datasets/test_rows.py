@@ -11,7 +11,7 @@ from studio.datasets.store import dataset_of
 from studio.datasets.versions import correct_answer, save_draft
 from studio.errors import StudioError
 from studio.web.render import Studio
-from tests.support.studio.datasets import imported, lines, picture
+from tests.support.studio.datasets import imported, lines, picture, read_rows
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -91,6 +91,16 @@ def test_changes_become_a_version_and_the_original_stays(shapes: TestClient, stu
     assert rows(page(shapes, "show=left_out")) == ["one.jsonl, row 1", "one.jsonl, row 2"]
     assert rows(page(shapes, "show=flagged")) == ["one.jsonl, row 3"]
     assert "This is version 1" in page(shapes, "version=1")
+
+
+def test_reading_the_files_again_waits_for_changes_to_be_saved(shapes: TestClient, studio: Studio) -> None:
+    shapes.post("/data/mine/marks", data={"action": "leave_out:1"})
+    refused = shapes.post("/data/mine/import", data={"columns": ""})
+    assert "There are changes that are not saved." in refused.json()["error"]
+    assert "1 rows differ" in page(shapes)
+    shapes.post("/data/mine/save")
+    read_rows(shapes, "mine")
+    assert [version.number for version in dataset_of(studio.workspace, "mine").versions()] == [3, 2, 1]
 
 
 def test_changes_can_be_taken_back(shapes: TestClient, studio: Studio) -> None:

@@ -81,7 +81,6 @@ def answered(client: TestClient, studio: Studio) -> str:
         "dataset": "colours",
         "version": 1,
         "split": "train",
-        "entry": "colours",
         "runs": ["tiny"],
     }
     plan |= {"model": str(SHAPES_VL), "max_samples": None, "max_new_tokens": 8}

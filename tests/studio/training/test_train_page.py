@@ -75,8 +75,8 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert found["problems"] == {}
     recipe = yaml.safe_load(found["yaml"])
     assert recipe["dataset_dir"] == "datasets/shapes/versions/1"
-    assert recipe["dataset"] == "shapes"
-    assert recipe["eval_dataset"] == "shapes_validation"
+    assert recipe["dataset"] == "train"
+    assert recipe["eval_dataset"] == "validation"
     assert recipe["lora_rank"] == 4
     assert recipe["max_steps"] == 150
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"

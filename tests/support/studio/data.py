@@ -18,11 +18,11 @@ def write_version(workspace: Path, name: str = "shapes", number: int = 1) -> Pat
     """A version with training and validation rows; its folder."""
     folder = workspace / "datasets" / name / "versions" / str(number)
     rows = [ask("what color is the shape?", COLOURS[index % 8 // 2], index % 8) for index in range(ROWS)]
-    write_dataset(folder, rows, name)
-    write_dataset(folder, rows[:HELD_OUT], f"{name}_validation")
+    write_dataset(folder, rows, "train")
+    write_dataset(folder, rows[:HELD_OUT], "validation")
     about = {"created_at": 0.0, "note": "", "imported": number}
-    counts = {"lines:train": ROWS, "lines:validation": HELD_OUT}
-    (folder / "version.json").write_text(json.dumps(about | {"counts": counts}))
+    rows_of = {"train": ROWS, "validation": HELD_OUT}
+    (folder / "version.json").write_text(json.dumps(about | {"rows": rows_of}))
     return folder
 
 
