@@ -83,7 +83,9 @@ def _list(path: Path, file: TextIO) -> Iterator[Any]:
             found, end = decode(text, start)
         except (ValueError, RecursionError):
             return None, -1
-        return found, -1 if more and end == len(text) else end  # a number may go on
+        after = BLANK.match(text, end).end()  # type: ignore[union-attr]
+        follows = text[after : after + 1]
+        return found, end if follows in (",", "]") or not more else -1  # else a number may go on
 
     at = BLANK.match(text).end() + 1  # type: ignore[union-attr]
     expects, first = True, True  # whether a value comes next; whether none has come

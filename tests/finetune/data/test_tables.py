@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finetune.data import records
@@ -145,6 +145,7 @@ leaves = st.none() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=F
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner), max_leaves=8)
 
 
+@example(rows=[1e22, -1.5], indent=None, piece=2)  # a number whose beginning is a number
 @given(rows=st.lists(values, max_size=6), indent=st.sampled_from([None, 1]), piece=st.integers(1, 40))
 def test_a_json_list_is_read_in_pieces_of_any_size(
     rows: list[Any], indent: int | None, piece: int, tmp_path_factory: pytest.TempPathFactory
