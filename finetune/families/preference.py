@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.pairs import split_pair
 from finetune.families.base import Reader
 from finetune.families.batch import Batch, collate_train
 from finetune.families.forward import encode_images, hidden_states
@@ -24,20 +24,6 @@ from finetune.recipe.schema import Recipe
 
 # What is measured of each pair: the rewards of both answers, and 1 where the chosen one's is higher.
 MEASURED = ("rewards/chosen", "rewards/rejected", "rewards/accuracies")
-
-
-def split_pair(row: Encoded) -> tuple[Encoded, Encoded]:
-    """The chats with the chosen and with the rejected answer, of a chat with both in succession."""
-    labelled = np.flatnonzero(row.labelled)
-    end = int(labelled[np.flatnonzero(np.diff(labelled) != 1)[0]]) + 1  # of the chosen answer
-    start = int(labelled[0])
-    # Both answers' turns begin with the same token, which no text may hold.
-    turn = start - 1 - int(np.argmax(row.ids[:start][::-1] == row.ids[end]))
-    chosen = Encoded(row.ids[:end], row.labelled[:end], row.positions[:, :end], row.images, row.source)
-    kept = np.r_[0:turn, end : len(row)]
-    positions = row.positions[:, kept]
-    positions[:, turn:] -= positions[:, turn : turn + 1] - row.positions[:, turn : turn + 1]
-    return chosen, Encoded(row.ids[kept], row.labelled[kept], positions, row.images, row.source)
 
 
 def chosen_chat(row: Encoded) -> Encoded:

@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoded_rows import labels_of, lengths_of, media_of
-from finetune.families.preference import split_pair
+from finetune.encoding.pairs import split_pair
 from finetune.media.bank import ImageBank
 from finetune.recipe.schema import Recipe
 

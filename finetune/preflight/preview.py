@@ -11,7 +11,7 @@ from rich.table import Table
 
 from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoder import Encoder
-from finetune.families.preference import split_pair
+from finetune.encoding.pairs import split_pair
 from finetune.preflight.report import Report
 
 BARS = 10

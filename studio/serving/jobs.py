@@ -15,6 +15,8 @@ from studio.workspace.names import check_name
 from studio.workspace.sources import Source
 
 EXPORT, OLLAMA = "export", "ollama"  # kinds
+# A run's recipe validates; an export has nothing to validate on.
+NO_VALIDATION = ("eval_dataset=null", 'eval_strategy="no"', "load_best_model_at_end=false", "early_stopping_steps=null")
 SPARE = 0.05  # of the base's bytes, for what the file system needs besides
 QUANTIZATIONS = ("", "F16", "Q8_0", "Q4_K_M", "Q4_K_S")
 
@@ -34,7 +36,7 @@ def export(workspace: Workspace, jobs: Jobs, source: Source, name: str) -> Job:
             "serve.no_disk", status=507, needed=f"{needed / GIB:.1f}", free=f"{free / GIB:.1f}", folder=target.parent
         )
     command = [*module_command("lensmith"), "export", str(source.recipe)]
-    command += [f"model_name_or_path={source.base}", f"adapter_name_or_path={source.trained}", "eval_dataset=null"]
+    command += [f"model_name_or_path={source.base}", f"adapter_name_or_path={source.trained}", *NO_VALIDATION]
     command += [f"export_dir={target}"]
     about = {"model": name, "run": source.title}
     return jobs.submit(JobSpec(EXPORT, name, command, workspace.folder, about=about, exclusive=f"model/{name}"))

@@ -129,7 +129,7 @@ def test_a_validation_that_failed_is_made_up_for(
         def fail(*_: Any) -> float:
             raise FinetuneError("images/3.png is broken.")
 
-        patch.setattr(trainer, "validation_loss", fail)
+        patch.setattr(trainer, "validate", fail)
         with pytest.raises(FinetuneError, match=r"3.png is broken. Step 2 is saved"):
             train(made)
     rest = train(made)

@@ -272,3 +272,32 @@ def test_the_log_is_read_from_an_offset_on_and_no_more_than_a_piece_at_once(jobs
     assert text.endswith("end\n")
     assert job.tail(100_000) == ("end\n", 100_004)
     assert job.tail(10**9) == ("", 100_004)
+
+
+def test_on_a_full_disk_a_job_that_lost_its_wrapper_is_over_all_the_same(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = running(jobs, SLEEP, tmp_path)
+    wrapper, command = pids(job)
+    os.kill(wrapper, signal.SIGKILL)
+    until("the command ends", lambda: not alive(command))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("studio.jobs.store.write_exit", full)
+    jobs.tick()
+    assert jobs.get(job.id).state == "lost"
+
+
+def test_a_job_for_which_the_disk_has_no_room_says_so(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("studio.jobs.store.write_json", full)
+    with pytest.raises(StudioError) as caught:
+        jobs.submit(python("", tmp_path))
+    assert (caught.value.status, caught.value.values["reason"]) == (507, "No space left on device")
+    assert jobs.list() == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,17 @@ def test_static_files_of_the_wheel_have_their_licences() -> None:
     folders = [path for path in vendor.iterdir() if path.is_dir()]
     assert len(folders) == 3
     assert all(any(path.name.startswith("LICENSE") for path in Path(folder).iterdir()) for folder in folders)
+
+
+def test_the_studio_s_process_imports_nothing_that_is_slow_or_large() -> None:
+    pages = "for path in ('', *page.NAVIGATION): assert client.get('/' + path).status_code == 200, path"
+    code = (
+        "import sys, tempfile; from pathlib import Path; from starlette.testclient import TestClient\n"
+        "from studio.app import make_app; from studio.security.access import OpenAccess\n"
+        "import studio.web.render as page\n"
+        "app = make_app(Path(tempfile.mkdtemp()), OpenAccess())\n"
+        f"client = TestClient(app, base_url='http://127.0.0.1')\n{pages}\n"
+        "print(*({'torch', 'transformers', 'pyarrow', 'matplotlib', 'datasets'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == ""
