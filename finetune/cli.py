@@ -98,14 +98,15 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--gpu", metavar="CARD", help="The GPU it is for: t4, l4, a10, a100-40, a100, h100, h200, or its GiB.")
 @click.option("--measure/--no-measure", default=None, help="Train a few steps to tell the time; default: on a GPU.")
 @click.option("--price", type=float, metavar="N", help="What an hour costs, to tell the cost.")
+@click.option("--decode", is_flag=True, help="Read the pixels of all images and videos too, and name broken ones.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write what was found to this file too.")
 def check(
-    recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None,
+    recipe: str, overrides: tuple[str, ...], gpu: str | None, measure: bool | None, price: float | None, decode: bool,
     json_file: Path | None,
 ) -> None:  # fmt: skip
     """Read everything that RECIPE's training would read and say whether it would start.
 
-    No image is decoded. The exit code is 1 if training would not start or its memory not suffice.
+    No image is decoded without --decode. The exit code is 1 if training would not start or its memory not suffice.
     """
     loaded = _load(recipe, overrides)
     from finetune.memory.cards import find_card, this_card
@@ -116,7 +117,7 @@ def check(
     card = find_card(gpu) if gpu else here
     wanted = measure if measure is not None else here is not None and gpu is None
     report = Report(Console(soft_wrap=True))
-    starts = run(loaded, report, card=card, measured=wanted, price=price)
+    starts = run(loaded, report, card=card, measured=wanted, price=price, decoded=decode)
     if json_file is not None:
         report.write_json(json_file)
     sys.exit(0 if starts else 1)

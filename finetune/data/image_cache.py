@@ -8,10 +8,15 @@ from pathlib import Path
 from modelfiles.folder.atomic_write import write_atomically
 
 
+def cache_root() -> Path:
+    """The folder of all that can be made again."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root.absolute() / "lensmith"
+
+
 def cached_path(name: str) -> Path:
     """Where the image of this name is, or would be."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root.absolute() / "lensmith" / "images" / name
+    return cache_root() / "images" / name
 
 
 def cache_image(name: str, data: bytes) -> Path:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from finetune.data.webdataset import read_shard
 from finetune.errors import FinetuneError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 PARQUET_ROWS = 256  # read at once
+PIECE = 2**20  # characters of a JSON list read at once
+BLANK = re.compile(r"[ \t\n\r]*")
 DELIMITERS = ",;\t|"
 TEXT = "utf-8-sig"  # with or without the byte order mark that Windows programs write
 csv.field_size_limit(2**30)  # an image in base64 is longer than the default, 131,072 characters
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """The records of one file in order. Raises FinetuneError naming the file, and the line of a broken one."""
+    """The records of one file in order; one that is broken is a FinetuneError, which names the file and the line.
+
+    Raises FinetuneError if the file, or the rest of it, cannot be read.
+    """
     try:
         if path.suffix == ".jsonl":
             yield from _jsonl(path)
@@ -54,6 +60,11 @@ def _json(path: Path) -> Iterator[Any]:
     if _is_lines(path):
         yield from _jsonl(path)
         return
+    with path.open(encoding=TEXT) as file:
+        if file.read(PIECE).lstrip().startswith("["):
+            file.seek(0)
+            yield from _list(path, file)
+            return
     records = read_json(path)
     if not isinstance(records, list):
         keys = f" with the keys {', '.join(map(str, records))}"[:200] if isinstance(records, dict) else ""
@@ -61,12 +72,54 @@ def _json(path: Path) -> Iterator[Any]:
     yield from records
 
 
+def _list(path: Path, file: TextIO) -> Iterator[Any]:
+    """The values of a JSON list, never more of it in memory than a piece or its largest value."""
+    decode, text, at, piece = json.JSONDecoder().raw_decode, file.read(PIECE), 0, PIECE
+    more = True  # whether the file goes on after the text
+
+    def value(start: int) -> tuple[Any, int]:
+        """The value that begins at a place in the text, and where it ends; the end -1 if it is not all there."""
+        try:
+            found, end = decode(text, start)
+        except (ValueError, RecursionError):
+            return None, -1
+        after = BLANK.match(text, end).end()  # type: ignore[union-attr]
+        follows = text[after : after + 1]
+        return found, end if follows in (",", "]") or not more else -1  # else a number may go on
+
+    at = BLANK.match(text).end() + 1  # type: ignore[union-attr]
+    expects, first = True, True  # whether a value comes next; whether none has come
+    while True:
+        at = BLANK.match(text, at).end()  # type: ignore[union-attr]
+        found, end = value(at) if expects and text[at : at + 1] not in ("", "]") else (None, -1)
+        mark = text[at : at + 1]
+        if end >= 0:
+            yield found
+            at, expects, first, piece = end, False, False, PIECE
+        elif mark == "," and not expects:
+            at, expects = at + 1, True
+        elif mark == "]" and (not expects or first):
+            if (text[at + 1 :] + file.read(PIECE)).strip():
+                break
+            return
+        elif more:
+            added = file.read(piece)
+            text, at, more, piece = text[at:] + added, 0, bool(added), piece * 2
+        else:
+            break
+    read_json(path)  # says what is wrong with it
+    raise FinetuneError(f"{path} cannot be read as JSON.")
+
+
 def _is_lines(path: Path) -> bool:
     """Whether the first line is an object of its own, and not the only thing in the file."""
     with path.open(encoding=TEXT) as file:
+        if not file.read(PIECE).lstrip().startswith("{"):
+            return False
+        file.seek(0)
         lines = (line for line in file if line.strip())
         first, second = next(lines, ""), next(lines, "")
-    if not first.lstrip().startswith("{") or not second:
+    if not second:
         return False
     try:
         return isinstance(json.loads(first), dict)
@@ -79,9 +132,10 @@ def _jsonl(path: Path) -> Iterator[Any]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    record = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise FinetuneError(f"{path}, line {number}: not JSON: {error}.") from None
+                    record = FinetuneError(f"{path}, line {number}: not JSON: {error}.")
+                yield record
 
 
 def _csv(path: Path) -> Iterator[Any]:
@@ -92,10 +146,11 @@ def _csv(path: Path) -> Iterator[Any]:
         rows = csv.DictReader(file, strict=True, delimiter=max(DELIMITERS, key=header.count))
         for row in rows:
             if None in row:
-                raise FinetuneError(
+                yield FinetuneError(
                     f"{path}, line {rows.line_num}: {len(row[None])} fields more than the first line names; "
                     "put fields with a comma in quotes."
                 )
+                continue
             yield row
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,6 @@ import httpx
 from finetune.data.formats import Row
 from finetune.data.image_cache import cache_image, cached_path
 from finetune.data.row_media import Video
-from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
 
 MAX_BYTES = 50 * 2**20
@@ -23,14 +23,41 @@ CONCURRENCY = 16  # downloads at once
 SCHEMES = ("http://", "https://")
 
 
-def fetch_images(rows: Iterator[Row | FinetuneError], recipe: Recipe) -> Iterator[Row | FinetuneError]:
-    """The rows with files in place of URLs, in order; a row whose image cannot be downloaded becomes the error."""
+def fetch_images(rows: Iterable[Row], recipe: Recipe) -> Iterator[str | None]:
+    """Downloads the images that rows name by URL: for each row what is wrong with it, or None."""
     with ThreadPoolExecutor(CONCURRENCY) as pool, _client() as client:
-        for batch in _batches(rows):
-            if any(isinstance(row, Row) and (row.videos or any(map(_is_url, row.images))) for row in batch):
-                yield from pool.map(lambda row: _fetch_row(row, recipe, client), batch)
-            else:
-                yield from batch
+        rows = iter(rows)
+        while batch := list(islice(rows, 8 * CONCURRENCY)):
+            yield from pool.map(lambda row: _fetch_row(row, recipe, client), batch)
+
+
+def is_remote(row: Row) -> bool:
+    """Whether a row has an image or a frame by URL."""
+    return any(map(_is_url, _pictures(row)))
+
+
+def downloaded(row: Row) -> Row:
+    """The row with the files of its images in place of their URLs, once `fetch_images` has downloaded them."""
+    if not is_remote(row):
+        return row
+    videos = [
+        Video(tuple(map(_local, video.source))) if isinstance(video.source, tuple) else video for video in row.videos
+    ]
+    return replace(row, images=list(map(_local, row.images)), videos=videos)
+
+
+def _local(image: Path | str) -> Path | str:
+    return _cached(str(image)) if _is_url(image) else image
+
+
+def _pictures(row: Row) -> list[Path | str]:
+    """A row's images, and its videos' frames."""
+    frames = [frame for video in row.videos if isinstance(video.source, tuple) for frame in video.source]
+    return row.images + frames
+
+
+def _cached(url: str) -> Path:
+    return cached_path(hashlib.sha256(url.encode()).hexdigest())
 
 
 def _client() -> httpx.Client:
@@ -38,54 +65,26 @@ def _client() -> httpx.Client:
     return httpx.Client(timeout=TIMEOUT, limits=limits, follow_redirects=True, headers={"User-Agent": "lensmith"})
 
 
-def _batches(rows: Iterator[Row | FinetuneError]) -> Iterator[list[Row | FinetuneError]]:
-    """The rows, some at a time. Where reading breaks off with an error, the rows before it still come first."""
-    batch: list[Row | FinetuneError] = []
-    try:
-        for row in rows:
-            batch.append(row)
-            if len(batch) == 8 * CONCURRENCY:
-                yield batch
-                batch = []
-    except FinetuneError:
-        yield batch
-        raise
-    yield batch
-
-
 def _is_url(image: Path | str) -> bool:
     return isinstance(image, str) and image.startswith(SCHEMES)
 
 
-def _fetch_row(row: Row | FinetuneError, recipe: Recipe, client: httpx.Client) -> Row | FinetuneError:
-    if isinstance(row, FinetuneError):
-        return row
-
-    def local(image: Path | str) -> Path | str:
-        return _fetch(str(image), client) if _is_url(image) and recipe.allow_image_urls else image
-
-    try:
-        images = [local(image) for image in row.images]
-        videos = [
-            Video(tuple(local(frame) for frame in video.source)) if isinstance(video.source, tuple) else video
-            for video in row.videos
-        ]
-    except ValueError as error:
-        return FinetuneError(f"{row.source}: {error}.")
-    frames = [frame for video in videos if isinstance(video.source, tuple) for frame in video.source]
-    refused = next((image for image in images + frames if _is_url(image)), None)
-    if refused is not None:
-        return FinetuneError(
-            f"{row.source}: the image {str(refused)[:80]} is a URL; set allow_image_urls: true, or download it."
-        )
-    return replace(row, images=images, videos=videos)
+def _fetch_row(row: Row, recipe: Recipe, client: httpx.Client) -> str | None:
+    for url in map(str, filter(_is_url, _pictures(row))):
+        if not recipe.allow_image_urls:
+            return f"{row.source}: the image {url[:80]} is a URL; set allow_image_urls: true, or download it."
+        try:
+            _fetch(url, client)
+        except ValueError as error:
+            return f"{row.source}: {error}."
+    return None
 
 
-def _fetch(url: str, client: httpx.Client) -> Path:
-    """The file of an image, downloaded the first time. Raises ValueError."""
-    name = hashlib.sha256(url.encode()).hexdigest()
-    path = cached_path(name)
-    return path if path.exists() else cache_image(name, _download(url, client))
+def _fetch(url: str, client: httpx.Client) -> None:
+    """Downloads an image if it is not there yet. Raises ValueError."""
+    path = _cached(url)
+    if not path.exists():
+        cache_image(path.name, _download(url, client))
 
 
 def _download(url: str, client: httpx.Client) -> bytes:

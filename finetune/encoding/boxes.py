@@ -45,8 +45,33 @@ def place_boxes(rows: Sequence[Row], encoder: Encoder, model_type: str, recipe: 
 
     Without a box_format texts stay as they are. Raises FinetuneError naming the row whose boxes cannot be moved.
     """
+    return list(PlacedRows(rows, encoder, model_type, recipe))
+
+
+class PlacedRows(Sequence[Row]):
+    """The same of each row when it is asked for."""
+
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, model_type: str, recipe: Recipe) -> None:
+        self.rows, self.encoder, self.box_format = rows, encoder, recipe.box_format
+        self.wanted = refuse_boxes(encoder, model_type, recipe)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        row = self.rows[index]
+        if self.box_format is None or self.wanted is None:
+            return row
+        assert isinstance(self.encoder, ChatEncoder)
+        return _place(row, self.encoder, self.box_format, self.wanted)
+
+
+def refuse_boxes(encoder: Encoder, model_type: str, recipe: Recipe) -> str | None:
+    """The coordinates that the model was made for; None without a box_format. Raises FinetuneError if it has none."""
     if recipe.box_format is None:
-        return list(rows)
+        return None
     wanted = COORDINATES.get(model_type)
     if wanted is None or not isinstance(encoder, ChatEncoder):
         raise FinetuneError(
@@ -58,7 +83,7 @@ def place_boxes(rows: Sequence[Row], encoder: Encoder, model_type: str, recipe: 
             f"box_format: a {model_type} model's boxes move with the image, so cutoff_policy: shrink cannot resize it "
             "further; use cutoff_policy: drop and a smaller image_max_pixels."
         )
-    return [_place(row, encoder, recipe.box_format, wanted) for row in rows]
+    return wanted
 
 
 def boxes_in(text: str) -> Iterator[list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from finetune.data.formats import Row
-from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded import Compact, Encoded
 from finetune.encoding.positions import rope_positions, video_positions
+from finetune.encoding.skeletons import Skeletons
 from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import ImageBank
@@ -37,6 +39,7 @@ def write_times(text: str, clips: Sequence[Clip]) -> str:
 
 
 BATCH = 512  # chats rendered and tokenised at once
+KEPT = 10_000  # chats that are kept, as datasets ask the same of many images
 
 
 class ChatEncoder:
@@ -46,8 +49,7 @@ class ChatEncoder:
     """
 
     def __init__(self, folder: ModelFolder, processor: Any, bank: ImageBank) -> None:
-        self.processor = processor
-        self.bank = bank
+        self.folder, self.processor, self.bank = folder, processor, bank
         self.eos = np.array(folder.eos_token_ids)
         if not len(self.eos):
             raise FinetuneError(f"{folder.path} names no eos_token_id; its answers would have no end.")
@@ -56,17 +58,71 @@ class ChatEncoder:
         self.image_token_id = int(folder.config["image_token_id"])
         self.video_token_id = int(folder.config.get("video_token_id") or -1)
         self.specials = special_tokens(processor.tokenizer)
-        self._texts: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
-        self._done: dict[tuple[str, tuple[tuple[int, int, int], ...]], Encoded] = {}
+        self._texts: dict[str, Compact] = {}
+        self._skeletons = Skeletons(folder.chat_template, self._render_rows)
 
     def encode(self, rows: Sequence[Row], max_pixels: int | None = None) -> list[Encoded]:
         """Encodes whole chats; images and frames get at most `max_pixels`. Raises FinetuneError naming the row."""
-        keys = [self._key(row) for row in rows]
-        fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._texts}
-        items = list(fresh.items())
-        for start in range(0, len(items), BATCH):
-            self._encode_texts(items[start : start + BATCH])
-        return [self._place(key, row, max_pixels) for key, row in zip(keys, rows, strict=True)]
+        encoded = []
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            for row, chat in zip(batch, self.compact(batch, max_pixels), strict=True):
+                if isinstance(chat, FinetuneError):
+                    raise chat
+                encoded.append(self.place(chat, row.source))
+        return encoded
+
+    def compact(self, rows: Sequence[Row], max_pixels: int | None = None) -> list[Compact | FinetuneError]:
+        """Each chat as it is kept, or what is wrong with it."""
+        found: list[Compact | FinetuneError] = []
+        keys: list[str | None] = []
+        fresh: dict[str, Row] = {}
+        if len(self._texts) > KEPT:
+            self._texts.clear()
+        for row in rows:
+            try:
+                found.append(Compact(None, None, self.add_media(row, max_pixels)))
+                keys.append(self._key(row))
+            except FinetuneError as error:
+                found.append(error)
+                keys.append(None)
+                continue
+            if keys[-1] not in self._texts:
+                fresh.setdefault(str(keys[-1]), row)
+        broken = self._encode_texts(list(fresh.items()))
+        for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            chat = found[number]
+            if isinstance(chat, Compact):
+                text = self._texts.get(str(key))
+                found[number] = broken[str(key)] if text is None else self._with_media(text, chat.media, row)
+        return found
+
+    def place(self, chat: Compact, source: str) -> Encoded:
+        """Gives each image its tokens and every token its position."""
+        bank, ids, labelled = self.bank, chat.ids, chat.labelled
+        grids = [bank.grids[index] for index in chat.media]
+        has_videos = any(index in bank.clips for index in chat.media)
+        seen, spans = ids == self.image_token_id, grids
+        if has_videos:
+            seen |= ids == self.video_token_id
+            spans = [span for index in chat.media for span in bank.spans(index)]
+        if spans:
+            counts = np.ones(len(ids), dtype=np.int64)
+            counts[seen] = [bank.limits.tokens(span) for span in spans]
+            ids, labelled = np.repeat(ids, counts), np.repeat(labelled, counts)
+        if has_videos:
+            positions = video_positions(ids, chat.media, bank)
+        else:
+            positions = rope_positions(ids == self.image_token_id, grids, bank.limits)
+        return Encoded(ids, labelled, positions, chat.media, source)
+
+    def added_tokens(self, index: int) -> int:
+        """How many more tokens an image or a video has than a compact chat has for it."""
+        return self.bank.tokens(index) - len(self.bank.spans(index))
+
+    def with_an_empty_bank(self) -> ChatEncoder:
+        """An encoder like this one, with a bank of its own."""
+        return ChatEncoder(self.folder, self.processor, self.bank.empty())
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encodes chats without their last answer, ready for the model to give it."""
@@ -76,88 +132,107 @@ class ChatEncoder:
         prompts = [replace(row, messages=row.messages[:-1]) for row in rows]
         keys = ["prompt" + self._key(row) for row in prompts]
         for key, row in zip(keys, prompts, strict=True):
+            media = self.add_media(row)
             if key not in self._texts:
                 (text,) = self._with_times(self._render([row.messages], row.tools, prompt=True), [row])
                 ids = np.array(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-                self._texts[key] = ids, np.zeros(len(ids), dtype=bool)
-            encoded.append(self._place(key, row))
+                self._texts[key] = Compact(ids, np.zeros(len(ids), dtype=bool), ())
+            chat = self._with_media(self._texts[key], media, row)
+            if isinstance(chat, FinetuneError):
+                raise chat
+            encoded.append(self.place(chat, row.source))
         return encoded
 
-    def _encode_texts(self, items: Sequence[tuple[str, Row]]) -> None:
-        """Tokenises chats that differ, and finds their label masks."""
+    def _with_media(self, text: Compact, media: tuple[int, ...], row: Row) -> Compact | FinetuneError:
+        """The chat with its images and videos, if the template shows all of them."""
+        seen = int((text.ids == self.image_token_id).sum())
+        spans = len(media)
+        if row.videos:
+            seen += int((text.ids == self.video_token_id).sum())
+            spans = sum(len(self.bank.spans(index)) for index in media)
+        if seen != spans:
+            what = "images and videos" if row.videos else "images"
+            return FinetuneError(f"{row.source}: the chat template shows {seen} of {spans} {what}.")
+        return Compact(text.ids, text.labelled, media)
+
+    def _encode_texts(self, items: Sequence[tuple[str, Row]]) -> dict[str, FinetuneError]:
+        """Tokenises chats that differ, and finds their label masks; what is wrong with some, by their keys."""
+        broken: dict[str, FinetuneError] = {}
         plain = [(key, row) for key, row in items if row.tools is None]
         groups = [plain] if plain else []
         groups += [[item] for item in items if item[1].tools is not None]
         for group in groups:
-            rows = [row for _, row in group]
-            for row in rows:
-                self.refuse_specials(row)
-            wholes = self._with_times(self._render([row.messages for row in rows], rows[0].tools, prompt=False), rows)
-            asked = [
-                (n, i)
-                for n, row in enumerate(rows)
-                for i, message in enumerate(row.messages)
-                if message["role"] == "assistant" and i not in row.unlabelled
-            ]
-            prefixes = self._render([rows[n].messages[:i] for n, i in asked], rows[0].tools, prompt=True)
-            prefixes = self._with_times(prefixes, [rows[n] for n, _ in asked])
-            starts: list[list[int]] = [[] for _ in rows]
-            for (n, _), prefix in zip(asked, prefixes, strict=True):
-                if not wholes[n].startswith(prefix):
-                    raise FinetuneError(
-                        f"{rows[n].source}: the model's chat template renders this chat's beginning differently once "
-                        "later turns follow, so its answers cannot be located; train on single turns or another model."
-                    )
-                starts[n].append(len(prefix))
-            tokens = self.processor.tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
-            for n, (key, row) in enumerate(group):
-                ids = np.array(tokens["input_ids"][n], dtype=np.int64)
-                offsets = np.array(tokens["offset_mapping"][n], dtype=np.int64).reshape(-1, 2)
-                self._texts[key] = ids, self._label_mask(ids, offsets, wholes[n], starts[n], row)
+            try:
+                self._encode_group(group)
+            except FinetuneError as error:
+                if len(group) == 1:
+                    broken[group[0][0]] = error
+                else:
+                    for item in group:
+                        broken |= self._encode_texts([item])
+        return broken
 
-    def _label_mask(self, ids: Any, offsets: Any, text: str, starts: list[int], row: Row) -> Any:
+    def _encode_group(self, group: Sequence[tuple[str, Row]]) -> None:
+        """The same of chats that have the same tools. Raises FinetuneError for one that cannot be encoded."""
+        rows = [row for _, row in group]
+        for row in rows:
+            self.refuse_specials(row)
+        render = self._render_rows if any(row.videos for row in rows) else self._skeletons.rendered
+        wholes, starts = render(rows)
+        tokenizer = self.processor.tokenizer.backend_tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        encodings = tokenizer.encode_batch(wholes, add_special_tokens=False)
+        for n, ((key, row), encoding) in enumerate(zip(group, encodings, strict=True)):
+            ids = np.array(encoding.ids, dtype=np.int64)
+            labelled = self._label_mask(ids, encoding.offsets, wholes[n], starts[n], row)
+            self._texts[key] = Compact(ids, labelled, ())
+
+    def _render_rows(self, rows: Sequence[Row]) -> tuple[list[str], list[list[int]]]:
+        """Chats that have the same tools, by the model's template, and where each one's answers begin.
+
+        Raises FinetuneError for a chat whose answers cannot be located.
+        """
+        if not rows:
+            return [], []
+        tools = rows[0].tools
+        wholes = self._with_times(self._render([row.messages for row in rows], tools, prompt=False), rows)
+        asked = [
+            (n, i)
+            for n, row in enumerate(rows)
+            for i, message in enumerate(row.messages)
+            if message["role"] == "assistant" and i not in row.unlabelled
+        ]
+        prefixes = self._render([rows[n].messages[:i] for n, i in asked], tools, prompt=True)
+        prefixes = self._with_times(prefixes, [rows[n] for n, _ in asked])
+        starts: list[list[int]] = [[] for _ in rows]
+        for (n, _), prefix in zip(asked, prefixes, strict=True):
+            if not wholes[n].startswith(prefix):
+                raise FinetuneError(
+                    f"{rows[n].source}: the model's chat template renders this chat's beginning differently once "
+                    "later turns follow, so its answers cannot be located; train on single turns or another model."
+                )
+            starts[n].append(len(prefix))
+        return wholes, starts
+
+    def _label_mask(self, ids: Any, offsets: Sequence[tuple[int, int]], text: str, starts: list[int], row: Row) -> Any:
         """[L] bool: from each answer's first token to its end-of-turn token and the newline after it.
 
-        offsets: [L, 2], where each token begins and ends in the chat's text.
+        offsets: [L], where each token begins and ends in the chat's text.
 
         A token that begins in the prompt and reaches into the answer is no label: the model never writes it.
         """
-        ends = np.flatnonzero(np.isin(ids, self.eos))
+        ends = np.flatnonzero((ids[:, None] == self.eos).any(axis=1))
         labelled = np.zeros(len(ids), dtype=bool)
         for start in starts:
-            first = int(np.searchsorted(offsets[:, 0], start))
+            first = bisect_left(offsets, (start,))
             later = ends[ends >= first]
             if not len(later):
                 raise FinetuneError(f"{row.source}: the chat template does not end answers with an end-of-turn token.")
             after = later[0] + 1
-            newline = after < len(ids) and text[slice(*offsets[after])].isspace()
+            newline = after < len(ids) and text[slice(*offsets[int(after)])].isspace()
             labelled[first : after + newline] = True
         return labelled
-
-    def _place(self, key: str, row: Row, max_pixels: int | None = None) -> Encoded:
-        """Gives each image its tokens and every token its position."""
-        images = self.add_media(row, max_pixels)
-        grids = tuple(self.bank.grids[index] for index in images)
-        done = self._done.get((key, grids))
-        if done is None:
-            ids, labelled = self._texts[key]
-            counts = np.ones(len(ids), dtype=np.int64)
-            seen, spans = ids == self.image_token_id, list(grids)
-            if row.videos:
-                seen |= ids == self.video_token_id
-                spans = [span for index in images for span in self.bank.spans(index)]
-            marks = np.flatnonzero(seen)
-            if len(marks) != len(spans):
-                what = "images and videos" if row.videos else "images"
-                raise FinetuneError(f"{row.source}: the chat template shows {len(marks)} of {len(spans)} {what}.")
-            counts[marks] = [self.bank.limits.tokens(span) for span in spans]
-            ids, labelled = np.repeat(ids, counts), np.repeat(labelled, counts)
-            if row.videos:
-                positions = video_positions(ids, images, self.bank)
-            else:
-                positions = rope_positions(ids == self.image_token_id, grids, self.bank.limits)
-            done = self._done[key, grids] = Encoded(ids, labelled, positions, (), "")
-        return Encoded(done.ids, done.labelled, done.positions, images, row.source)
 
     def add_media(self, row: Row, max_pixels: int | None = None) -> tuple[int, ...]:
         """The bank's indices of the row's images and videos, in the order of its text. Raises FinetuneError."""

@@ -13,6 +13,7 @@ import numpy as np
 from finetune.data.formats import Row
 from finetune.encoding.chat_encoder import ChatEncoder
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import lengths_of, replaced, taken
 from finetune.encoding.encoder import Encoder
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
@@ -26,7 +27,7 @@ class CutoffResult:
     tokens; videos: whether that row has videos; resizes: whether this family's images can be made smaller.
     """
 
-    kept: list[Encoded]
+    kept: Sequence[Encoded]
     dropped: int
     shrunk: int
     longest: int
@@ -58,32 +59,33 @@ class CutoffResult:
 
 def apply_cutoff(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe, encoder: Encoder) -> CutoffResult:
     """Applies cutoff_policy to rows and their encodings. Raises FinetuneError if that refuses a row."""
-    kept: list[Encoded] = []
-    dropped = shrunk = 0
+    lengths = lengths_of(encoded)
+    long = np.flatnonzero(lengths > recipe.cutoff_len).tolist()
+    dropped: list[int] = []
+    smaller: dict[int, Encoded] = {}
     resizes = isinstance(encoder, ChatEncoder)
-    longest = max(encoded, key=len)
+    longest = encoded[int(np.argmax(lengths))]
     videos = bool((longest.ids == encoder.video_token_id).any())
     images = int(np.isin(longest.ids, (encoder.image_token_id, encoder.video_token_id)).sum())
-    for row, whole in zip(rows, encoded, strict=True):
-        if len(whole) <= recipe.cutoff_len:
-            kept.append(whole)
-            continue
+    for number in long:
         if recipe.cutoff_policy == "error":
-            keys = "video_max_pixels" if row.videos else "image_max_pixels"
+            keys = "video_max_pixels" if rows[number].videos else "image_max_pixels"
             lower = f"lower {keys}, or set cutoff_policy: drop or shrink" if resizes else "or drop such rows"
             raise FinetuneError(
-                f"{whole.source}: the row has {len(whole)} tokens, over cutoff_len {recipe.cutoff_len} "
-                f"({sum(len(other) > recipe.cutoff_len for other in encoded)} such rows); raise cutoff_len, {lower}."
+                f"{rows[number].source}: the row has {lengths[number]} tokens, over cutoff_len {recipe.cutoff_len} "
+                f"({len(long)} such rows); raise cutoff_len, {lower}."
             )
-        smaller = None
+        fitting = None
         if recipe.cutoff_policy == "shrink" and isinstance(encoder, ChatEncoder):
-            smaller = _shrink(row, whole, recipe.cutoff_len, encoder)
-        if smaller is None:
-            dropped += 1
+            fitting = _shrink(rows[number], encoded[number], recipe.cutoff_len, encoder)
+        if fitting is None:
+            dropped.append(number)
         else:
-            shrunk += 1
-            kept.append(smaller)
-    return CutoffResult(kept, dropped, shrunk, len(longest), images, videos, resizes)
+            smaller[number] = fitting
+    kept = replaced(encoded, smaller)
+    if dropped:
+        kept = taken(kept, np.setdiff1d(np.arange(len(kept)), dropped))
+    return CutoffResult(kept, len(dropped), len(smaller), len(longest), images, videos, resizes)
 
 
 def _shrink(row: Row, whole: Encoded, cutoff: int, encoder: ChatEncoder) -> Encoded | None:

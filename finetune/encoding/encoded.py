@@ -34,3 +34,16 @@ class Encoded:
     def until(self, start: int) -> Encoded:
         """The chat up to its last answer, which begins at `start`."""
         return Encoded(self.ids[:start], self.labelled[:start], self.positions[:, :start], self.images, self.source)
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A chat before its images get their tokens and its tokens their positions: what is kept of every row.
+
+    ids: [T], one for each image; labelled: [T] bool; media: indices into the bank; more: what a family keeps besides.
+    """
+
+    ids: Any
+    labelled: Any
+    media: tuple[int, ...]
+    more: tuple[str, ...] = ()

@@ -21,12 +21,13 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.formats import Row
-from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded import Compact, Encoded
 from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import SizedImages
 from modelfiles.folder.model_folder import ModelFolder
 
+KEPT = 10_000  # chats that are kept, as datasets ask the same of many images
 LOCK = Lock()  # a tokenizer keeps its padding in itself, and threads share it
 
 
@@ -73,6 +74,30 @@ class ProcessorEncoder:
         """Encodes chats without their last answer, ready for the model to give it."""
         return [chat.until(chat.last_answer) for chat in self.encode(rows)]
 
+    def compact(self, rows: Sequence[Row]) -> list[Compact | FinetuneError]:
+        """Each chat as it is kept, or what is wrong with it."""
+        found: list[Compact | FinetuneError] = []
+        for row in rows:
+            try:
+                chat = self._encode(row)
+            except FinetuneError as error:
+                found.append(error)
+                continue
+            found.append(Compact(chat.ids, chat.labelled, chat.images, (chat.text, chat.prompt, chat.question)))
+        return found
+
+    def place(self, chat: Compact, source: str) -> ProcessedChat:
+        """The chat that `compact` made so."""
+        return ProcessedChat(chat.ids, chat.labelled, np.empty((3, 0)), chat.media, source, *chat.more)
+
+    def added_tokens(self, index: int) -> int:
+        """How many more tokens an image has than a compact chat: none, its processor writes them."""
+        return 0
+
+    def with_an_empty_bank(self) -> ProcessorEncoder:
+        """An encoder like this one, with a bank of its own."""
+        return ProcessorEncoder(self.folder, self.processor, self.bank.empty())
+
     def add_media(self, row: Row) -> tuple[int, ...]:
         """The bank's indices of the row's images, whose chat is proven. Raises FinetuneError."""
         return self._encode(row).images
@@ -88,6 +113,8 @@ class ProcessorEncoder:
         sizes = tuple(self.bank.sizes[index] for index in images)
         key = json.dumps([row.messages, row.tools, row.unlabelled], ensure_ascii=False), sizes
         if key not in self._done:
+            if len(self._done) == KEPT:
+                self._done.clear()
             self._done[key] = self._prove(row, sizes)
         return replace(self._done[key], images=images, source=row.source)
 

@@ -44,7 +44,8 @@ class Endpoint:
                 "evaluate without --endpoint, or write the boxes as its model does and unset box_format."
             )
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"  # with or without it, as `lensmith bench` takes it
-        self.recipe, self.rows = recipe, data.rows
+        self.recipe = recipe
+        self.rows: Sequence[Row] = data.rows
         key = os.environ.get("OPENAI_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.model = self._first_model()

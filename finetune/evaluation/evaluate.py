@@ -33,7 +33,7 @@ FIGURES = "exact match {task.fields[score]:.1f} %"
 class Answerer(Protocol):
     """Who answers the rows. rows: as the model gets them; identity: a digest of all that decides the answers."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     identity: str
 
     def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:

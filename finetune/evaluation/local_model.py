@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from finetune.data.datasets import Dataset
+from finetune.data.formats import Row
 from finetune.encoding.boxes import place_boxes
 from finetune.errors import FinetuneError
 from finetune.evaluation.served_sizes import sized_as_served
@@ -40,7 +41,7 @@ class LocalModel:
         console.print(f"Compute dtype {reason}.", highlight=False)
         self.family = family_of(self.folder)
         self.reader = self.family.read(self.folder, recipe)
-        self.rows = place_boxes(data.rows, self.reader.encoder, self.folder.model_type, recipe)
+        self.rows: Sequence[Row] = place_boxes(data.rows, self.reader.encoder, self.folder.model_type, recipe)
         self.prompts = list(self.reader.encoder.encode_prompt(self.rows))
         too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
         if too_long:
@@ -60,7 +61,7 @@ class LocalModel:
         by_length = sorted(open_rows, key=lambda index: -len(prompts[index]))
         size = recipe.per_device_eval_batch_size
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        feed = self.family.feed(model, self.reader, [prompts[index] for index in by_length])
+        feed = self.family.feed(model, self.reader, [image for index in by_length for image in prompts[index].images])
         autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         tokenizer = self.reader.processor.tokenizer
         try:

@@ -122,7 +122,7 @@ def _log_probs(
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))  # memory runs out at once or not at all
     size, loss = recipe.per_device_eval_batch_size, PreferenceLoss(base, recipe, None)
     found, tokens = np.zeros((2, len(rows))), np.zeros((2, len(rows)))
-    feed = PairFeed(base, reader, [rows[index] for index in order], False, 1)
+    feed = PairFeed(base, reader, [image for index in order for image in rows[index].images], False, 1)
     with closing(feed), autocast, torch.no_grad():
         for start in range(0, len(rows), size):
             indices = order[start : start + size]

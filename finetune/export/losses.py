@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from finetune.encoding.encoded_rows import media_of
 from finetune.families.registry import family_of
 from finetune.model.base import load_base
 from finetune.model.device import pick_device, pick_dtype
@@ -45,7 +46,7 @@ def _dataset_loss(recipe: Recipe, adapter: str | None) -> float:
     if adapter is not None:
         load_trained(base, adapter)
     family = family_of(data.folder)
-    feed = family.feed(base, data, data.rows)
+    feed = family.feed(base, data, [image for images in media_of(data.rows) for image in images])
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast:
         size = recipe.per_device_eval_batch_size

@@ -54,9 +54,9 @@ class Family(Protocol):
         """Loads the folder's processor. Raises FinetuneError if the recipe asks for what the family cannot."""
 
     def feed(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
+        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
     ) -> Feed:
-        """base: the *ForConditionalGeneration module; rows: in the order of their use.
+        """base: the *ForConditionalGeneration module; images: the rows' in the order of their use.
 
         reused: whether they are used more than once; processes_per_host: how many processes of the run share this
         machine's memory.

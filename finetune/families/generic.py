@@ -43,7 +43,7 @@ class OtherVL:
         return Reader(folder, processor, bank, ProcessorEncoder(folder, processor, bank))
 
     def feed(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
+        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
     ) -> ProcessorFeed:
         return ProcessorFeed(base, reader)
 

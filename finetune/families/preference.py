@@ -143,9 +143,9 @@ class QwenPairs(QwenVL):
         self.recipe, self.reference = recipe, reference
 
     def feed(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
+        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
     ) -> PairFeed:
-        return PairFeed(base, reader, rows, reused, processes_per_host)
+        return PairFeed(base, reader, images, reused, processes_per_host)
 
     def loss(self, base: Any, noise: float) -> PreferenceLoss:
         return PreferenceLoss(base, self.recipe, self.reference, noise)

@@ -38,9 +38,9 @@ class QwenVL:
         return Reader(folder, processor, bank, ChatEncoder(folder, processor, bank))
 
     def feed(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool = False, processes_per_host: int = 1
+        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
     ) -> QwenFeed:
-        return QwenFeed(base, reader, rows, reused, processes_per_host)
+        return QwenFeed(base, reader, images, reused, processes_per_host)
 
     def loss(self, base: Any, noise: float) -> Any:
         return LabelLoss(base, noise)
@@ -49,9 +49,7 @@ class QwenVL:
 class QwenFeed:
     """family.Feed: ids and positions are known; images are a frozen tower's features, or pixels for a trained one."""
 
-    def __init__(
-        self, base: Any, reader: Reader, rows: Sequence[Encoded], reused: bool, processes_per_host: int
-    ) -> None:
+    def __init__(self, base: Any, reader: Reader, images: Sequence[int], reused: bool, processes_per_host: int) -> None:
         assert isinstance(reader.bank, ImageBank)
         self.base, self.processor, self.bank = base, reader.processor, reader.bank
         self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
@@ -59,7 +57,7 @@ class QwenFeed:
         if trains_vision(base):
             self.images = TrainedVision(base, self.device, self.bank, self.processor)
         else:
-            self.images = FrozenFeatures(base, self.bank, self.processor, _images(rows), reused, processes_per_host)
+            self.images = FrozenFeatures(base, self.bank, self.processor, images, reused, processes_per_host)
 
     def prefetch(self, rows: Sequence[Encoded]) -> None:
         self.images.prefetch(_images(rows))

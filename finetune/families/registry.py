@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.encoding.encoder import Encoder
 from finetune.families.base import Family
 from finetune.model.supported import QWEN_VL
 from finetune.recipe.schema import Recipe
@@ -28,3 +29,8 @@ def training_family(model: Any, folder: ModelFolder, recipe: Recipe) -> Family:
     from finetune.families.preference import QwenPairs, reference_for
 
     return QwenPairs(recipe, reference_for(model, recipe))
+
+
+def open_encoder(folder: ModelFolder, recipe: Recipe) -> Encoder:
+    """An encoder of the folder's family, in a process of its own."""
+    return family_of(folder).read(folder, recipe).encoder

@@ -43,18 +43,11 @@ class ImageBank:
         """
         index = self._index.get((path, max_pixels))
         if index is None:
-            limits = self.limits if max_pixels is None else replace(self.limits, max_pixels=max_pixels)
             try:
                 size = image_size(path)
-                grid = limits.grid(*size)
+                index = self.put(path, size, max_pixels)
             except ValueError as error:
                 raise FinetuneError(f"{source}: the image {shown(path)}: {error}.") from None
-            index = self._index[path, max_pixels] = len(self.paths)
-            if grid != self.limits.grid(*size):
-                self._shrunk.add(index)
-            self.paths.append(path)
-            self.sizes.append(size)
-            self.grids.append(grid)
         return index
 
     def add_video(self, video: Video, source: str, max_pixels: int | None = None) -> int:
@@ -67,12 +60,37 @@ class ImageBank:
                 clip = self.videos.read(video, max_pixels)
             except ValueError as error:
                 raise FinetuneError(f"{source}: the video {shown(video)}: {error}.") from None
-            index = self._index[video, max_pixels] = len(self.paths)
-            self.clips[index] = clip
-            self.paths.append(video)
-            self.sizes.append((clip.header.width, clip.header.height))
-            self.grids.append(clip.grid)
+            index = self.put(video, clip, max_pixels)
         return index
+
+    def put(self, medium: Path | str | Video, known: tuple[int, int] | Clip, max_pixels: int | None = None) -> int:
+        """The index of an image whose size, or of a video whose clip is known. Raises ValueError for its shape."""
+        index = self._index.get((medium, max_pixels))
+        if index is not None:
+            return index
+        index = len(self.paths)
+        if isinstance(known, tuple):
+            limits = self.limits if max_pixels is None else replace(self.limits, max_pixels=max_pixels)
+            size, grid = known, limits.grid(*known)
+            if max_pixels is not None and grid != self.limits.grid(*size):
+                self._shrunk.add(index)
+        else:
+            self.clips[index] = clip = replace(known, rules=self.videos)  # type: ignore[arg-type]
+            size, grid = (clip.header.width, clip.header.height), clip.grid
+        self._index[medium, max_pixels] = index
+        self.paths.append(medium)
+        self.sizes.append(size)
+        self.grids.append(grid)
+        return index
+
+    def known(self, index: int) -> tuple[int, int] | Clip:
+        """What `put` needs to know of an image or a video."""
+        clip = self.clips.get(index)
+        return self.sizes[index] if clip is None else replace(clip, rules=None)  # type: ignore[arg-type]  # is each bank's own
+
+    def empty(self) -> ImageBank:
+        """A bank like this one, without images."""
+        return ImageBank(self.limits, self.videos)
 
     def resized(self, index: int, max_pixels: int | None, frame_max_pixels: int | None) -> tuple[int, int, int]:
         """The grid of an image of at most `max_pixels` or a frame of at most `frame_max_pixels`; None: as it is now."""
@@ -153,16 +171,29 @@ class SizedImages:
 
     def add(self, path: Path | str, source: str) -> int:
         """The image's index; reads its header the first time. Raises FinetuneError naming the row."""
-        if path not in self._index:
+        index = self._index.get(path)
+        if index is None:
             try:
-                size = image_size(path)
+                index = self.put(path, image_size(path))
             except ValueError as error:
-                shown = path if isinstance(path, Path) else f"{path[:40]}..."
-                raise FinetuneError(f"{source}: the image {shown}: {error}.") from None
-            self._index[path] = len(self.paths)
+                raise FinetuneError(f"{source}: the image {shown(path)}: {error}.") from None
+        return index
+
+    def put(self, path: Path | str, known: tuple[int, int]) -> int:
+        """The index of an image whose size is known."""
+        index = self._index.setdefault(path, len(self.paths))
+        if index == len(self.paths):
             self.paths.append(path)
-            self.sizes.append(size)
-        return self._index[path]
+            self.sizes.append(known)
+        return index
+
+    def known(self, index: int) -> tuple[int, int]:
+        """What `put` needs to know of an image."""
+        return self.sizes[index]
+
+    def empty(self) -> SizedImages:
+        """A bank like this one, without images."""
+        return SizedImages()
 
     def counts(self) -> str:
         return f"{len(self.paths):,} images"

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import labels_of, lengths_of, media_of
 from finetune.encoding.pairs import split_pair
 from finetune.media.bank import ImageBank
 from finetune.recipe.schema import Recipe
@@ -42,14 +45,16 @@ def heaviest_load(
     limits = bank.limits
     grids = [bank.resized(index, max_pixels, frame_max_pixels) for index in range(len(bank.grids))]
     saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
-    lengths = [len(row) - sum(saved[index] for index in row.images) for row in rows]
+    lengths, media = lengths_of(rows).astype(np.int64), media_of(rows)
+    if any(saved):
+        lengths -= np.array([sum(saved[index] for index in images) for images in media])
     size = min(recipe.per_device_train_batch_size, len(rows))
-    heaviest = sorted(range(len(rows)), key=lambda number: -lengths[number])[:size]
-    images = [image for number in heaviest for image in rows[number].images]
+    heaviest = np.argsort(-lengths, kind="stable")[:size].tolist()
+    images = [image for number in heaviest for image in media[number]]
     return MicroBatchLoad(
         rows=size,
-        tokens=size * lengths[heaviest[0]],
-        labels=sum(sorted((int(row.labelled.sum()) for row in rows), reverse=True)[:size]),
+        tokens=size * int(lengths[heaviest[0]]),
+        labels=int(np.sort(labels_of(rows))[-size:].sum()),
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
         patches=sum(prod(grids[image]) for image in set(images)),
     )

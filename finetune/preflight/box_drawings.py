@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -19,27 +20,28 @@ from finetune.recipe.schema import Recipe
 DRAWN_ROWS = 3
 
 
-def describe_boxes(rows: Sequence[Row], reader: Reader, recipe: Recipe, report: Report) -> None:
-    """Draws the boxes of the first rows that have some, as the model gets them. Raises FinetuneError."""
+def describe_boxes(rows: Sequence[Row], boxed: Any, reader: Reader, recipe: Recipe, report: Report) -> None:
+    """Draws the boxes of the first rows that have some, as the model gets them. Raises FinetuneError.
+
+    boxed: [B], which of the rows have some.
+    """
     encoder, coordinates = reader.encoder, COORDINATES.get(reader.folder.model_type)
-    boxed = [(row, boxes) for row in rows if row.images and (boxes := _boxes(row))]
-    if not boxed or coordinates is None or not isinstance(encoder, ChatEncoder):
+    if not len(boxed) or coordinates is None or not isinstance(encoder, ChatEncoder):
         return
+    first = [rows[number] for number in boxed[:DRAWN_ROWS].tolist()]
     if recipe.box_format is None:
         kind = "pixels of the resized image" if coordinates == "resized" else "0 to 1000"
         report.warn(
-            f"{len(boxed):,} rows seem to have boxes, such as {boxed[0][1][0]} in {boxed[0][0].source}; they stay as "
+            f"{len(boxed):,} rows seem to have boxes, such as {_boxes(first[0])[0]} in {first[0].source}; they stay as "
             f"they are, and {reader.folder.model_type} reads {kind}: set box_format to what they are in the data."
         )
         return
     folder = Path(tempfile.mkdtemp(prefix="lensmith-check-boxes-"))
-    for number, (row, boxes) in enumerate(boxed[:DRAWN_ROWS], 1):
+    for number, row in enumerate(first, 1):
         sides = image_sides(row, encoder)
         if sides is not None:
-            _draw(decode(row.images[0]), boxes, sides.of(coordinates), folder / f"row-{number}.png")
-    report.say(
-        f"{len(boxed):,} rows have boxes; those of the first {min(DRAWN_ROWS, len(boxed))} are drawn in {folder}"
-    )
+            _draw(decode(row.images[0]), _boxes(row), sides.of(coordinates), folder / f"row-{number}.png")
+    report.say(f"{len(boxed):,} rows have boxes; those of the first {len(first)} are drawn in {folder}")
 
 
 def _boxes(row: Row) -> list[list[float]]:

@@ -1,6 +1,7 @@
 """Reads all that a training run would read, without a GPU, and says what it would do.
 
-No image is decoded but those of the first rows, whose ids are compared with the processor's own; no video at all.
+No image is decoded but those of the first rows, whose ids are compared with the processor's own, and no video at
+all, unless all pixels are asked for.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ ANY_CARD = Card("a GPU", math.inf, (8, 0))  # when none is named and there is no
 
 def check_recipe(
     recipe: Recipe, report: Report | None = None, card: Card | None = None, measured: bool = False,
-    price: float | None = None,
+    price: float | None = None, decoded: bool = False,
 ) -> bool:  # fmt: skip
     """Reports what training would do, as far as model and data are there; whether it would start.
 
-    card: the GPU it is for; measured: a few steps are trained to estimate the time; price: of an hour.
+    card: the GPU it is for; measured: a few steps are trained to estimate the time; price: of an hour;
+    decoded: all pixels are read.
     """
     report = report or Report(Console(soft_wrap=True))
     reader, checked = None, None
@@ -54,7 +56,7 @@ def check_recipe(
             if reader is None:
                 check_without_model(recipe, report)
             else:
-                checked = check_data(recipe, reader, report)
+                checked = check_data(recipe, reader, report, decoded)
         except FinetuneError as error:
             report.error(error.message)
             say_how_many_images_fit(recipe, report)

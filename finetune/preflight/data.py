@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from finetune.data.formats import Row
-from finetune.encoding.boxes import place_boxes
+import numpy as np
+from rich.markup import escape
+
 from finetune.encoding.cutoff import apply_cutoff
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import labels_of, lengths_of
 from finetune.encoding.proof import prove_encoding
 from finetune.families.base import Reader
 from finetune.media.bank import Bank, ImageBank
 from finetune.preflight.box_drawings import describe_boxes
 from finetune.preflight.preview import describe_pairs, histogram, preview
 from finetune.preflight.report import Report
-from finetune.preflight.rows import describe_rows, sound_rows
+from finetune.preflight.rows import broken_rows, describe_broken, describe_rows, say_nothing_is_left
 from finetune.recipe.schema import Recipe
-from finetune.training.dataset import PROVEN_ROWS, split_by_image
+from finetune.training.dataset import PROVEN_ROWS, encode, split_by_image, undecodable
 from finetune.training.optim import total_steps
 
 SHOWN_ROWS = 3
@@ -28,34 +31,43 @@ class Checked:
     """The rows that a run would train on, and their images."""
 
     bank: Bank
-    rows: list[Encoded]
+    rows: Sequence[Encoded]
 
 
-def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
-    """Reads every row and prints what is in them and what is wrong with them. Raises FinetuneError."""
-    bank, encoder = reader.bank, reader.encoder
+def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) -> Checked:
+    """Reads every row and prints what is in them and what is wrong with them. Raises FinetuneError.
 
-    def check(row: Row) -> None:
-        encoder.refuse_specials(row)
-        place_boxes([row], encoder, reader.folder.model_type, recipe)
-        encoder.add_media(row)
-
-    rows = sound_rows(recipe, report, check)
-    if not rows:
-        report.say("No row can be trained on.")
-        if not report.problems:
-            report.error("no row can be trained on.", hidden=True)
+    decoded: whether all pixels are read too.
+    """
+    bank, model_type = reader.bank, reader.folder.model_type
+    read = encode(str(recipe.dataset), recipe, reader)
+    validates = recipe.eval_dataset and recipe.eval_strategy != "no"
+    held_out = [encode(str(recipe.eval_dataset), recipe, reader)] if validates else []
+    if decoded:
+        wrong = [undecodable(each, bank) for each in (read, *held_out)]
+        report.say(f"{len(bank.paths):,} images and videos were read; {sum(map(len, wrong)):,} rows have a broken one.")
+        read, *held_out = (
+            replace(each, wrong=each.wrong | found) for each, found in zip((read, *held_out), wrong, strict=True)
+        )
+    describe_broken(
+        (found for each in (read, *held_out) for found in broken_rows(each.rows, each.wrong)), recipe, report
+    )
+    for note in (note for each in (read, *held_out) for note in each.parts.notes):
+        report.say(escape(note))
+    if len(read.wrong) == len(read.rows):
+        say_nothing_is_left(report)
         return Checked(bank, [])
-    rows = place_boxes(rows, encoder, reader.folder.model_type, recipe)
-    encoded: list[Encoded] = list(encoder.encode(rows))
+    rows, encoded = read.sound(recipe, model_type)
     prove_encoding(rows[:PROVEN_ROWS], encoded[:PROVEN_ROWS], reader.processor, bank)
-    describe_rows(rows, [size for index, size in enumerate(bank.sizes) if index not in bank.clips], report)
+    sizes = [size for index, size in enumerate(bank.sizes) if index not in bank.clips]
+    empty = [read.rows.source(number) for number in encoded.at[read.table.empty[encoded.at]].tolist()]
+    describe_rows(read.rows.take(encoded.at).sources(), sizes, empty, report)
     if isinstance(bank, ImageBank):
         _describe_resizing(bank, recipe, report)
-    describe_boxes(rows, reader, recipe, report)
-    lengths = [len(row) for row in encoded]
-    report.console.print(histogram(lengths, recipe.cutoff_len))
-    fitting = apply_cutoff(rows, encoded, recipe, encoder)
+    describe_boxes(rows, np.flatnonzero(read.table.boxed[encoded.at]), reader, recipe, report)
+    longest = int(encoded.lengths.max())  # before images are made smaller
+    report.console.print(histogram(encoded.lengths, recipe.cutoff_len))
+    fitting = apply_cutoff(rows, encoded, recipe, reader.encoder)
     if fitting.warning(recipe):
         report.warn(fitting.warning(recipe))
     kept = fitting.kept
@@ -68,17 +80,16 @@ def check_data(recipe: Recipe, reader: Reader, report: Report) -> Checked:
     learnt = "what is learnt" if recipe.stage == "sft" else "the chosen and then the rejected answer"
     report.say(f"Labels, {learnt}, are [green]green[/]:")
     for row in encoded[:SHOWN_ROWS]:
-        report.say(preview(row, encoder, reader.processor.tokenizer))
-    labels = sum(int(row.labelled.sum()) for row in kept)
+        report.say(preview(row, reader.encoder, reader.processor.tokenizer))
     report.say(
-        f"{len(kept):,} rows, {sum(map(len, kept)):,} tokens of which {labels:,} are labels; "
-        f"{total_steps(recipe, len(kept)):,} steps of up to "
+        f"{len(kept):,} rows, {lengths_of(kept).sum(dtype=int):,} tokens of which {labels_of(kept).sum(dtype=int):,} "
+        f"are labels; {total_steps(recipe, len(kept)):,} steps of up to "
         f"{recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps} rows"
     )
     report.figures["data"] = {
         "rows": len(rows),
         "kept": len(kept),
-        "longest_tokens": max(lengths),
+        "longest_tokens": longest,
         "steps": total_steps(recipe, len(kept)),
     }
     if not kept:

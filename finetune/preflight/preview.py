@@ -18,13 +18,14 @@ BARS = 10
 WIDTH = 40  # characters of the longest bar
 
 
-def histogram(lengths: Sequence[int], cutoff: int) -> Table:
-    """Rows by length in tokens; red where they exceed the cutoff."""
+def histogram(lengths: Any, cutoff: int) -> Table:
+    """Rows by length in tokens, lengths: [R]; red where they exceed the cutoff."""
+    lengths = np.asarray(lengths)
     table = Table(title="Tokens a row", box=None, title_justify="left", pad_edge=False)
     table.add_column("tokens", justify="right")
     table.add_column("rows", justify="right")
     table.add_column("")
-    edges = round_edges(min(lengths), max(lengths))
+    edges = round_edges(int(lengths.min()), int(lengths.max()))
     counts, _ = np.histogram(lengths, bins=edges)
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         last = high - 1  # the last bar of numpy's includes its upper edge, which is beyond all lengths here
@@ -32,7 +33,7 @@ def histogram(lengths: Sequence[int], cutoff: int) -> Table:
         bar = "█" * round(WIDTH * count / counts.max()) or ("▏" if count else "")
         table.add_row(f"{low:,} to {last:,}", f"{count:,}", f"[{colour}]{bar}[/]")
     if edges[-1] > cutoff:
-        table.caption = f"over cutoff_len {cutoff:,}: {sum(length > cutoff for length in lengths):,} rows"
+        table.caption = f"over cutoff_len {cutoff:,}: {int((lengths > cutoff).sum()):,} rows"
         table.caption_justify = "left"
     return table
 

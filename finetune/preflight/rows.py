@@ -1,17 +1,13 @@
-"""What `check` says of a recipe's rows before a model reads them: which are broken, and how."""
+"""What `check` says of a recipe's rows: how many there are, which are broken, and how."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.markup import escape
 
-from finetune.data.datasets import dataset_names, mix, read_rows
-from finetune.data.formats import Row
+from finetune.data.tables.rows import Rows
 from finetune.errors import FinetuneError
 from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
@@ -20,62 +16,52 @@ SHOWN_PROBLEMS = 20
 ROW = re.compile(r", row \d+(, turn \d+)?")  # what differs between the messages of rows that are broken alike
 
 
-def sound_rows(recipe: Recipe, report: Report, check: Callable[[Row], None]) -> list[Row]:
-    """The rows to train on that can be used; what is wrong with the others, and with validation rows, is reported.
+def broken_rows(rows: Rows, wrong: Mapping[int, str]) -> Iterator[tuple[str, str]]:
+    """(a key that is equal for rows that are written wrongly in the same way, what is wrong) of broken rows."""
+    for number, message in wrong.items():
+        is_written_wrongly = isinstance(rows[number], FinetuneError)
+        yield ROW.sub("", message) if is_written_wrongly else message, message
 
-    check: raises FinetuneError for a row that the model cannot take. Raises FinetuneError if a dataset cannot be read.
+
+def describe_broken(broken: Iterable[tuple[str, str]], recipe: Recipe, report: Report) -> None:
+    """Prints what is wrong with rows: errors, or with bad_rows: skip what is left out.
+
+    broken: of `broken_rows`; those with the same key are one problem.
     """
-    notes: list[str] = []
     problems: dict[str, list[str]] = {}
-    rows = _read(str(recipe.dataset), recipe, check, problems, notes)
-    if recipe.eval_dataset and recipe.eval_strategy != "no":
-        _read(recipe.eval_dataset, recipe, check, problems, notes)
-    for number, messages in enumerate(problems.values()):
-        more = f" ({len(messages) - 1:,} more rows like it.)" if len(messages) > 1 else ""
-        report.error(messages[0] + more, hidden=number >= SHOWN_PROBLEMS)
+    for key, message in broken:
+        problems.setdefault(key, []).append(message)
+    skips = recipe.bad_rows == "skip"
+    for number, alike in enumerate(problems.values()):
+        text = alike[0] + (f" ({len(alike) - 1:,} more rows like it.)" if len(alike) > 1 else "")
+        if not skips:
+            report.error(text, hidden=number >= SHOWN_PROBLEMS)
+        elif number < SHOWN_PROBLEMS:
+            report.warn(f"left out: {text}")
     if len(problems) > SHOWN_PROBLEMS:
-        report.say(f"[red]Error:[/] ... and {len(problems) - SHOWN_PROBLEMS} more broken rows.")
-    for note in notes:
-        report.say(escape(note))
-    return rows
+        kind = "[yellow]Warning:[/]" if skips else "[red]Error:[/]"
+        report.say(f"{kind} ... and {len(problems) - SHOWN_PROBLEMS:,} more broken rows.")
+    if skips and problems:
+        report.warn(f"{sum(map(len, problems.values())):,} broken rows are left out (bad_rows: skip).")
 
 
-def _read(
-    names: str, recipe: Recipe, check: Callable[[Row], None], problems: dict[str, list[str]], notes: list[str]
-) -> list[Row]:
-    """The sound rows of the datasets, mixed. Rows that are written wrongly in the same way are one problem."""
-    datasets: list[list[Row]] = []
-    for name in dataset_names(names):
-        rows = []
-        for row in read_rows(name, recipe, hashlib.sha256(), notes):
-            if isinstance(row, FinetuneError):
-                problems.setdefault(ROW.sub("", row.message), []).append(row.message)
-                continue
-            try:
-                check(row)
-            except FinetuneError as error:
-                problems.setdefault(error.message, []).append(error.message)
-            else:
-                rows.append(row)
-        if rows:
-            datasets.append(rows)
-    return mix(datasets, recipe) if datasets else []
-
-
-def describe_rows(rows: Sequence[Row], sizes: Sequence[tuple[int, int]], report: Report) -> None:
+def describe_rows(
+    sources: Iterable[tuple[str, int]], sizes: Sequence[tuple[int, int]], empty: Sequence[str], report: Report
+) -> None:
     """Prints how many rows and images there are, the images' sizes as they are, and which answers are empty.
 
-    sizes: (width, height) of each image.
+    sources: each data file and its rows; sizes: (width, height) of each image; empty: rows with an empty answer.
     """
-    for source, count in Counter(row.source.rpartition(", row ")[0] for row in rows).items():
-        report.say(f"{source}: {count:,} rows")
+    for source, count in sources:
+        report.say(f"{escape(source)}: {count:,} rows")
     smallest, largest = (pick(sizes, key=lambda size: size[0] * size[1], default=(0, 0)) for pick in (min, max))
     span = "" if smallest == largest else f" to {largest[0]}x{largest[1]}"
     report.say(f"{len(sizes):,} images" + (f", {smallest[0]}x{smallest[1]}{span} pixels" if sizes else ""))
-    empty = [row.source for row in rows if any(m["role"] == "assistant" and not _says(m) for m in row.messages)]
     if empty:
         report.warn(f"{len(empty):,} rows have an empty answer, which teaches to say nothing: {empty[0]}.")
 
 
-def _says(message: dict[str, Any]) -> bool:
-    return "tool_calls" in message or any(part.get("text", "").strip() for part in message["content"])
+def say_nothing_is_left(report: Report) -> None:
+    report.say("No row can be trained on.")
+    if not report.problems:
+        report.error("no row can be trained on.", hidden=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,7 @@ def write_starter(data: Path, model: str, recipe: Path, card: Card | None) -> St
         raise FinetuneError(f"{data} does not exist; give a data file, or a folder of data files.")
     folder = data if data.is_dir() else data.parent
     probe = make_recipe({"model_name_or_path": model, "dataset_dir": str(folder), "box_format": "original"})
-    found = list(read_rows(str(data), probe, _NoDigest()))
+    found = read_rows(str(data), probe, hashlib.sha256(), [])
     rows = [row for row in found if isinstance(row, Row)]
     if not rows:
         raise next((row for row in found if isinstance(row, FinetuneError)), FinetuneError(f"{data} has no rows."))
@@ -70,13 +71,6 @@ def write_starter(data: Path, model: str, recipe: Path, card: Card | None) -> St
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(_as_yaml(choices, recipe), encoding="utf-8")
     return Starter(recipe, info, choices, len(rows), len(found) - len(rows))
-
-
-class _NoDigest:
-    """In place of a hash of the data's bytes, which nobody asks for here."""
-
-    def update(self, data: bytes) -> None:
-        pass
 
 
 def _choices(rows: Sequence[Row], name: str, folder: str, model: str, card: Card | None) -> Iterator[Choice]:
@@ -133,7 +127,8 @@ def _entry(data: Path, folder: Path) -> dict[str, Any]:
     """The entry of dataset_info.json that says what was found of itself."""
     recipe = make_recipe({"model_name_or_path": "", "dataset_dir": str(folder)})
     file = find_source(str(data), recipe).files[0]
-    layout = detect(next(read_records(file.path), None), file.media, str(file.path))
+    first = next((record for record in read_records(file.path) if not isinstance(record, FinetuneError)), None)
+    layout = detect(first, file.media, str(file.path))
     path = folder if data.is_dir() and file.path.name in METADATA else data
     entry: dict[str, Any] = {"file_name": str(path.relative_to(folder)), "formatting": layout.kind}
     return entry | _differences(layout)

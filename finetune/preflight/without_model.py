@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from rich.markup import escape
+
+from finetune.data.datasets import read_datasets
 from finetune.data.formats import Row
 from finetune.data.row_media import shown
+from finetune.encoding.encode_rows import has_empty_answer
 from finetune.errors import FinetuneError
 from finetune.media.image_files import image_size
 from finetune.media.pixel_limits import PixelLimits
 from finetune.preflight.preview import histogram
 from finetune.preflight.report import Report
-from finetune.preflight.rows import describe_rows, sound_rows
+from finetune.preflight.rows import broken_rows, describe_broken, describe_rows, say_nothing_is_left
 from finetune.recipe.schema import Recipe
 
 CHARACTERS = 4  # of English text in a token, about
@@ -27,31 +32,60 @@ def check_without_model(recipe: Recipe, report: Report) -> None:
     """
     limits = assumed_limits(recipe)
     images: dict[Path | str, tuple[int, int]] = {}
-
-    def check(row: Row) -> None:
-        for image in row.images:
+    parts = read_datasets(str(recipe.dataset), recipe)
+    rows = parts.together
+    wrong: dict[int, str] = {}
+    empty: list[str] = []
+    tokens = np.zeros(len(rows), np.int64)
+    for number, row in enumerate(rows):
+        try:
+            tokens[number] = _tokens(row, images, limits)
+        except FinetuneError as error:
+            wrong[number] = error.message
+            continue
+        if has_empty_answer(row):
+            empty.append(row.source)
+    broken = list(broken_rows(rows, wrong))
+    if recipe.eval_dataset and recipe.eval_strategy != "no":
+        held_out, unsound = read_datasets(recipe.eval_dataset, recipe).together, {}
+        for number, row in enumerate(held_out):
             try:
-                images[image] = images.get(image) or image_size(image)
-                limits.grid(*images[image])
-            except ValueError as error:
-                raise FinetuneError(f"{row.source}: the image {shown(image)}: {error}.") from None
-
-    rows = sound_rows(recipe, report, check)
-    if not rows:
-        report.say("No row can be trained on.")
-        if not report.problems:
-            report.error("no row can be trained on.", hidden=True)
+                _tokens(row, images, limits)
+            except FinetuneError as error:
+                unsound[number] = error.message
+        broken += broken_rows(held_out, unsound)
+    describe_broken(broken, recipe, report)
+    for note in parts.notes:
+        report.say(escape(note))
+    if len(wrong) == len(rows):
+        say_nothing_is_left(report)
         return
-    describe_rows(rows, list(images.values()), report)
-    lengths = [estimate_tokens(row, images, limits) for row in rows]
+    sound = np.ones(len(rows), dtype=bool)
+    sound[list(wrong)] = False
+    order = parts.mixed(sound, recipe)
+    describe_rows(rows.take(order).sources(), list(images.values()), empty, report)
+    lengths = tokens[order]
     report.say("Lengths without the model are estimates, as for Qwen3-VL and English text:")
     report.console.print(histogram(lengths, recipe.cutoff_len))
-    long = sum(length > recipe.cutoff_len for length in lengths)
+    long = int((lengths > recipe.cutoff_len).sum())
     if long:
         report.warn(
-            f"about {long:,} of {len(rows):,} rows are longer than cutoff_len {recipe.cutoff_len} (the longest has "
-            f"about {max(lengths):,} tokens) and would be left out; raise cutoff_len or lower image_max_pixels."
+            f"about {long:,} of {len(lengths):,} rows are longer than cutoff_len {recipe.cutoff_len} (the longest has "
+            f"about {lengths.max():,} tokens) and would be left out; raise cutoff_len or lower image_max_pixels."
         )
+
+
+def _tokens(row: Row | FinetuneError, images: dict[Path | str, tuple[int, int]], limits: PixelLimits) -> int:
+    """About how many tokens a row has. images: gets the sizes of its own. Raises FinetuneError if it is broken."""
+    if isinstance(row, FinetuneError):
+        raise row
+    for image in row.images:
+        try:
+            images[image] = images.get(image) or image_size(image)
+            limits.grid(*images[image])
+        except ValueError as error:
+            raise FinetuneError(f"{row.source}: the image {shown(image)}: {error}.") from None
+    return estimate_tokens(row, images, limits)
 
 
 def say_how_many_images_fit(recipe: Recipe, report: Report) -> None:

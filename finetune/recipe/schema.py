@@ -107,6 +107,12 @@ class Recipe(BaseModel):
         None, description="Folder that paths of images and videos are relative to. Unset: dataset_dir."
     )
     max_samples: int | None = Field(None, ge=1, description="Use only the first N rows of each dataset.")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="Rows that are broken, or whose images are: an error, or left out, counted and named."
+    )
+    preprocessing_num_workers: int | None = Field(
+        None, ge=1, description="Processes that read many rows. Unset: one a core."
+    )
     cutoff_len: int = Field(
         2048, ge=1, description="Most tokens of a row, images and videos included; nothing is ever cut."
     )
@@ -213,8 +219,7 @@ class Recipe(BaseModel):
     predict_with_generate: bool = Field(True, description="No effect: answers are always generated.")
     prediction_loss_only: bool = Field(True, description="No effect: validation never keeps logits.")
     trust_remote_code: bool = Field(False, description="No effect: code in a model folder is never run.")
-    overwrite_cache: bool = Field(False, description="No effect: nothing is cached on disk.")
-    preprocessing_num_workers: int | None = Field(None, ge=1, description="No effect: reading rows needs no workers.")
+    overwrite_cache: bool = Field(False, description="No effect: what is cached is found by its content.")
     dataloader_num_workers: int | None = Field(None, ge=0, description="No effect: images are decoded in threads.")
     use_unsloth: Literal[False] = Field(False, description="No effect.")
     export_device: Literal["cpu", "auto"] = Field("cpu", description="No effect: merging needs no device.")

@@ -29,7 +29,7 @@ FREE_KEYS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit",
     "plot_loss", "report_to", "sample_answers", "max_new_tokens", "export_dir", "export_size", "ddp_timeout",
     "disable_gradient_checkpointing", "model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir",
-    "media_dir", "max_steps", "num_train_epochs",
+    "media_dir", "max_steps", "num_train_epochs", "preprocessing_num_workers",
 } | {name for name, field in Recipe.model_fields.items() if str(field.description).startswith("No effect")}  # fmt: skip
 PREFERENCE_KEYS = {"pref_loss", "pref_beta", "pref_ftx", "dpo_label_smoothing", "simpo_gamma"}
 VIDEO_KEYS = {"video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"}

@@ -25,7 +25,7 @@ from finetune.reporting.progress import progress_bar
 from finetune.reporting.runlog import RunLog, clock
 from finetune.reporting.training_report import write_training_report
 from finetune.training.checkpoint import fingerprint
-from finetune.training.dataset import load_training_data
+from finetune.training.dataset import load_training_data, skipped
 from finetune.training.oom import out_of_memory
 from finetune.training.optim import learning_rate
 from finetune.training.order import Window, step_windows
@@ -35,7 +35,6 @@ from finetune.training.state import TrainResult, reward_figures
 from finetune.training.trainer import Trainer
 
 __all__ = ["TrainResult", "train"]
-
 FIGURES = "loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.2e}  {task.fields[speed]:.0f} samples/s"
 LINE_SECONDS = 30.0  # how often a run without a terminal prints its progress
 MAX_SKIPPED = 3  # steps without a finite gradient in a row that end the run
@@ -240,6 +239,8 @@ class TrainingLoop:
             self.console.print(
                 f"[yellow]Warning:[/] {self.state.skipped} steps had no finite gradient and were skipped."
             )
+        if self.data.broken:
+            self.console.print(skipped(self.data.broken), markup=False, highlight=False)
         result = self._result(interrupted)
         if self.world.main:
             if interrupted is None:
@@ -279,6 +280,8 @@ class TrainingLoop:
             trainable_parameters=trainer.trainable,
             four_bit_layers=trainer.quantised,
             dropped_rows=self.data.dropped,
+            broken_rows=len(self.data.broken),
+            broken=skipped(self.data.broken),
             skipped_steps=state.skipped,
             peak_memory_gib=peak,
             interrupted=interrupted,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import lengths_of
 from finetune.recipe.schema import Recipe
 from finetune.training.optim import steps_per_epoch
 
@@ -55,7 +56,7 @@ def step_windows(
     The order is that of one process with `processes` times the accumulation.
     """
     size = recipe.gradient_accumulation_steps * processes
-    lengths = [len(row) for row in rows]
+    lengths = lengths_of(rows).tolist()
     epoch, at = divmod(step, steps_per_epoch(recipe, len(rows), processes))
     while True:
         order = epoch_batches(lengths, recipe.per_device_train_batch_size, recipe.seed, epoch, recipe.group_by_length)

@@ -41,6 +41,7 @@ class TrainResult:
     included; first_step_seconds: from the call to the end of its first step; processes: how many trained; samples:
     rows trained on in this call; samples_per_second: over the steps after the first; loss: mean of the last logged
     steps; eval_loss: of the weights that were kept, or None without validation rows; best_step: the step it is from;
+    broken_rows: left out by bad_rows: skip; broken: the first of them and what is wrong;
     skipped_steps: steps without a finite gradient; peak_memory_gib: reserved on the fullest GPU, or None; interrupted:
     the signal that ended the run early; preference_accuracy, reward_margin: with stage dpo, of the last validation, or
     without one of the last logged steps: the share of pairs whose chosen answer has the higher reward, and the mean
@@ -61,6 +62,8 @@ class TrainResult:
     trainable_parameters: int
     four_bit_layers: int
     dropped_rows: int
+    broken_rows: int
+    broken: str
     skipped_steps: int
     peak_memory_gib: float | None
     interrupted: int | None

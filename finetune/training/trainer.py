@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from finetune.encoding.encoded_rows import lengths_of, media_of
 from finetune.errors import FinetuneError
 from finetune.families.base import Feed
 from finetune.families.registry import training_family
@@ -79,7 +80,7 @@ class Trainer:
             highlight=False,
         )
         self.loss = self.family.loss(self.base, recipe.neftune_noise_alpha or 0.0)
-        unseen = any(not row.images for row in data.rows)
+        unseen = not all(media_of(data.rows))
         self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, recipe, self.device, console)
@@ -102,17 +103,19 @@ class Trainer:
     def _feeds(self) -> tuple[Feed, Feed]:
         """What makes batches of the training and of the validation rows."""
         recipe, data, world = self.recipe, self.data, self.world
-        lengths = [len(row) for row in data.rows]
+        lengths = lengths_of(data.rows).tolist()
         size, seed, grouped = recipe.per_device_train_batch_size, recipe.seed, recipe.group_by_length
         batches = epoch_batches(lengths, size, seed, 0, grouped)
         mine = batches[world.rank :: world.size]
         others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
-        used = [data.rows[row] for batch in [*mine, *others] for row in batch]
+        media = media_of(data.rows)
+        used = [image for batch in [*mine, *others] for row in batch for image in media[row]]
+        held_out = [image for images in media_of(data.validation) for image in images]
         reused = self.total > self.steps_per_epoch
         feed = self.family.feed
         return (
             feed(self.base, data, used, reused, world.local_size),
-            feed(self.base, data, data.validation, True, world.local_size),
+            feed(self.base, data, held_out, True, world.local_size),
         )
 
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:

@@ -20,15 +20,16 @@ def validate(
     The rows go `size` at a time, each process taking its share. loss: the module that computes a batch's summed loss;
     parallel: the same as DDP or FSDP have wrapped it. To be called under autocast, with dropout off.
     """
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    starts = range(0, len(rows), size)
     summed, parts, measured = 0.0, 0, [0.0] * len(loss.measured)
     with torch.no_grad():
-        for first in range(0, len(batches), world.size):
+        for first in range(0, len(starts), world.size):
             mine = first + world.rank
             # FSDP needs every process in every forward pass, so one without a batch repeats the first.
-            batch, images = feed.batch(batches[mine if mine < len(batches) else 0])
+            start = starts[mine if mine < len(starts) else 0]
+            batch, images = feed.batch(rows[start : start + size])
             value = parallel(batch, images).item()
-            if mine < len(batches):
+            if mine < len(starts):
                 summed, parts = summed + value, parts + loss.parts(batch)
                 measured = [total + one for total, one in zip(measured, loss.measured, strict=True)]
     summed, counted, *measured = world.sum(summed, parts, *measured)

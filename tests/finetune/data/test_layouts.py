@@ -31,7 +31,7 @@ def texts(row: Row) -> list[str]:
 def read(recipe: Recipe, path: Path, data: str | bytes) -> list[Row]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return load_rows(str(path), recipe).rows
+    return list(load_rows(str(path), recipe).rows)
 
 
 CHAT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}

@@ -30,7 +30,7 @@ def chat(*turns: str, flags: dict[int, dict[str, Any]] | None = None, **fields: 
 
 def rows_of(recipe: Recipe, *records: Any, **entry: Any) -> list[Row]:
     write_dataset(Path(recipe.dataset_dir), list(records), **{"formatting": "openai"} | entry)
-    return load_rows("shapes", recipe).rows
+    return list(load_rows("shapes", recipe).rows)
 
 
 @pytest.mark.parametrize("flag", [{"weight": 0}, {"loss": False}, {"train": False}, {"weight": 0.0}])

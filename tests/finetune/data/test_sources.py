@@ -137,4 +137,4 @@ def test_an_image_that_cannot_be_had_is_named(
     write_dataset(dataset, [ask("what?", "red", 1) | {"images": [site + path]}] * 2)
     with pytest.raises(FinetuneError, match=f"shapes.json, row 1: the image {site}{path} {complaint}"):
         load_rows("shapes", recipe(allow_image_urls=True))
-    assert not list((tmp_path / "cache").rglob("*.*"))
+    assert not list((tmp_path / "cache/lensmith/images").rglob("*.*"))

@@ -119,7 +119,7 @@ def test_the_loss_is_the_models(recipe_of: MakeRecipe) -> None:
     data = load_training_data(recipe_of(), QUIET)
     base = load_base(data.folder, recipe_of(), CPU, torch.float32)
     family = family_of(data.folder)
-    feed, loss_of = family.feed(base, data, data.rows), family.loss(base, 0.0)
+    feed, loss_of = family.feed(base, data, []), family.loss(base, 0.0)
     summed = 0.0
     for row, ours in zip(load_rows("shapes", recipe_of()).rows, data.rows, strict=True):
         inputs = inputs_of(data, row)
@@ -140,7 +140,7 @@ def test_a_models_own_cap_on_its_logits_counts(llava: Callable[..., Recipe]) -> 
     data = load_training_data(made, QUIET)
     base = load_base(data.folder, made, CPU, torch.float32)
     family = family_of(data.folder)
-    (batch, images), loss = family.feed(base, data, data.rows).batch(data.rows), family.loss(base, 0.0)
+    (batch, images), loss = family.feed(base, data, []).batch(data.rows), family.loss(base, 0.0)
     plain, forward = loss(batch, images).item(), base.forward
 
     def capped(**inputs: Any) -> Any:
@@ -175,7 +175,7 @@ def test_adapters_alone_learn(recipe_of: MakeRecipe, keys: dict[str, Any]) -> No
     assert len(trained) == kinds * 7 * len(base.get_submodule(part).layers)
     assert all(name.startswith(f"base_model.model.{part}.layers.") for name in trained)
     family = family_of(data.folder)
-    feed, loss_of = family.feed(base, data, data.rows), family.loss(base, 0.0)
+    feed, loss_of = family.feed(base, data, []), family.loss(base, 0.0)
     optimizer = torch.optim.SGD(trained.values(), lr=0.01)
     batch, images = feed.batch(data.rows)
     losses = []
@@ -395,7 +395,7 @@ def test_ids_that_change_in_a_batch_end_the_run(llava: Callable[..., Recipe]) ->
     base = load_base(data.folder, made, CPU, torch.float32)
     row = data.rows[0]
     wrong = np.where(row.labelled, row.ids + 1, row.ids)
-    feed = family_of(data.folder).feed(base, data, data.rows)
+    feed = family_of(data.folder).feed(base, data, [])
     with pytest.raises(FinetuneError, match="row 1: the model's processor gives other ids in a batch than alone"):
         feed.batch([data.rows[1], type(row)(**vars(row) | {"ids": wrong})])
     feed.close()

@@ -97,7 +97,7 @@ class Parts:
         self.base = load_base(folder, self.recipe, CPU, torch.float32)
         self.model = make_trainable(self.base, self.recipe)
         self.reference = reference_for(self.model, self.recipe)
-        self.feed = PairFeed(self.base, self.reader, self.rows, False, 1)
+        self.feed = PairFeed(self.base, self.reader, [image for row in self.rows for image in row.images], False, 1)
         self.loss = PreferenceLoss(self.base, self.recipe, self.reference)
 
     def move(self) -> None:
@@ -196,7 +196,7 @@ def test_images_of_a_pair_go_through_the_tower_once(recipe: MakeRecipe, tmp_path
     parts.base.model.visual.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
     )
-    feed = PairFeed(parts.base, parts.reader, [parts.rows[5]], False, 1)
+    feed = PairFeed(parts.base, parts.reader, parts.rows[5].images, False, 1)
     batch, images = feed.batch([parts.rows[5]])
     parts.loss(batch, images).backward()
     assert seen == [2]
@@ -216,7 +216,9 @@ def test_losses_and_rewards_are_trls(name: str, recipe: MakeRecipe, tmp_path: Pa
     model = make_trainable(base, made)
     loss = PreferenceLoss(base, made, reference_for(model, made))
     move(model)
-    ours = loss(*PairFeed(base, reader, rows, False, 1).batch(rows)) / len(rows)
+    ours = loss(*PairFeed(base, reader, [image for row in rows for image in row.images], False, 1).batch(rows)) / len(
+        rows
+    )
     assert ours.item() == pytest.approx(golden["loss"], rel=1e-4)
     for key, value in zip(MEASURED, loss.measured, strict=True):
         assert value / len(rows) == pytest.approx(golden[key], rel=1e-4), key

@@ -28,7 +28,7 @@ def trained_on(studio: Studio, name: str = "mine", split: str = "dataset") -> li
     """The rows as training reads them of the newest version."""
     keys = dataset_of(studio.workspace, name).recipe_keys()
     recipe = make_recipe({"model_name_or_path": "", **keys})
-    return load_rows(str(getattr(recipe, split)), recipe).rows
+    return list(load_rows(str(getattr(recipe, split)), recipe).rows)
 
 
 def chats(rows: list[Row]) -> list[tuple[str, str]]:

@@ -1,0 +1,125 @@
+"""All rows of a recipe's datasets to a table of encoded chats, in several processes where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from finetune.data.datasets import Parts, read_datasets
+from finetune.data.formats import Row
+from finetune.data.tables.processes import spread
+from finetune.data.tables.rows import Rows
+from finetune.encoding.boxes import PlacedRows, boxes_in, place_boxes, refuse_boxes
+from finetune.encoding.encoded import Compact
+from finetune.encoding.encoded_rows import EncodedBatch, EncodedRows, EncodedTable, pack
+from finetune.encoding.encoder import Encoder
+from finetune.errors import FinetuneError
+from finetune.recipe.schema import Recipe
+
+TASK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class EncodedDatasets:
+    """The rows of a recipe's datasets, encoded; those that are broken too. wrong: what is wrong with them."""
+
+    parts: Parts
+    rows: Rows
+    table: EncodedTable
+    wrong: dict[int, str]
+
+    def sound(self, recipe: Recipe, model_type: str) -> tuple[PlacedRows, EncodedRows]:
+        """The rows that can be used, mixed as the recipe says. Raises FinetuneError if a dataset has none."""
+        sound = np.ones(len(self.rows), dtype=bool)
+        sound[list(self.wrong)] = False
+        order = self.parts.mixed(sound, recipe)
+        rows = PlacedRows(self.rows.take(order), self.table.encoder, model_type, recipe)
+        return rows, EncodedRows(self.table, order)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a process encodes with. encoder: with a bank of its own."""
+
+    encoder: Encoder
+    rows: Rows
+    model_type: str
+    recipe: Recipe
+
+
+def encode_datasets(
+    names: str, recipe: Recipe, encoder: Encoder, model_type: str, open_encoder: Callable[[], Encoder]
+) -> EncodedDatasets:
+    """Reads and encodes the named datasets. Raises FinetuneError if one cannot be read at all.
+
+    encoder: its bank gets the images of the rows that are sound; open_encoder: makes one like it, in other processes.
+    """
+    refuse_boxes(encoder, model_type, recipe)
+    parts = read_datasets(names, recipe)
+    rows = parts.together
+    tasks = ((start, min(start + TASK_ROWS, len(rows))) for start in range(0, len(rows), TASK_ROWS))
+    state = partial(_open, open_encoder, rows, model_type, recipe)
+    here = _State(encoder.with_an_empty_bank(), rows, model_type, recipe)
+    batches = spread(_encode, state, tasks, recipe.preprocessing_num_workers, here)
+    table = EncodedTable(batches, encoder, rows.source)
+    return EncodedDatasets(parts, rows, table, table.wrong)
+
+
+def _open(open_encoder: Callable[[], Encoder], rows: Rows, model_type: str, recipe: Recipe) -> _State:
+    return _State(open_encoder(), rows, model_type, recipe)
+
+
+def _encode(state: _State, task: tuple[int, int]) -> EncodedBatch:
+    rows = [state.rows[number] for number in range(*task)]
+    chats = list(_compact(rows, state))
+    bank = state.encoder.bank
+    numbers: dict[int, int] = {}  # of the bank's media, in the order of this batch
+    media: list[int] = []
+    for chat in chats:
+        if isinstance(chat, Compact):
+            media += [numbers.setdefault(index, len(numbers)) for index in chat.media]
+    good = [isinstance(chat, Compact) for chat in chats]
+    return EncodedBatch(
+        table=pack(chats),
+        labels=np.array([int(c.labelled.sum()) if isinstance(c, Compact) else 0 for c in chats], np.int32),
+        counts=np.array([len(c.media) if isinstance(c, Compact) else 0 for c in chats], np.int32),
+        media=np.array(media, np.int32),
+        found=[(bank.paths[index], bank.known(index)) for index in numbers],
+        empty=np.array([fine and has_empty_answer(row) for row, fine in zip(rows, good, strict=True)]),
+        boxed=np.array([fine and _has_boxes(row) for row, fine in zip(rows, good, strict=True)]),
+        wrong={number: chat.message for number, chat in enumerate(chats) if isinstance(chat, FinetuneError)},
+    )
+
+
+def _compact(rows: list[Row | FinetuneError], state: _State) -> Iterator[Compact | FinetuneError]:
+    """Each row encoded, or what is wrong with it."""
+    encoder, ready = state.encoder, []
+    for row in rows:
+        if isinstance(row, Row):
+            try:
+                encoder.refuse_specials(row)
+                (row,) = place_boxes([row], encoder, state.model_type, state.recipe)
+            except FinetuneError as error:
+                row = error
+        ready.append(row)
+    chats = iter(encoder.compact([row for row in ready if isinstance(row, Row)]))
+    for row in ready:
+        yield next(chats) if isinstance(row, Row) else row
+
+
+def has_empty_answer(row: Row) -> bool:
+    """Whether one of a row's answers says nothing."""
+    return any(message["role"] == "assistant" and not _says(message) for message in row.messages)
+
+
+def _says(message: dict[str, Any]) -> bool:
+    return "tool_calls" in message or any(part.get("text", "").strip() for part in message["content"])
+
+
+def _has_boxes(row: Row) -> bool:
+    texts = (part.get("text", "") for message in row.messages for part in message["content"])
+    return bool(row.images) and any(next(boxes_in(text), None) is not None for text in texts)

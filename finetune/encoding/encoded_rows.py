@@ -1,0 +1,210 @@
+"""Encoded chats in a memory-mapped Arrow file: ids are read when a row is asked for, and its positions computed then.
+
+What decides about a run (lengths, numbers of labels, images) is in memory, as numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+import pyarrow as pa
+
+from finetune.data.tables.cache import scratch_file
+from finetune.encoding.encoded import Compact, Encoded
+from finetune.encoding.encoder import Encoder
+from finetune.errors import FinetuneError
+
+# ids; where runs of label tokens begin and end, in turn; what a family keeps besides.
+SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("runs", pa.list_(pa.int32())), ("more", pa.large_binary())])
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """R rows on their way to the table.
+
+    labels: [R] label tokens; counts: [R] images and videos; media: those of all rows, indices into `found`, which has
+    each medium and what the bank knows of it; empty, boxed: [R] bool, whether an answer is empty, a text has boxes;
+    wrong: what is wrong with rows, by their place in the batch.
+    """
+
+    table: pa.RecordBatch
+    labels: Any
+    counts: Any
+    media: Any
+    found: list[tuple[Any, Any]]
+    empty: Any
+    boxed: Any
+    wrong: dict[int, str]
+
+
+def pack(chats: Sequence[Compact | FinetuneError]) -> pa.RecordBatch:
+    """Compact chats as a batch of the table's file."""
+    ids: list[Any] = []
+    runs: list[Any] = []
+    more: list[bytes | None] = []
+    for chat in chats:
+        if isinstance(chat, Compact):
+            ids.append(chat.ids)
+            runs.append(_runs(chat.labelled))
+            more.append(json.dumps(chat.more).encode() if chat.more else None)
+        else:
+            ids.append(())
+            runs.append(())
+            more.append(None)
+    return pa.RecordBatch.from_arrays([_lists(ids), _lists(runs), pa.array(more, pa.large_binary())], schema=SCHEMA)
+
+
+def _runs(labelled: Any) -> list[int]:
+    """Where runs of True begin and end, in turn."""
+    edges = (np.flatnonzero(labelled[1:] != labelled[:-1]) + 1).tolist()
+    begins = [0] if len(labelled) and labelled[0] else []
+    return begins + edges + ([len(labelled)] if len(labelled) and labelled[-1] else [])
+
+
+def _lists(values: Sequence[Any]) -> pa.Array:
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    flat = np.concatenate([np.asarray(value, np.int32) for value in values] or [np.zeros(0, np.int32)])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
+
+
+class EncodedTable:
+    """All rows of some datasets, encoded, by their number.
+
+    lengths, labels: [R] tokens; wrong: what is wrong with a row; empty, boxed: [R] bool; source: a row's, for messages.
+    """
+
+    def __init__(self, batches: Iterable[EncodedBatch], encoder: Encoder, source: Callable[[int], str]) -> None:
+        self.encoder, self.source = encoder, source
+        self.wrong: dict[int, str] = {}
+        self._shrunk: dict[int, tuple[int, ...]] = {}
+        self._columns: dict[str, list[Any]] = {
+            name: [] for name in ("lengths", "labels", "media", "counts", "empty", "boxed", "starts")
+        }
+        path = scratch_file(lambda file: self._write(file, batches), self)
+        joined = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in self._columns.items()}
+        del self._columns
+        self.lengths, self.labels, self._media = joined["lengths"], joined["labels"], joined["media"]
+        self.empty, self.boxed, self._starts = joined["empty"], joined["boxed"], joined["starts"]
+        self.counts = joined["counts"]
+        self._media_ends = np.cumsum(joined["counts"], dtype=np.int64)
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+    def _write(self, file: BinaryIO, batches: Iterable[EncodedBatch]) -> None:
+        start, columns, bank = 0, self._columns, self.encoder.bank
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
+            for batch in batches:
+                writer.write_batch(batch.table)
+                known = np.array([bank.put(*found) for found in batch.found], dtype=np.int32)
+                added = np.array([self.encoder.added_tokens(index) for index in known.tolist()], dtype=np.int64)
+                rows = np.repeat(np.arange(len(batch.counts)), batch.counts)
+                text = np.diff(batch.table.column(0).offsets.to_numpy())
+                shown = np.bincount(rows, added[batch.media] if len(added) else None, minlength=len(batch.counts))
+                columns["lengths"].append((text + shown).astype(np.int32))
+                columns["media"].append(known[batch.media])
+                for name in ("labels", "counts", "empty", "boxed"):
+                    columns[name].append(getattr(batch, name))
+                self.wrong |= {start + number: message for number, message in batch.wrong.items()}
+                columns["starts"].append(np.array([start]))
+                start += len(batch.counts)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def media(self, number: int) -> tuple[int, ...]:
+        """The bank's indices of a row's images and videos."""
+        if number in self._shrunk:
+            return self._shrunk[number]
+        end = int(self._media_ends[number])
+        return tuple(self._media[end - int(self.counts[number]) : end].tolist())
+
+    def shrink(self, number: int, row: Encoded) -> None:
+        """From now on the row has these, smaller, images."""
+        self._shrunk[number] = row.images
+        self.lengths[number] = len(row)
+
+    def row(self, number: int) -> Encoded:
+        """The chat as the model sees it."""
+        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        ids, runs, more = (column[number - int(self._starts[batch])] for column in self._batches[batch].columns)
+        ids = ids.values.to_numpy().astype(np.int64)
+        labelled = np.zeros(len(ids), dtype=bool)
+        edges = runs.values.to_numpy()
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            labelled[start:end] = True
+        kept = tuple(json.loads(more.as_py())) if more.is_valid else ()
+        return self.encoder.place(Compact(ids, labelled, self.media(number), kept), self.source(number))
+
+
+class EncodedRows(Sequence[Encoded]):
+    """Some rows of a table, in an order. at: [R] their numbers in it."""
+
+    def __init__(self, table: EncodedTable, at: Any) -> None:
+        self.table, self.at = table, np.asarray(at, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self.table.row(number) for number in self.at[index].tolist()]
+        return self.table.row(int(self.at[index]))
+
+    @property
+    def lengths(self) -> Any:
+        """[R] tokens."""
+        return self.table.lengths[self.at]
+
+    @property
+    def labels(self) -> Any:
+        """[R] label tokens."""
+        return self.table.labels[self.at]
+
+    @property
+    def media(self) -> list[tuple[int, ...]]:
+        """The bank's indices of each row's images and videos."""
+        return [self.table.media(number) for number in self.at.tolist()]
+
+    def take(self, rows: Any) -> EncodedRows:
+        """The rows of these places in this sequence."""
+        return EncodedRows(self.table, self.at[rows])
+
+
+# The same of a few rows in a list, which a model's answers and the tests are made of.
+
+
+def lengths_of(rows: Sequence[Encoded]) -> Any:
+    """[R] tokens."""
+    return rows.lengths if isinstance(rows, EncodedRows) else np.array([len(row) for row in rows])
+
+
+def labels_of(rows: Sequence[Encoded]) -> Any:
+    """[R] label tokens."""
+    return rows.labels if isinstance(rows, EncodedRows) else np.array([int(row.labelled.sum()) for row in rows])
+
+
+def media_of(rows: Sequence[Encoded]) -> list[tuple[int, ...]]:
+    """The bank's indices of each row's images and videos."""
+    return rows.media if isinstance(rows, EncodedRows) else [row.images for row in rows]
+
+
+def taken(rows: Sequence[Encoded], at: Any) -> Sequence[Encoded]:
+    """The rows of these places."""
+    return rows.take(at) if isinstance(rows, EncodedRows) else [rows[index] for index in at]
+
+
+def replaced(rows: Sequence[Encoded], smaller: dict[int, Encoded]) -> Sequence[Encoded]:
+    """The rows with those of some places encoded with smaller images."""
+    if not isinstance(rows, EncodedRows):
+        return [smaller.get(index, row) for index, row in enumerate(rows)]
+    for index, row in smaller.items():
+        rows.table.shrink(int(rows.at[index]), row)
+    return rows
