@@ -1,4 +1,4 @@
-"""A chat as the model is trained on it."""
+"""A chat as the model is trained on it, and a pair of them."""
 
 from __future__ import annotations
 
@@ -47,3 +47,17 @@ class Compact:
     labelled: Any
     media: tuple[int, ...]
     more: tuple[str, ...] = ()
+
+
+def split_pair(row: Encoded) -> tuple[Encoded, Encoded]:
+    """The chats with the chosen and with the rejected answer, of a chat with both in succession."""
+    labelled = np.flatnonzero(row.labelled)
+    end = int(labelled[np.flatnonzero(np.diff(labelled) != 1)[0]]) + 1  # of the chosen answer
+    start = int(labelled[0])
+    # Both answers' turns begin with the same token, which no text may hold.
+    turn = start - 1 - int(np.argmax(row.ids[:start][::-1] == row.ids[end]))
+    chosen = Encoded(row.ids[:end], row.labelled[:end], row.positions[:, :end], row.images, row.source)
+    kept = np.r_[0:turn, end : len(row)]
+    positions = row.positions[:, kept]
+    positions[:, turn:] -= positions[:, turn : turn + 1] - row.positions[:, turn : turn + 1]
+    return chosen, Encoded(row.ids[kept], row.labelled[kept], positions, row.images, row.source)

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from finetune.encoding.encoded import Encoded
-from finetune.encoding.pairs import split_pair
+from finetune.encoding.encoded import Encoded, split_pair
 from finetune.families.base import Reader
 from finetune.families.batch import Batch, collate_train
 from finetune.families.forward import encode_images, hidden_states

@@ -8,9 +8,8 @@ from math import prod
 
 import numpy as np
 
-from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded import Encoded, split_pair
 from finetune.encoding.encoded_rows import labels_of, lengths_of, media_of
-from finetune.encoding.pairs import split_pair
 from finetune.media.bank import ImageBank
 from finetune.recipe.schema import Recipe
 

@@ -9,9 +9,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded import Encoded, split_pair
 from finetune.encoding.encoder import Encoder
-from finetune.encoding.pairs import split_pair
 from finetune.preflight.report import Report
 
 BARS = 10

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from finetune.data.datasets import load_rows
-from finetune.encoding.pairs import split_pair
+from finetune.encoding.encoded import split_pair
 from finetune.families.preference import MEASURED, PairFeed, PreferenceLoss, reference_for
 from finetune.families.preference_losses import Answers, preference_losses
 from finetune.families.qwen_vl import QwenVL

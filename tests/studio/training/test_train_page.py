@@ -62,7 +62,7 @@ def test_every_key_of_the_recipe_has_a_field_with_its_help_in_both_languages(cli
 
     fields = {field.key: field for fields in schema_groups().values() for field in fields}
     idle = {key for key, field in Recipe.model_fields.items() if str(field.description).startswith("No effect")}
-    fixed = {"stage", "quantization_method", "quantization_type", "export_legacy_format"}  # one value each
+    fixed = {"quantization_method", "quantization_type", "export_legacy_format"}  # one value each
     assert fields.keys() == Recipe.model_fields.keys() - OWN - idle - fixed
     for field in fields.values():
         assert field.help_in("zh") not in ("", field.help)
