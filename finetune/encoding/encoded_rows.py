@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, overload
+from functools import cache
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
-import pyarrow as pa
 
 from finetune.data.tables.cache import scratch_file
 from finetune.encoding.encoded import Compact, Encoded
 from finetune.encoding.encoder import Encoder
 from finetune.errors import FinetuneError
 
-# ids; where runs of label tokens begin and end, in turn; what a family keeps besides.
-SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("runs", pa.list_(pa.int32())), ("more", pa.large_binary())])
+if TYPE_CHECKING:  # the studio reads rows without loading Arrow before it has to
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,18 @@ class EncodedBatch:
     wrong: dict[int, str]
 
 
+@cache
+def _schema() -> pa.Schema:
+    """ids; where runs of label tokens begin and end, in turn; what a family keeps besides."""
+    import pyarrow as pa
+
+    return pa.schema([("ids", pa.list_(pa.int32())), ("runs", pa.list_(pa.int32())), ("more", pa.large_binary())])
+
+
 def pack(chats: Sequence[Compact | FinetuneError]) -> pa.RecordBatch:
     """Compact chats as a batch of the table's file."""
+    import pyarrow as pa
+
     ids: list[Any] = []
     runs: list[Any] = []
     more: list[bytes | None] = []
@@ -55,7 +65,7 @@ def pack(chats: Sequence[Compact | FinetuneError]) -> pa.RecordBatch:
             ids.append(())
             runs.append(())
             more.append(None)
-    return pa.RecordBatch.from_arrays([_lists(ids), _lists(runs), pa.array(more, pa.large_binary())], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([_lists(ids), _lists(runs), pa.array(more, pa.large_binary())], schema=_schema())
 
 
 def _runs(labelled: Any) -> list[int]:
@@ -66,6 +76,8 @@ def _runs(labelled: Any) -> list[int]:
 
 
 def _lists(values: Sequence[Any]) -> pa.Array:
+    import pyarrow as pa
+
     ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
     flat = np.concatenate([np.asarray(value, np.int32) for value in values] or [np.zeros(0, np.int32)])
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
@@ -78,6 +90,8 @@ class EncodedTable:
     """
 
     def __init__(self, batches: Iterable[EncodedBatch], encoder: Encoder, source: Callable[[int], str]) -> None:
+        import pyarrow as pa
+
         self.encoder, self.source = encoder, source
         self.wrong: dict[int, str] = {}
         self._shrunk: dict[int, tuple[int, ...]] = {}
@@ -95,8 +109,10 @@ class EncodedTable:
         self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
     def _write(self, file: BinaryIO, batches: Iterable[EncodedBatch]) -> None:
+        import pyarrow as pa
+
         start, columns, bank = 0, self._columns, self.encoder.bank
-        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), _schema()) as writer:
             for batch in batches:
                 writer.write_batch(batch.table)
                 known = np.array([bank.put(*found) for found in batch.found], dtype=np.int32)

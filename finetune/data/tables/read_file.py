@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune.data.formats import Row, make_row
 from finetune.data.layouts import Layout, detect
@@ -23,6 +21,9 @@ from finetune.data.tables.cache import code_version, kept_file, scratch_file
 from finetune.data.tables.processes import spread
 from finetune.data.tables.row_file import RowFile, pack, write_row_file
 from finetune.errors import FinetuneError
+
+if TYPE_CHECKING:  # the studio reads rows without loading Arrow before it has to
+    import pyarrow as pa
 
 TASK_ROWS = 1000
 TASK_BYTES = 2**23  # of texts and images in the records that go to a process at once
@@ -50,6 +51,8 @@ def read_file(file: DataFile, reading: Reading, digest: Any) -> RowFile:
 
     digest: a hash object that gets the file's bytes. Raises FinetuneError if it cannot be read at all.
     """
+    import pyarrow as pa
+
     key = hashlib.sha256()
     how: list[Any] = [code_version(), file.path.name, str(file.media), reading.named, reading.box_format]
     how += [reading.ranking, reading.limit]

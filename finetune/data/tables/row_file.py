@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from finetune.data.formats import Row
 from finetune.data.remote_images import is_remote
 from finetune.data.row_media import Video
 from finetune.errors import FinetuneError
 
-SCHEMA = pa.schema([("row", pa.large_binary()), ("remote", pa.bool_())])
+if TYPE_CHECKING:  # the studio reads rows without loading Arrow before it has to
+    import pyarrow as pa
+
 NOTES = b"notes"
 
 
@@ -23,6 +25,8 @@ class RowFile:
     """The rows of the data file `name`. remote: [R] the numbers, from 0, of those with an image by URL."""
 
     def __init__(self, path: Path, name: str) -> None:
+        import pyarrow as pa
+
         self.path, self.name = path, name
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [self._reader.get_batch(n) for n in range(self._reader.num_record_batches)]
@@ -55,8 +59,17 @@ class RowFile:
         return [0, *self._ends[:-1].tolist()] if len(self._rows) else []
 
 
+@cache
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("row", pa.large_binary()), ("remote", pa.bool_())])
+
+
 def pack(rows: Sequence[Row | FinetuneError]) -> pa.RecordBatch:
     """Rows as a batch of the file."""
+    import pyarrow as pa
+
     texts, remote = [], []
     for row in rows:
         if isinstance(row, Row):
@@ -68,12 +81,16 @@ def pack(rows: Sequence[Row | FinetuneError]) -> pa.RecordBatch:
                 row = FinetuneError(f"{row.source}: a tool, or a call of one, holds what JSON cannot: {error}.")
         texts.append(json.dumps(row.message).encode())
         remote.append(False)
-    return pa.RecordBatch.from_arrays([pa.array(texts, pa.large_binary()), pa.array(remote, pa.bool_())], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(texts, pa.large_binary()), pa.array(remote, pa.bool_())], schema=_schema()
+    )
 
 
 def write_row_file(file: BinaryIO, batches: Iterable[pa.RecordBatch], notes: list[str]) -> None:
     """Writes the batches; `notes`, which may grow until the last one is there, come at the end."""
-    with pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
+    import pyarrow as pa
+
+    with pa.ipc.new_file(pa.PythonFile(file, mode="w"), _schema()) as writer:
         for batch in batches:
             writer.write_batch(batch)
         writer.write_batch(pack([]), custom_metadata={NOTES: json.dumps(notes).encode()})
