@@ -118,7 +118,7 @@ def test_both_chats_of_a_pair_are_what_the_model_would_read_alone(
             messages = [*row.messages[:-2], row.messages[-2 + n]]
             text = parts.reader.processor.apply_chat_template(messages, tokenize=False)
             images = [decode(path) for path in row.images]
-            theirs = parts.reader.processor(text=[text], images=images or None, return_tensors="np")
+            theirs = parts.reader.processor(text=[text], images=images or None, return_tensors="pt")
             assert chat.ids.tolist() == theirs["input_ids"][0].tolist()
             grids = [tuple(grid) for grid in theirs["image_grid_thw"].tolist()] if images else []
             assert (chat.positions == reference_positions(family, parts.folder, chat.ids, grids)).all()
