@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from yarl import URL
 
 from gateway.engines.base import EngineUnreachable, base_url, fetch_models
 from gateway.engines.process import free_port
-from gateway.verify.servers import RunningEngine, wait_until_ready
+from gateway.verify.servers import RunningEngine, ready_child
 from modelfiles.adapter.reader import CONFIG, AdapterError, read_adapter_config
 from modelfiles.hardware.python_child import module_command
 
@@ -72,19 +70,9 @@ def _served(folder: Path) -> Iterator[RunningEngine]:
     else:
         options += ["--model-name", name]
     url = URL.build(scheme="http", host="127.0.0.1", port=port)
-    with tempfile.TemporaryFile() as log:
-        command = [*module_command("lensmith"), "serve", str(base), *options]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_until_ready(process, url / "ready", folder.name, log.fileno())
-            yield RunningEngine(url, None, name)
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    command = [*module_command("lensmith"), "serve", str(base), *options]
+    with ready_child(command, url / "ready", folder.name, own_session=True):  # Ctrl-C ends an answer, not the engine
+        yield RunningEngine(url, None, name)
 
 
 def base_of(adapter: Path) -> Path:

@@ -62,13 +62,24 @@ def running(engine: str, folder: ModelFolder) -> Iterator[RunningEngine]:
     else:
         argv = ["lensmith", "serve", str(folder.path), "--engine", engine, *options, "--model-name", folder.name]
     url = URL.build(scheme="http", host="127.0.0.1", port=port)
+    command = [*module_command(argv[0]), *argv[1:]]
+    with ready_child(command, url / ("health" if engine == "transformers" else "ready"), engine):
+        yield RunningEngine(url, None, folder.name)
+
+
+@contextmanager
+def ready_child(command: list[str], health: URL, name: str, own_session: bool = False) -> Iterator[None]:
+    """Starts a server, waits until `health` says that it is ready, and ends it.
+
+    own_session: a Ctrl-C in the terminal does not reach it. Raises what `wait_until_ready` raises.
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*module_command(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
         )
         try:
-            wait_until_ready(process, url / ("health" if engine == "transformers" else "ready"), engine, log.fileno())
-            yield RunningEngine(url, None, folder.name)
+            wait_until_ready(process, health, name, log.fileno())
+            yield
         finally:
             process.terminate()
             try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <sys/prctl.h>
+PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 _libc = ctypes.CDLL(None)
 
 
@@ -74,17 +72,6 @@ def descendants(pid: int) -> list[int]:
 def adopt_orphans() -> None:
     """Make this process the parent of processes below it whose own parent ends."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def end_with_parent(parent: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child gets SIGTERM when the parent ends, however that happens."""
-
-    def preexec() -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended between the fork and the line above
-            os._exit(1)
-
-    return preexec
 
 
 def _stat(pid: int) -> list[str] | None:

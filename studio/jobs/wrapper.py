@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gateway.engines.process import die_with_parent
 from studio.jobs.job import LOG, PROCESS, STOP, State, read_job, write_exit, write_json, write_stop
-from studio.jobs.process import ProcessId, adopt_orphans, descendants, end_with_parent
+from studio.jobs.process import ProcessId, adopt_orphans, descendants
 from studio.jobs.spec import CPU, JobSpec
 from studio.jobs.store import Jobs
 
@@ -86,7 +87,7 @@ class Wrapper:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=end_with_parent(os.getpid()),
+            preexec_fn=die_with_parent(os.getpid()),
         )
         started = ProcessId.of(command.pid)
         if started is not None:
