@@ -67,6 +67,10 @@ def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
     if body.get("tool_choice") == "none":  # the tools ask for nothing then
         for name in ("tools", "tool_choice", "parallel_tool_calls"):
             body.pop(name, None)
+    if not spec.forces_named_tool and isinstance(body.get("tool_choice"), dict):
+        named = body["tool_choice"]["function"]["name"]
+        body["tools"] = [tool for tool in body["tools"] if tool["function"]["name"] == named]
+        body.update(tool_choice="required", parallel_tool_calls=False)
     for table in (NOWHERE, spec.refused):
         refuse(body, table)
     apply_extra_fields(body, ChatRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)

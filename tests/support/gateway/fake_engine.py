@@ -1,8 +1,9 @@
 """A tiny engine that speaks OpenAI's HTTP and misbehaves on request. Same command line as `python -m gateway.embedded`.
 
 The last message's text decides: `count 5` answers five tokens, `echo` answers with what the engine was sent, `tools`
-calls the first tool, `cut` ends at the limit, and `fault NAME` fails in that way. GET /stats tells
-what happened here; `--start-fault` fails before anything is served; `--no-abort` cannot end an answer early.
+calls the first tool, as a tool_choice of `required` does, a response_format gets the least that it allows, `cut` ends
+at the limit, and `fault NAME` fails in that way. GET /stats tells what happened here; `--start-fault` fails before
+anything is served; `--no-abort` cannot end an answer early.
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ def raw_log_prob(token: str) -> dict:
     """In LMDeploy's form: the token as its vocabulary spells it, and missing among its alternatives."""
     others = [{"token": "Ġcenter", "logprob": -0.5, "bytes": []}, {"token": "Ã©", "logprob": -3.0, "bytes": []}]
     return {"token": token.replace(" ", "Ġ"), "logprob": -1.0, "bytes": [], "top_logprobs": others}
+
+
+def least(schema: dict) -> object:
+    """The least that a JSON schema allows, of the kinds that the tests use."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    values = {"string": "", "boolean": False, "integer": 0, "number": 0, "array": []}
+    return values.get(schema.get("type", ""), {name: least(of) for name, of in schema.get("properties", {}).items()})
 
 
 class FakeEngine:
@@ -120,11 +129,22 @@ class FakeEngine:
             tokens = ["late"]
         elif words[:1] == ["count"]:
             tokens = [f"{n} " for n in range(int(words[1]))]
+        elif body.get("response_format", {}).get("type") in ("json_object", "json_schema"):
+            tokens = [
+                json.dumps(least(body["response_format"].get("json_schema", {}).get("schema", {"type": "object"})))
+            ]
         else:
             tokens = ["Hello", " wörld", " 🙂"]
         if words[:1] == ["tools"]:
             return await self._call_tool(request, body, body["tools"][0]["function"]["name"])
+        if body.get("tool_choice") == "required":
+            function = body["tools"][0]["function"]
+            arguments = json.dumps(least(function.get("parameters", {})))
+            return await self._call_tool(request, body, function["name"], arguments)
         pause = float(words[2]) if words[:1] == ["count"] and len(words) > 2 else 0.0
+        if body.get("ignore_eos"):
+            tokens, pause = tokens * body["max_tokens"], 0.01
+            tokens = tokens[: body["max_tokens"]]
         finish = "length" if words[:1] == ["cut"] else "stop"
         if not body.get("stream"):
             whole = self._whole("".join(tokens), len(tokens))
@@ -208,9 +228,11 @@ class FakeEngine:
         ids = [ord(letter) for letter in json.loads(await request.text())["input"]]
         return web.json_response({"input_ids": ids, "length": len(ids)})
 
-    async def _call_tool(self, request: web.Request, body: dict, name: str) -> web.StreamResponse:
+    async def _call_tool(
+        self, request: web.Request, body: dict, name: str, arguments: str = '{"city": "Oslo"}'
+    ) -> web.StreamResponse:
         """Streams cut the arguments in two, as engines do."""
-        call = {"id": "call_7", "type": "function", "function": {"name": name, "arguments": '{"city": "Oslo"}'}}
+        call = {"id": "call_7", "type": "function", "function": {"name": name, "arguments": arguments}}
         if not body.get("stream"):
             whole = self._whole("", 3)
             whole["choices"][0] |= {"finish_reason": "tool_calls"}
@@ -219,8 +241,8 @@ class FakeEngine:
         stream = await self._open(request)
         for piece in (
             {**call, "index": 0, "function": {"name": name, "arguments": ""}},
-            {"index": 0, "function": {"arguments": '{"city": '}},
-            {"index": 0, "function": {"arguments": '"Oslo"}'}},
+            {"index": 0, "function": {"arguments": arguments[:9]}},
+            {"index": 0, "function": {"arguments": arguments[9:]}},
         ):
             await stream.write(self._chunk({"tool_calls": [piece]}))
         await stream.write(self._chunk({}, "tool_calls") + self._usage(3) + b"data: [DONE]\n\n")
