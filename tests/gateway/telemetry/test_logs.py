@@ -67,6 +67,7 @@ def test_every_line_is_json_where_no_terminal_is(engine: Process) -> None:
     options = ("--host", "0.0.0.0", "--management-port", str(free_port()), "--workers", "2")
     with lensmith_serve("--engine", engine.url, *options) as gateway:
         gateway.wait_until("/ready", 200)
+        until("both workers are told of", lambda: gateway.raw_log().count("Gateway process") == 2)
         assert httpx.post(gateway.url + CHAT, json={"model": "fake", "messages": ask("count 3")}).status_code == 200
         gateway.end()
         said = messages(gateway)
@@ -75,7 +76,6 @@ def test_every_line_is_json_where_no_terminal_is(engine: Process) -> None:
         assert line["source"] == "lensmith"
     assert next(line["level"] for line in said if "Whoever reaches this port" in line["message"]) == "warning"
     assert sum("Listening on http" in line["message"] for line in said) == 1
-    assert sum("Gateway process" in line["message"] for line in said) == 2
 
 
 def test_lines_of_an_engine_are_json_that_names_it() -> None:
