@@ -124,14 +124,13 @@ def read_adapter(path: Path, config: dict[str, Any] | None = None) -> Adapter:
     pairs: dict[str, dict[str, TensorInfo]] = {}
     saved: dict[str, TensorInfo] = {}
     wanted = config.get("modules_to_save") or []
+    whole = [*wanted, "lm_head"] if config.get("ensure_weight_tying") else wanted
     for name, info in tensors.items():
         module, _, kind = name.removesuffix(".weight").rpartition(".")
         bare = name.removeprefix(PREFIX)
         if info.dtype in DTYPES and name.startswith(PREFIX) and kind in KINDS:
             pairs.setdefault(module.removeprefix(PREFIX), {})[kind] = info
-        elif info.dtype in DTYPES and name.startswith(PREFIX) and any(f".{one}." in f".{bare}" for one in wanted):
-            saved[bare] = info
-        elif info.dtype in DTYPES and bare == OUTPUT and config.get("ensure_weight_tying"):
+        elif info.dtype in DTYPES and name.startswith(PREFIX) and any(f".{one}." in f".{bare}" for one in whole):
             saved[bare] = info
         else:
             raise AdapterError(f"The tensor {name} ({info.dtype}) of the adapter {path} is not a LoRA matrix.")

@@ -227,7 +227,7 @@ def test_embeddings_that_peft_kept_tied_are_merged(recipe: MakeRecipe, tmp_path:
     assert on_base == answers(recipe(max_samples=6, model_name_or_path=str(target)), tmp_path / "of merged")
     tensors["base_model.model.lm_head.weight"][-1, -1] += 1
     save_file(tensors, path / "adapter_model.safetensors")
-    with pytest.raises(FinetuneError, match="embeddings and output as one .* holds two that differ"):
+    with pytest.raises(FinetuneError, match=r"embeddings and output as one .* holds two that differ"):
         merge(made)
 
 
