@@ -66,7 +66,7 @@ async def ask(client: Client, url: URL, body: bytes = b"{}", resend: bool = Fals
 
 
 def always(*pieces: bytes, pause: float = 0.0) -> Serve:
-    """A server that answers every request with these bytes, and closes the connection if it gets no other."""
+    """A server that answers every request with these bytes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -75,8 +75,6 @@ def always(*pieces: bytes, pause: float = 0.0) -> Serve:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(pause)
-            if b"close" in pieces[0] or b"length" not in b"".join(pieces) and b"chunked" not in pieces[0]:
-                return
 
     return serve
 
