@@ -1,4 +1,4 @@
-"""Makes a variant of examples/shapes-vl/ that sees pictures at Ollama's sizes: 1,024 tokens each, where the base saw 36.
+"""Makes a variant of examples/shapes-vl/ for pictures of Ollama's sizes: 1,024 tokens, where the base saw 36.
 
     python -m examples.stretch_shapes_vl --out runs/shapes-vl-1024 --minutes 1     # one GPU
 
@@ -60,17 +60,18 @@ class EnlargedPictures(Conversations):
                 rows, labels, pictures = [*rows, ids], [*labels, known], [*pictures, seen[0]]
         length = max(map(len, rows))
         padded = [row + [self.pad_id] * (length - len(row)) for row in rows]
+        positions = [mrope_positions(row, self.image_id, cells) for row in padded]
         return {
             "cells": cells,
             "pictures": torch.from_numpy(np.stack(pictures)),
             "input_ids": torch.tensor(padded),
             "labels": torch.tensor([row + [-100] * (length - len(row)) for row in labels]),
-            "position_ids": torch.tensor([mrope_positions(row, self.image_id, cells) for row in padded]).transpose(0, 1),
+            "position_ids": torch.tensor(positions).transpose(0, 1),
         }
 
 
 def enlarged_patches(pictures: torch.Tensor, cells: int) -> torch.Tensor:
-    """[N, S, S, 3] uint8 pictures to [N * (2 * cells)**2, 1536] patches, as the image processor enlarges and cuts them."""
+    """[N, S, S, 3] uint8 pictures to [N * (2 * cells)**2, 1536] patches, as the processor enlarges and cuts them."""
     side = cells * MERGE * PATCH
     x = pictures.permute(0, 3, 1, 2).float()
     x = torch.nn.functional.interpolate(x, (side, side), mode="bicubic", antialias=True).round().clamp(0, 255)
@@ -117,7 +118,8 @@ def stretch(base: Path, minutes: float, workers: int) -> Any:
         losses.append(loss.item())
         if step % 50 == 0:
             mean = sum(losses[-50:]) / len(losses[-50:])
-            print(f"step {step}  {cells**2} tokens  loss {mean:.4f}  {conversations:,} conversations  {share:.0%}", flush=True)
+            done = f"{conversations:,} conversations  {share:.0%}"
+            print(f"step {step}  {cells**2} tokens  loss {mean:.4f}  {done}", flush=True)
     last = sum(losses[-50:]) / max(len(losses[-50:]), 1)
     print(f"{step} steps, {conversations:,} conversations in {minutes} minutes, {skipped} skipped; loss {last:.4f}")
     return model.cpu().eval()
@@ -126,7 +128,7 @@ def stretch(base: Path, minutes: float, workers: int) -> Any:
 def write_folder(base: Path, out: Path) -> None:
     """The base's files but its weights and its card, with the limits of Ollama's image sizes."""
     out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(base.glob("*.json")) + [base / "merges.txt"]:
+    for file in [*sorted(base.glob("*.json")), base / "merges.txt"]:
         shutil.copyfile(file, out / file.name)
     processor = json.loads((base / "preprocessor_config.json").read_text())
     fewest, most = (tokens * (PATCH * MERGE) ** 2 for tokens in TOKENS)

@@ -78,6 +78,12 @@ def is_editable(record: Any) -> bool:
     )
 
 
+def picture_names(record: Any) -> list[str]:
+    """The pictures of a record of ours; none for one that was kept as it was."""
+    images = record.get("images") if isinstance(record, dict) else None
+    return [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
+
+
 def boxes_of(record: Any) -> list[list[float]]:
     """The boxes [x1, y1, x2, y2] and points [x, y] in the texts of a record of our form, each once."""
     if not is_editable(record):
