@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from studio.datasets.records import picture_names
 
@@ -134,9 +134,7 @@ FileState = tuple[Path, int, bytes]  # an index file as it is now: path, inode, 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the page says of all rows.
-
-    counts: rows of each kind that can be shown, and of each split ("split:train"); sources: (file, rows) of the
+    """counts: rows of each kind that can be shown, and of each split ("split:train"); sources: (file, rows) of the
     largest files; lengths: the tokens of each sound row, about, in order.
     """
 

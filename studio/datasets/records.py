@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def read_record(record: Any, folder: Path, place: str) -> Row:
 def raw_record(record: Any, media: str) -> dict[str, Any]:
     """What is kept of a record that cannot be read. media: the folder of its pictures, relative to the version's."""
     return {"raw": record, "media": media}
+
+
+def line_at(path: Path, number: int) -> str:
+    """A line (from 1) of a text file; empty if it has not so many."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return next(islice(file, number - 1, None), "").rstrip("\n")
 
 
 def raw_of(record: Any) -> dict[str, Any] | None:
