@@ -21,7 +21,7 @@ from yarl import URL
 
 from benchmarks.gateway.bench import HERE, picture, request, started
 from gateway.engines.client import new_session, post, read_all
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 
 class Bare(asyncio.Protocol):
