@@ -1,4 +1,4 @@
-"""What speeds up LMDeploy 0.18's PyTorch engine, lever by lever: each can be left out, and then LMDeploy's own code runs.
+"""What speeds up LMDeploy 0.18's PyTorch engine, lever by lever. Where one is left out, LMDeploy's own code runs.
 
 A lever replaces functions of LMDeploy that are not its public interface, so all of them hold for one version only
 (`KNOWN`), and a test compares what they replace with that version's source. docs/benchmarks.md has what each brings.
