@@ -40,6 +40,8 @@ LEVERS = (
 def wanted(off: str, version: str) -> Sequence[Lever]:
     """The levers for this version of LMDeploy, less those named in `off`; another version gets none."""
     names = {name.strip() for name in off.split(",")}
+    if "vision_inputs" in names:  # the model's side of pixel_bytes
+        names.add("pixel_bytes")
     if version != KNOWN or "all" in names:
         return ()
     return tuple(lever for lever in LEVERS if lever.name not in names)
