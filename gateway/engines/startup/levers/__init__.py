@@ -49,7 +49,11 @@ def wanted(off: str, version: str) -> Sequence[Lever]:
 
 def pull(engine_process: bool) -> None:
     """Put the levers of this process in place. One that cannot be is left out, and the log says why."""
-    for lever in wanted(os.environ.get(OFF, ""), importlib.metadata.version("lmdeploy")):
+    try:
+        version = importlib.metadata.version("lmdeploy")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for lever in wanted(os.environ.get(OFF, ""), version):
         if not (lever.engine if engine_process else lever.server):
             continue
         try:
