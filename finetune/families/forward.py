@@ -35,7 +35,7 @@ def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | N
     noise: NEFTune's alpha (arXiv:2310.05914): the text's embeddings get uniform noise of up to alpha / sqrt(L hidden).
     """
     core = model.model
-    deepstack: dict[str, Any] = {}
+    parts: dict[str, Any] = {} if batch.packed is None else {"packed": batch.packed}  # for attention
     embeddings = core.get_input_embeddings()(batch.ids)
     if noise:
         bound = noise / math.sqrt(embeddings.shape[1] * embeddings.shape[2])
@@ -49,14 +49,14 @@ def hidden_states(model: Any, batch: Batch, features: Any | None, cache: Any | N
         is_image = (batch.ids == model.config.image_token_id) | (batch.ids == model.config.video_token_id)
         embeddings = embeddings.masked_scatter(is_image[..., None], features[0].to(embeddings.dtype))
         if len(features) > 1:
-            deepstack = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(features[1:])}
+            parts |= {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(features[1:])}
     return core.language_model(
         inputs_embeds=embeddings,
         position_ids=batch.positions,
         attention_mask=None if batch.attended is None else batch.attended.long(),
         past_key_values=cache,
         use_cache=cache is not None,
-        **deepstack,
+        **parts,
     ).last_hidden_state
 
 
