@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune.encoding.chat_encoder import ChatEncoder
 from finetune.encoding.encoded import Encoded
+from finetune.errors import FinetuneError
 from finetune.families.base import Reader
 from finetune.families.batch import Batch, collate_train
 from finetune.families.features import FrozenFeatures, TrainedVision
@@ -22,6 +23,7 @@ from finetune.model.attention import packs
 from finetune.model.structure import trains_vision
 from finetune.model.whole_base import refuse_incomplete
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.image_processor import differing_pixels
 from modelfiles.folder.model_folder import ModelFolder
 
 # What stands around images and videos in a chat's text, with the times of videos.
@@ -33,6 +35,11 @@ class QwenVL:
 
     def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
         refuse_incomplete(folder)
+        if difference := differing_pixels(folder.path):
+            raise FinetuneError(
+                f"{folder.path}: {difference}, so what the model sees would depend on the program that reads them; "
+                "copy the right value into the other file."
+            )
         limits = pixel_limits(folder, recipe)
         processor = load_processor(folder, limits)
         bank = ImageBank(limits, VideoRules(folder, processor, recipe))

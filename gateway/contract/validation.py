@@ -71,6 +71,11 @@ def explain_validation(error: ValidationError) -> ApiError:
         param += ".type"
     context = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
     sentence = SENTENCES[kind].format_map(context) if kind in SENTENCES else first["msg"]
+    kinds = context.get("expected_tags", "<")
+    if "<" not in kinds:  # names that clients write, not those of our own branches
+        sentence = f"must be one of {kinds}"
+    if " or " not in sentence and "," not in sentence:
+        sentence = sentence.replace("must be one of", "must be")
     if or_string and kind == "list_type":
         sentence = "must be a string or a list"
     code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
