@@ -32,7 +32,7 @@ from gateway.bench.client import RequestRecord, ask
 from gateway.bench.figures import figures
 from gateway.bench.load import LevelResult, LoadLevel
 from gateway.bench.request_set import RequestSet
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 LOADERS = 6  # processes
 BLOCKS = 2200  # of 64 tokens in the cache of each side: room for all sides on one card
