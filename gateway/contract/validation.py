@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ CODES = dict.fromkeys(("missing", "too_short", "missing_required_parameter"), "m
 
 
 def parse_json(raw: bytes) -> Object:
-    """The request body as an object. Raises ApiError 400."""
+    """The request body as an object. A byte order mark, as Windows writes it, is passed over. Raises ApiError 400."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     body = _quickly(raw) if len(raw) > LARGE else None
     if body is None:
         try:
