@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 
 from finetune.errors import FinetuneError
+from finetune.memory.plan import plans_here
+from finetune.model.device import pick_device
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.plots import plot_loss, plot_rewards
@@ -29,7 +31,7 @@ from finetune.training.dataset import load_training_data, skipped
 from finetune.training.oom import out_of_memory
 from finetune.training.optim import learning_rate
 from finetune.training.order import Window, step_windows
-from finetune.training.outputs import check_output, environment, open_output
+from finetune.training.outputs import as_begun, check_output, environment, open_output
 from finetune.training.parallel import AgreedError, World, processes, stop_on_signals
 from finetune.training.state import TrainResult, reward_figures
 from finetune.training.trainer import Trainer
@@ -57,15 +59,21 @@ def _train(recipe: Recipe, world: World, console: Console, began: float) -> Trai
     """A function of its own, so that nothing holds the trainer when `processes` ends."""
     world.run_on_main_rank(lambda: check_output(recipe))
     data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
+    planned = recipe
     try:
-        identity = fingerprint(recipe, data, world.size)
+        recipe = world.run_on_main_rank(lambda: as_begun(recipe))
+        plans = plans_here(data, recipe, data.rows, pick_device(), lambda free: min(world.gather(free)))
+        planned = plans[0].whole(recipe)
+        # With several plans no checkpoint fits: as_begun would have found its rows.
+        identity = fingerprint(plans[0].applied(recipe), data, world.size)
         resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
-        trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
+        trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume, plans))
+        planned = trainer.plan.whole(recipe)
         if resume is not None:
             console.print(f"Going on from {resume}.", highlight=False)
         return TrainingLoop(trainer, began).run()
     except torch.OutOfMemoryError:
-        raise out_of_memory(recipe, data) from None
+        raise out_of_memory(planned, data) from None
 
 
 class TrainingLoop:
@@ -106,7 +114,8 @@ class TrainingLoop:
         """What the run is made of: recipe.yaml and environment.json."""
         save_recipe(self.recipe, self.output / "recipe.yaml")
         surroundings = environment(self.trainer.device, self.data.folder, self.data.digest)
-        text = json.dumps(surroundings | {"processes": self.world.size}, indent=2) + "\n"
+        plan = {"micro_batch": asdict(self.trainer.plan) | {"chosen": self.trainer.reason}}
+        text = json.dumps(surroundings | {"processes": self.world.size} | plan, indent=2) + "\n"
         (self.output / "environment.json").write_text(text, encoding="utf-8")
 
     def _steps(self, stopped: list[int]) -> None:
