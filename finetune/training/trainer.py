@@ -133,8 +133,8 @@ class Trainer:
         reused = self.total > self.steps_per_epoch
         feed = self.family.feed
         return (
-            feed(self.base, data, used, reused, world.local_size),
-            feed(self.base, data, held_out, True, world.local_size),
+            feed(self.base, data, used, reused, world.local_size, self.output),
+            feed(self.base, data, held_out, True, world.local_size, self.output),
         )
 
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
