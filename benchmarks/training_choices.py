@@ -62,13 +62,13 @@ def write_rows(work: Path, tiny: bool) -> None:
     (work / "data" / "images").mkdir(parents=True)
     longest, small, large = (40, (64, 64), (64, 64)) if tiny else (300, (256, 256), (640, 480))
     short, pictures, pairs = [], [], []
-    for row in range(12 * STEP_ROWS if not tiny else 2 * STEP_ROWS):
+    for row in range(6 * STEP_ROWS if not tiny else 2 * STEP_ROWS):
         name = f"images/short{row}.jpg"
         picture(rng, work / "data" / name, small)
         said = "<image>" * (row % 2) + words(rng, rng.randint(5, longest // 2))
         answer = words(rng, rng.randint(5, longest // 2))
         short.append({"conversations": turns(said, answer), "images": [name] * (row % 2)})
-    for row in range(48 if not tiny else 8):
+    for row in range(24 if not tiny else 8):
         names = [f"images/many{row}_{number}.jpg" for number in range(4)]
         for name in names:
             picture(rng, work / "data" / name, large)
@@ -172,11 +172,11 @@ def pairs(work: Path) -> dict[str, Any]:
 
 AUTO = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": STEP_ROWS}
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "kept": lambda work: epochs(work, "kept", False),
     "pairs": pairs,
     "auto": lambda work: short(work, "auto", **AUTO),
-    "padded": lambda work: short(work, "padded", group_by_length=False),
     "packed": lambda work: short(work, "packed", group_by_length=False, packing=True),
-    "kept": lambda work: epochs(work, "kept", False),
+    "padded": lambda work: short(work, "padded", group_by_length=False),
     "auto_packed": lambda work: short(work, "auto_packed", **AUTO, packing=True),
     "disk": lambda work: epochs(work, "disk", True),
 }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, writing
 from finetune.memory.plan import plans_here
 from finetune.model.device import pick_device
 from finetune.recipe.load import save_recipe
@@ -59,11 +59,10 @@ def _train(recipe: Recipe, world: World, console: Console, began: float) -> Trai
     """A function of its own, so that nothing holds the trainer when `processes` ends."""
     world.run_on_main_rank(lambda: check_output(recipe))
     data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
-    planned = recipe
+    recipe = world.run_on_main_rank(lambda: as_begun(recipe))
+    plans = plans_here(data, recipe, data.rows, pick_device(), lambda free: min(world.gather(free)))
+    planned = plans[0].whole(recipe)
     try:
-        recipe = world.run_on_main_rank(lambda: as_begun(recipe))
-        plans = plans_here(data, recipe, data.rows, pick_device(), lambda free: min(world.gather(free)))
-        planned = plans[0].whole(recipe)
         # With several plans no checkpoint fits: as_begun would have found its rows.
         identity = fingerprint(plans[0].applied(recipe), data, world.size)
         resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
@@ -112,11 +111,12 @@ class TrainingLoop:
 
     def _write_surroundings(self) -> None:
         """What the run is made of: recipe.yaml and environment.json."""
-        save_recipe(self.recipe, self.output / "recipe.yaml")
         surroundings = environment(self.trainer.device, self.data.folder, self.data.digest)
-        plan = {"micro_batch": asdict(self.trainer.plan) | {"chosen": self.trainer.reason}}
-        text = json.dumps(surroundings | {"processes": self.world.size} | plan, indent=2) + "\n"
-        (self.output / "environment.json").write_text(text, encoding="utf-8")
+        surroundings |= {"processes": self.world.size, "micro_batch": asdict(self.trainer.plan)}
+        text = json.dumps(surroundings | {"micro_batch_chosen": self.trainer.reason}, indent=2) + "\n"
+        with writing(self.output):
+            save_recipe(self.recipe, self.output / "recipe.yaml")
+            (self.output / "environment.json").write_text(text, encoding="utf-8")
 
     def _steps(self, stopped: list[int]) -> None:
         state, total = self.state, self.trainer.total
@@ -126,7 +126,7 @@ class TrainingLoop:
             bar = progress.add_task("training", total=total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0)
             self.trainer.log_samples()
             self._validate()  # a run may have ended before the validation of its last step
-            while state.step < total and not self.stop and not self._stale():
+            while state.step < total and not self.stop and not state.stops_early(self.recipe.early_stopping_steps):
                 window, following = following, next(windows)
                 lr = learning_rate(self.recipe, state.step, total)
                 loss, norm = self.trainer.step(window, lr, following if state.step + 1 < total else None)
@@ -215,10 +215,6 @@ class TrainingLoop:
             every = self.trainer.steps_per_epoch
         return recipe.eval_strategy != "no" and step > recipe.eval_delay and step % every == 0
 
-    def _stale(self) -> bool:
-        patience = self.recipe.early_stopping_steps
-        return patience is not None and self.state.stale >= patience
-
     def _save(self) -> None:
         self.saving = True  # if this fails, trying again would not help
         self.saved_step = self.trainer.save()
@@ -243,7 +239,8 @@ class TrainingLoop:
     def _end(self, interrupted: int | None) -> TrainResult:
         """Writes the weights that are kept, the results, the curve and the report."""
         if interrupted is None:
-            self.trainer.write_final()
+            with writing(self.output):
+                self.trainer.write_final()
         if self.state.skipped:
             self.console.print(
                 f"[yellow]Warning:[/] {self.state.skipped} steps had no finite gradient and were skipped."
@@ -252,10 +249,14 @@ class TrainingLoop:
             self.console.print(skipped(self.data.broken), markup=False, highlight=False)
         result = self._result(interrupted)
         if self.world.main:
+            samples = []
             if interrupted is None:
                 text = json.dumps(asdict(result), indent=2) + "\n"
-                (self.output / "train_results.json").write_text(text, encoding="utf-8")
-            self._show(result, self.trainer.samples() if interrupted is None else [])
+                with writing(self.output):
+                    (self.output / "train_results.json").write_text(text, encoding="utf-8")
+                samples = self.trainer.samples()
+            with writing(self.output):
+                self._show(result, samples)
         self.trainer.close()
         return result
 
