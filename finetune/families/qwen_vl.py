@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from finetune.families.base import Reader
 from finetune.families.batch import Batch, collate_train
 from finetune.families.features import FrozenFeatures, TrainedVision
 from finetune.families.forward import LabelLoss
-from finetune.families.generate import greedy
+from finetune.families.generation.greedy import greedy
 from finetune.media.bank import ImageBank
 from finetune.media.pixel_limits import PixelLimits, pixel_limits
 from finetune.media.videos import VideoRules
@@ -75,11 +75,13 @@ class QwenFeed:
         batch = collate_train(rows, self.device, self.packing)
         return batch, self.images.get(batch.images)
 
-    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, rows: int | None = None
+    ) -> Iterator[tuple[int, list[int]]]:
         images = self.images
         if isinstance(images, TrainedVision):  # features of the tower as it is now
             images = FrozenFeatures(self.base, self.bank, self.processor, _images(prompts))
-        return greedy(self.base, prompts, images, self.eos, max_new_tokens, self.device)
+        return greedy(self.base, prompts, images, self.eos, max_new_tokens, rows)
 
     def question(self, prompt: Encoded) -> str:
         config = self.base.config
