@@ -70,7 +70,7 @@ def env() -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def train(recipe: str, overrides: tuple[str, ...]) -> None:
     """Fine-tune a model as RECIPE says; KEY=VALUE changes a key of it.
@@ -93,7 +93,7 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--gpu", metavar="CARD", help="The GPU it is for: t4, l4, a10, a100-40, a100, h100, h200, or its GiB.")
 @click.option("--measure/--no-measure", default=None, help="Train a few steps to tell the time; default: on a GPU.")
@@ -124,17 +124,26 @@ def check(
 
 
 @click.command(name="eval")
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--against", metavar="FOLDER", help="Compare with an earlier run's predictions, pair by pair.")
 @click.option(
     "--endpoint", metavar="URL", help="Score what this OpenAI API serves (http://host:port/v1); key: OPENAI_API_KEY."
 )
-def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(["lmdeploy", "transformers", "vllm"]),
+    help="Let this engine answer: it is started on the merged model, asked many questions at once, and ended.",
+)
+def evaluate(
+    recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None, engine: str | None
+) -> None:
     """Answer RECIPE's eval_dataset greedily and score the answers."""
+    if endpoint and engine:
+        raise click.UsageError("Give --endpoint for a server that is running, or --engine to start one, not both.")
     loaded = _load(recipe, overrides)
     if loaded.stage == "dpo":
-        _evaluate_preferences(loaded, against, endpoint)
+        _evaluate_preferences(loaded, against, endpoint, engine)
         return
     from finetune.evaluation.evaluate import compare_runs
     from finetune.evaluation.evaluate import evaluate as run
@@ -142,7 +151,12 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
 
     if against:  # before hours of answers
         read_predictions(Path(against))
-    result = run(loaded, endpoint=endpoint)
+    chosen = None
+    if engine:
+        from finetune.export.merge import merge
+
+        chosen = (engine, merge)
+    result = run(loaded, endpoint=endpoint, engine=chosen)
     for name, score in result.scores.items():
         scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
         values = [scale * value for value in (score.mean, score.low, score.high)]
@@ -161,9 +175,9 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
             )
 
 
-def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | None) -> None:
-    if against or endpoint:
-        raise FinetuneError("With stage: dpo, eval compares answers here: leave --against and --endpoint out.")
+def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | None, engine: str | None) -> None:
+    if against or endpoint or engine:
+        raise FinetuneError("With stage: dpo, eval compares answers here: leave --against, --endpoint, --engine out.")
     from finetune.evaluation.preferences import evaluate_preferences
 
     result = evaluate_preferences(recipe)
@@ -175,7 +189,7 @@ def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | N
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--merge-base",

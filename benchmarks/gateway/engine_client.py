@@ -25,8 +25,8 @@ from yarl import URL
 
 from benchmarks.gateway.bench import HERE, picture, request, started
 from gateway.engines.client import post
-from gateway.engines.process import free_port
 from gateway.http.client import Client
+from modelfiles.hardware.python_child import free_port
 
 CHUNKS = 20_000
 
