@@ -16,14 +16,16 @@ import argparse
 import gc
 import io
 import json
+import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -31,7 +33,6 @@ from rich.console import Console
 
 from benchmarks.finetune_memory import WORDS
 from benchmarks.models import SHAPES, write_model
-from finetune.families import features
 from finetune.memory.cards import Card, this_card
 from finetune.memory.estimate import estimate
 from finetune.memory.heaviest_load import heaviest_load
@@ -107,7 +108,7 @@ def timed_steps() -> Iterator[list[float]]:
         ends.append(time.monotonic())
         return result
 
-    Trainer.step = step  # type: ignore[method-assign]
+    Trainer.step = step  # type: ignore[method-assign, assignment]
     try:
         yield ends
     finally:
@@ -140,13 +141,8 @@ def epochs(work: Path, name: str, small_memory: bool) -> dict[str, Any]:
     """Samples/s by epoch where images are used again."""
     rows = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     recipe = recipe_of(work, name, dataset="pictures", num_train_epochs=3, **rows)
-    sysconf = features.os.sysconf
-    if small_memory:
-        features.os.sysconf = lambda name: 1  # type: ignore[assignment]
-    try:
+    with patch.object(os, "sysconf", lambda name: 1) if small_memory else nullcontext():
         figures, ends = trained(recipe)
-    finally:
-        features.os.sysconf = sysconf
     each = len(ends) // 3
     starts = [ends[UNCOUNTED - 1], ends[each - 1], ends[2 * each - 1]]
     counts = [each - UNCOUNTED, each, each]
