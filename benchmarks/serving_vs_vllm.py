@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import psutil
 
-from benchmarks.servers import Endpoint, Server, get
+from benchmarks.servers import Endpoint, Server, engines_behind, get
 from gateway.bench.client import RequestRecord, ask
 from gateway.bench.figures import figures
 from gateway.bench.load import LevelResult, LoadLevel
@@ -54,6 +54,11 @@ class Load(NamedTuple):
         shape = "" if (self.images, self.tokens) == (1, 32) else f", {self.images} images, {self.tokens} tokens"
         return f"{self.size}, {self.at_once}{shape}"
 
+    @property
+    def warm(self) -> int:
+        """Requests before it that are not counted."""
+        return min(self.at_once, WARM if self.tokens == 32 else 2)
+
     def request_set(self) -> RequestSet:
         width, height = map(int, self.size.split("x"))
         extra = {"ignore_eos": True}
@@ -63,13 +68,13 @@ class Load(NamedTuple):
 
 
 TURN = (
-    Load("224x224", 64, 384),
-    Load("768x768", 64, 256),
+    Load("224x224", 64, 320),
+    Load("768x768", 64, 192),
     Load("4000x3000", 64, 96),
     Load("768x768", 1, 24),
     Load("768x768", 4, 64),
 )
-SHAPES = (Load("768x768", 16, 48, images=8), Load("768x768", 64, 64, tokens=1000))
+SHAPES = (Load("768x768", 16, 32, images=8), Load("768x768", 64, 64, tokens=1000))
 QUICK = (Load("64x64", 4, 8), Load("96x96", 1, 2))
 
 
@@ -124,7 +129,7 @@ class Loaders:
         """Begin to make bodies; `wait` for them."""
         pipes = self._pipes(load)
         for index, pipe in enumerate(pipes):
-            level = LoadLevel(load.requests, min(load.at_once, WARM), load.at_once, seed=seed).share(index, len(pipes))
+            level = LoadLevel(load.requests, load.warm, load.at_once, seed=seed).share(index, len(pipes))
             pipe.send(("make", name, level, load.request_set()))
 
     def wait(self, load: Load) -> None:
@@ -272,6 +277,7 @@ def main() -> None:
     parser.add_argument("--engine", default="lmdeploy")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--meanwhile", help="shell command that finds the engine in LENSMITH_GPU_ENGINE and its key")
     parser.add_argument("--two", action="store_true")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
@@ -285,14 +291,17 @@ def main() -> None:
     try:
         for side, server in sorted(servers.items(), key=lambda item: item[0] == "vllm"):
             if side == "vllm":
+                for _, load in plans:
+                    comparison.loaders.wait(load)
                 while_waiting(comparison, servers, loads[0])
             try:
                 comparison.note(f"{side} ready after seconds", round(server.wait_ready(), 1))
                 comparison.sides[side] = server.endpoint
             except RuntimeError as error:
                 comparison.note(f"{side} did not start", str(error)[-1500:])
-        for _, load in plans:
-            comparison.loaders.wait(load)
+        if "vllm" not in servers:
+            for _, load in plans:
+                comparison.loaders.wait(load)
         running = {side: servers[side] for side in comparison.sides}
         comparison.note("cores used when idle", {side: idle_cores(server) for side, server in running.items()})
         for turn in range(given.turns):
@@ -301,6 +310,7 @@ def main() -> None:
         comparison.note("resident MiB at last", {side: memory(server) for side, server in running.items()})
     finally:
         for server in servers.values():
+            server.process.kill()  # nobody waits for answers any more
             server.end()
 
 
@@ -311,14 +321,19 @@ def while_waiting(comparison: Comparison, servers: dict[str, Server], load: Load
     for other, name in zip(texts[1:], (*sides[1:], f"{sides[0]} again"), strict=True):
         same = sum(one == two for one, two in zip(texts[0], other, strict=True))
         comparison.note(f"greedy answers of {sides[0]} that are the same from {name}", f"{same} of {len(other)}")
-    if "after" not in servers or get(servers["vllm"].endpoint.url + "/health")[0] == 200:
+    if "after" in sides and comparison.given.meanwhile:
+        engine = engines_behind(servers["after"])[0].endpoint
+        known = {**os.environ, "LENSMITH_GPU_ENGINE": engine.url, "LENSMITH_ENGINE_KEY": engine.key or ""}
+        done = subprocess.run(comparison.given.meanwhile, shell=True, env=known, capture_output=True, text=True)
+        comparison.note("meanwhile", done.stdout[-3000:] + done.stderr[-500:])
+    if "after" not in sides or get(servers["vllm"].endpoint.url + "/health")[0] == 200:
         return
     comparison.loaders.make("memory", load, seed=900_000_000)
     comparison.loaders.wait(load)
     pictures, seen = 0, [memory(servers["after"])]
     while pictures < PICTURES and get(servers["vllm"].endpoint.url + "/health")[0] != 200:
         row = comparison.loaders.measure("memory", load, servers["after"].endpoint.url)
-        pictures += row["ok"] + min(load.at_once, WARM)
+        pictures += row["ok"] + load.warm
         seen.append(memory(servers["after"]))
         comparison.note(f"resident MiB after {pictures} pictures of {load.size}", seen)
 
