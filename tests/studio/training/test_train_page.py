@@ -83,6 +83,15 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"
 
 
+def test_a_number_that_may_be_a_word_is_typed(preview: Preview) -> None:
+    keys = {"key.per_device_train_batch_size": "auto", "key.gradient_accumulation_steps": "16"}
+    found = preview(**keys)
+    assert found["problems"] == {}
+    assert yaml.safe_load(found["yaml"])["per_device_train_batch_size"] == "auto"
+    wrong = preview(**keys | {"key.per_device_train_batch_size": "many"})["problems"]
+    assert wrong["key.per_device_train_batch_size"] == "'many' is neither a number of rows, 1 or more, nor auto."
+
+
 def test_goals_differ_in_how_much_is_learnt(preview: Preview) -> None:
     goals = ("quick", "balanced", "best")
     quick, balanced, best = (yaml.safe_load(preview(goal=goal)["yaml"]) for goal in goals)
