@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import Field
 from starlette.testclient import TestClient
 
+from finetune.recipe.schema import Recipe
 from studio.jobs.job import Job
 from studio.jobs.spec import CPU
-from studio.training import checks
+from studio.training import checks, schema_form
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
-from tests.support.paths import SHAPES_VL
+from tests.support.paths import ROOT, SHAPES_VL
 
 Preview = Callable[..., dict[str, Any]]
 
@@ -81,6 +84,27 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert recipe["lora_rank"] == 4
     assert recipe["max_steps"] == 150
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"
+
+
+class RecipeWithAuto(Recipe):
+    """A key that is a number or a word."""
+
+    lora_rank: int | Literal["auto"] = Field(8, description="A number, or as the card allows.")
+
+
+def test_a_key_that_is_a_number_or_a_word_can_be_either(
+    client: TestClient, preview: Preview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema_form, "Recipe", RecipeWithAuto)
+    schema_form.schema_groups.cache_clear()
+    try:
+        field = re.search(r'<input id="key.lora_rank"[^>]*>\s*<datalist.*?</datalist>', client.get("/train").text)
+        assert field is not None
+        assert '<option value="auto">' in field[0]
+        assert "lora_rank: auto" in preview(**{"key.lora_rank": "auto"})["yaml"]
+        assert "lora_rank: 4" in preview(**{"key.lora_rank": "4"})["yaml"]
+    finally:
+        schema_form.schema_groups.cache_clear()
 
 
 def test_goals_differ_in_how_much_is_learnt(preview: Preview) -> None:
@@ -214,3 +238,34 @@ def test_a_run_can_be_trained_anew_with_other_settings(client: TestClient, studi
     assert 'value="owner/model"' in page
     assert '<option value="' + shapes + '" selected>' in page
     assert client.get("/train", params={"run": "none"}).status_code == 404
+
+
+# In place of the program: as it is, but that no step fits the memory of a card with 1 GiB.
+NO_ROOM = f"""
+import runpy, torch
+from finetune.families.forward import LabelLoss
+from finetune.memory.cards import Card
+from finetune.training import oom
+
+def full(self, *args):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+LabelLoss.forward = full
+oom.this_card = lambda: Card("a card", 1.0, (7, 5))
+runpy.run_path({str(ROOT / "lensmith.py")!r}, run_name="__main__")
+"""
+
+
+def test_a_run_that_finds_no_memory_says_which_keys_to_change(
+    client: TestClient, studio: Studio, form: dict[str, str]
+) -> None:
+    (studio.workspace.folder / "lensmith.py").write_text(NO_ROOM)
+    changed = {"key.disable_gradient_checkpointing": "true", "key.per_device_train_batch_size": "24"}
+    client.post("/train/start", data=form | changed)
+    job = ended(studio, studio.jobs.list("train")[0])
+    assert job.state == "failed"
+    page = client.get("/runs/first").text
+    assert "out of memory; it should fit with" in page
+    assert "disable_gradient_checkpointing=false" in page
+    client.cookies.set("lensmith_language", "zh")
+    assert "GPU 显存不足" in client.get("/runs/first").text
