@@ -6,17 +6,15 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import Field
 from starlette.testclient import TestClient
 
-from finetune.recipe.schema import Recipe
 from studio.jobs.job import Job
 from studio.jobs.spec import CPU
-from studio.training import checks, schema_form
+from studio.training import checks
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import ROOT, SHAPES_VL
@@ -61,8 +59,7 @@ def test_the_form_offers_the_data_and_the_models_of_this_machine(client: TestCli
 
 
 def test_every_key_of_the_recipe_has_a_field_with_its_help_in_both_languages(client: TestClient, shapes: str) -> None:
-    from finetune.recipe.schema import Recipe
-    from studio.training.schema_form import OWN, schema_groups
+        from studio.training.schema_form import OWN, schema_groups
 
     fields = {field.key: field for fields in schema_groups().values() for field in fields}
     idle = {key for key, field in Recipe.model_fields.items() if str(field.description).startswith("No effect")}
@@ -86,25 +83,15 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"
 
 
-class RecipeWithAuto(Recipe):
-    """A key that is a number or a word."""
-
-    lora_rank: int | Literal["auto"] = Field(8, description="A number, or as the card allows.")
-
-
-def test_a_key_that_is_a_number_or_a_word_can_be_either(
-    client: TestClient, preview: Preview, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(schema_form, "Recipe", RecipeWithAuto)
-    schema_form.schema_groups.cache_clear()
-    try:
-        field = re.search(r'<input id="key.lora_rank"[^>]*>\s*<datalist.*?</datalist>', client.get("/train").text)
-        assert field is not None
-        assert '<option value="auto">' in field[0]
-        assert "lora_rank: auto" in preview(**{"key.lora_rank": "auto"})["yaml"]
-        assert "lora_rank: 4" in preview(**{"key.lora_rank": "4"})["yaml"]
-    finally:
-        schema_form.schema_groups.cache_clear()
+def test_a_key_that_is_a_number_or_a_word_can_be_either(client: TestClient, preview: Preview) -> None:
+    key = "per_device_train_batch_size"
+    field = re.search(rf'<input id="key.{key}"[^>]*>\s*<datalist.*?</datalist>', client.get("/train").text)
+    assert field is not None
+    assert '<option value="auto">' in field[0]
+    for value in ("auto", "4"):
+        found = preview(**{f"key.{key}": value})
+        assert f"{key}: {value}" in found["yaml"]
+        assert not found["problems"]
 
 
 def test_goals_differ_in_how_much_is_learnt(preview: Preview) -> None:
