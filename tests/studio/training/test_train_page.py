@@ -59,7 +59,8 @@ def test_the_form_offers_the_data_and_the_models_of_this_machine(client: TestCli
 
 
 def test_every_key_of_the_recipe_has_a_field_with_its_help_in_both_languages(client: TestClient, shapes: str) -> None:
-        from studio.training.schema_form import OWN, schema_groups
+    from finetune.recipe.schema import Recipe
+    from studio.training.schema_form import OWN, schema_groups
 
     fields = {field.key: field for fields in schema_groups().values() for field in fields}
     idle = {key for key, field in Recipe.model_fields.items() if str(field.description).startswith("No effect")}
