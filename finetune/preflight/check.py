@@ -21,6 +21,7 @@ from finetune.memory.plan import MARGIN, plans
 from finetune.memory.remedies import changes_that_fit
 from finetune.model.device import dtype_on, pick_device, pick_dtype
 from finetune.model.folder import open_base
+from finetune.model.targets import experts_note
 from finetune.preflight.data import Checked, check_data
 from finetune.preflight.report import Report
 from finetune.preflight.servers import servers
@@ -69,6 +70,8 @@ def check_recipe(
     if reader is not None:
         if checked is not None and checked.rows:
             _check_memory(recipe, reader.folder, checked, card or ANY_CARD, report)
+        if note := experts_note(reader.folder, recipe):
+            report.warn(note)
         for warning in size_warnings(recipe, reader.folder):
             report.warn(warning)
         found = servers(reader.folder)

@@ -23,7 +23,7 @@ from finetune.memory.trial import Trial, quickest
 from finetune.model.base import dropout, four_bit_layers, keep_activations, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
-from finetune.model.targets import make_trainable
+from finetune.model.targets import experts_note, make_trainable
 from finetune.model.tensors import gather_full
 from finetune.model.trained import go_on_from, restore_trained, save_trained, trained_state
 from finetune.model.trained_by import BEST
@@ -62,6 +62,8 @@ class Trainer:
                 f"4-bit layers: {self.quantised} ({kind}); the vision tower and the projector stay as they are.",
                 highlight=False,
             )
+        if note := experts_note(data.folder, recipe):
+            console.print(f"[yellow]Warning:[/] {note}", highlight=False)
         if recipe.adapter_name_or_path:
             console.print(f"Training goes on with {recipe.adapter_name_or_path}.", highlight=False)
             start = go_on_from(self.base, recipe, data.folder)
