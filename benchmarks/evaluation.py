@@ -26,6 +26,7 @@ QUESTION = "Describe each picture. What is on the table, and where is the chair?
 IMAGES, SIZE, TOKENS = 8, (640, 480), 32
 BEFORE, LOCAL = "before", "local"
 ANSWERS = "answers-{}.json"
+STOPPING = 5.0  # seconds that a side has to stop in
 
 
 def write_picture(path: Path) -> None:
@@ -51,8 +52,11 @@ def write_rows(folder: Path, rows: int) -> None:
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def answer(side: str, work: Path, rows: int, waits: bool) -> None:
-    """One side, in its own process: prints its figures as the last line and leaves its answers in the work folder."""
+def answer(side: str, work: Path, rows: int) -> None:
+    """One side, in its own process: prints its figures as the last line and leaves its answers in the work folder.
+
+    It begins once its standard input says how many seconds it has, and stops when they are over.
+    """
     import torch
     from rich.console import Console
 
@@ -101,20 +105,21 @@ def answer(side: str, work: Path, rows: int, waits: bool) -> None:
         engine.Endpoint = reached  # type: ignore[misc, assignment]
         answerer = engine.EngineModel(side, recipe, data, console, merge)
     print(f"{side}: read after {time.monotonic() - began:.1f} s", flush=True)
-    if waits:
-        sys.stdin.readline()
+    end = float(sys.stdin.readline()) + time.monotonic()
     asked, found = time.monotonic(), {}
     for index, text in answerer.answer(range(rows)):
         found[index] = text
-        if len(found) in (1, rows // 2):
+        if len(found) == 1 or len(found) % 100 == 0:
             print(f"{side}: {len(found)} answers {time.monotonic() - ready[0]:.1f} s after it was ready", flush=True)
+        if time.monotonic() > end:
+            break
     seconds = time.monotonic() - ready[0]
-    (work / ANSWERS.format(side)).write_text(json.dumps([found[index] for index in range(rows)]))
+    (work / ANSWERS.format(side)).write_text(json.dumps(found))
     gib = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0
     figures = {
         "side": side,
-        "rows": rows,
-        "samples_per_second": round(rows / seconds, 2),
+        "rows": len(found),
+        "samples_per_second": round(len(found) / seconds, 2),
         "seconds": round(seconds, 1),
         "seconds_until_ready": round(ready[0] - asked, 1),
     }
@@ -136,7 +141,7 @@ def start(side: str, given: argparse.Namespace) -> subprocess.Popen[str]:
 def measure(process: subprocess.Popen[str], seconds: float) -> dict[str, Any] | None:
     """Lets a side begin; its figures, None if it fails or takes longer than so many seconds."""
     try:
-        said, _ = process.communicate("go\n", timeout=max(1.0, seconds))
+        said, _ = process.communicate(f"{seconds - STOPPING}\n", timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
         process.terminate()
         said, _ = process.communicate()
@@ -148,8 +153,8 @@ def measure(process: subprocess.Popen[str], seconds: float) -> dict[str, Any] | 
 def equal(work: Path, side: str) -> float:
     """The share of a side's answers that are this build's too."""
     one, other = (json.loads((work / ANSWERS.format(name)).read_text()) for name in (side, LOCAL))
-    pairs = list(zip(one, other, strict=False))
-    return round(sum(ours == theirs for ours, theirs in pairs) / len(pairs), 3)
+    both = one.keys() & other.keys()
+    return round(sum(one[index] == other[index] for index in both) / max(1, len(both)), 3)
 
 
 def main() -> None:
@@ -167,7 +172,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        answer(given.side, given.work, given.rows, waits=True)
+        answer(given.side, given.work, given.rows)
         return
     began = time.monotonic()
     given.work.mkdir(parents=True, exist_ok=True)
