@@ -103,7 +103,7 @@ ADVICE: dict[str, str] = {
     "freeze_extra_modules": "name the modules in freeze_trainable_modules",
     "adapter_folder": "give the adapter's whole path as adapter_name_or_path",
     "model_revision": "download that revision and give its folder as model_name_or_path",
-    "auto_find_batch_size": "`lensmith check` estimates the memory; set per_device_train_batch_size by it",
+    "auto_find_batch_size": "set per_device_train_batch_size: auto",
     "lr_scheduler_kwargs": "use lr_scheduler_type: cosine, linear, constant or constant_with_warmup",
     "logging_strategy": "set logging_steps",
     "logging_dir": "logs are in output_dir/runs; set output_dir",

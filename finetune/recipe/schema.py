@@ -7,13 +7,21 @@ supported says so, and an unknown one gets a suggestion.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.errors import FinetuneError
 from finetune.recipe.contradictions import refuse_contradictions
-from finetune.recipe.values import joined, known_servers, number_in_text, old_quantizer, same_optimizer, yaml_no
+from finetune.recipe.values import (
+    joined,
+    known_servers,
+    number_in_text,
+    old_quantizer,
+    rows_or_auto,
+    same_optimizer,
+    yaml_no,
+)
 
 
 class Recipe(BaseModel):
@@ -152,8 +160,14 @@ class Recipe(BaseModel):
     resume_from_checkpoint: bool | str | None = Field(
         None, description="A checkpoint folder, true for the last one, false for none. Unset: the last one if any."
     )
-    per_device_train_batch_size: int = Field(8, ge=1, description="Rows in a forward pass.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes in an optimiser step.")
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8,
+        description="Rows in a forward pass. `auto`: as many of gradient_accumulation_steps rows as memory holds and "
+        "are quickest, by the estimate and on a GPU by some seconds of trial, which is printed.",
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Forward passes in an optimiser step; with a batch size of auto, the rows in it."
+    )
     learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
     max_steps: int = Field(-1, ge=-1, description="Optimiser steps; above 0 it replaces num_train_epochs.")
@@ -173,12 +187,10 @@ class Recipe(BaseModel):
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the adapters' start, the order and the dropout.")
     group_by_length: bool = Field(True, description="Batches of rows with similar length: less padding.")
     packing: bool = Field(
-        False,
-        description="Rows of a forward pass lie after each other instead of being padded; they never see each other, "
-        "so no result changes. per_device_train_batch_size still counts rows. `neat_packing: true` is the same.",
+        False, description="Rows of a forward pass lie after each other, unpadded; no result changes, nor which rows."
     )
     disable_gradient_checkpointing: bool | None = Field(
-        None, description="True keeps activations in memory: quicker, larger. Unset: true on a CPU, false on a GPU."
+        None, description="True keeps all activations: quicker, larger. Unset: of as many layers as memory holds."
     )
     fsdp: Literal["full_shard", "full_shard auto_wrap"] | None = Field(
         None, description="Under torchrun, share the weights out over the GPUs. Unset: each GPU has them all (DDP)."
@@ -249,6 +261,7 @@ class Recipe(BaseModel):
     )(joined)
     _servers = field_validator("serve_with")(known_servers)
     _strategy = field_validator("eval_strategy", mode="before")(yaml_no)
+    _rows = field_validator("per_device_train_batch_size", mode="before")(rows_or_auto)
     _bits = field_validator("quantization_bit", mode="before")(number_in_text)
 
     @model_validator(mode="after")
@@ -260,6 +273,11 @@ class Recipe(BaseModel):
     def warnings(self) -> list[str]:
         """What is wrong in the recipe although it can be run: a sentence each."""
         return self._warnings
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a forward pass; 1 of `auto` until it is chosen, as gradient_accumulation_steps counts rows then."""
+        return 1 if self.per_device_train_batch_size == "auto" else self.per_device_train_batch_size
 
     @property
     def alpha(self) -> int:

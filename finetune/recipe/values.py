@@ -33,6 +33,14 @@ def yaml_no(value: object) -> object:
     return "no" if value is False else value
 
 
+def rows_or_auto(value: object) -> object:
+    """A number of rows, or `auto`. Raises ValueError for anything else."""
+    value = number_in_text(value)
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1):
+        raise ValueError(f"{value!r} is neither a number of rows, 1 or more, nor auto")
+    return value
+
+
 def number_in_text(value: object) -> object:
     """A text of digits is the number."""
     return int(value) if isinstance(value, str) and value.isdigit() else value

@@ -161,7 +161,7 @@ class Call:
                 return await self._ask_again(broken)
             return response
         except BaseException:
-            self._end()
+            self.end()
             raise
 
     async def _ask_anew(self) -> Response:
@@ -171,16 +171,17 @@ class Call:
         return response
 
     async def _ask_again(self, broken: BrokenOff) -> Response:
-        self._end()
+        self.end()
         try:
             return await self._ask_anew()
         except NotConnected:
             raise broken from None  # it has died since, which is what the caller should know
 
     async def __aexit__(self, *_: object) -> None:
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """What leaving the block does."""
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             self._client.keep(self._origin, protocol)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import lru_cache
 
 import orjson
 from starlette.types import Send
+from yarl import URL
 
 from gateway.api.chat import CHAT_PATH, EngineRequest
 from gateway.api.translation import write_answer, write_events
@@ -97,7 +99,7 @@ class Handover:
         if request.top_log_probs is not None and engine.spec.raw_tokens:
             log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
         with call.attempt(engine.name) as called:
-            url = engine.url / request.path
+            url = _joined(engine.url, request.path)
             async with post(self._gateway.client, url, body, engine.key, called.headers, resend=last) as response:
                 called.answered = call.since()
                 if request.stream:
@@ -123,7 +125,7 @@ class Handover:
         include_usage = self._request.include_usage or writer is not None
         request = self._request
         relay = Relay(include_usage, request.stops, log_probs, self._normaliser(), request.usage_everywhere)
-        gaps = self._gateway.metrics.gap_seconds.labels(call.model)
+        gaps = self._gateway.metrics.child(self._gateway.metrics.gap_seconds, call.model)
         last, ended = 0.0, False
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
             while True:
@@ -162,6 +164,8 @@ class Handover:
                     ended = True
                     await self._end_early(engine)
         # The client has its answer, so whatever happens here is no longer its business.
+        if response.complete:
+            return
         with suppress(asyncio.TimeoutError, CallFailed, ApiError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
 
@@ -204,6 +208,9 @@ class Handover:
         request = self._request
         chat = request.path == CHAT_PATH
         return Normaliser(self._call.request_id, request.model, request.n, self._payload.prompt_tokens, chat)
+
+
+_joined = lru_cache(maxsize=256)(URL.joinpath)  # URLs take microseconds to put together
 
 
 def _outcome(error: ApiError) -> Outcome:

@@ -72,9 +72,11 @@ def _field(key: str, schema: Mapping[str, Any]) -> SchemaField:
         if kind.get("type") == "boolean":
             choices += ["true", "false"]
         choices += [as_text(value) for value in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+    number = any(kind.get("type") in ("integer", "number") and not {"const", "enum"} & kind.keys() for kind in kinds)
+    if number:  # a word that may stand for it is typed too
+        choices = []
     if choices and any(kind.get("type") == "null" for kind in kinds):
         choices.append("null")
-    number = any(kind.get("type") in ("integer", "number") for kind in kinds)
     shape: Kind = "choice" if choices else "number" if number else "text"
     return SchemaField(key, shape, tuple(choices), as_text(schema["default"]), schema["description"])
 
