@@ -4,8 +4,8 @@
 
 The model has the real shape and random weights: answers run to 32 tokens. A row has 8 different pictures of 640 x 480
 and a short question. Each side is a process of its own; times are from when the weights are loaded, or the engine is
-ready, to the last answer. "equal" is the share of answers that are the same as this build's, which says little of random
-weights: they repeat one token. --shape tiny --sides local,transformers rehearses it without a GPU.
+ready, to the last answer. "equal" is the share of answers that are the same as this build's, which says little of
+random weights: they repeat one token. --shape tiny --sides local,transformers rehearses it without a GPU.
 """
 
 from __future__ import annotations
