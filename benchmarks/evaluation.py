@@ -40,7 +40,7 @@ def write_picture(path: Path) -> None:
 def write_rows(folder: Path, rows: int) -> None:
     """ShareGPT rows with their own pictures, so that no cache helps any side."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    data = []
+    data: list[dict[str, Any]] = []
     for row in range(rows):
         names = [f"images/{row}_{number}.jpg" for number in range(IMAGES)]
         turns = [{"from": "human", "value": "<image>" * IMAGES + QUESTION}, {"from": "gpt", "value": "a table"}]
@@ -62,7 +62,7 @@ def answer(side: str, work: Path, rows: int) -> None:
     from rich.console import Console
 
     from finetune.data.datasets import load_rows
-    from finetune.evaluation import local_model
+    from finetune.evaluation import local_model as module
     from finetune.recipe.load import make_recipe
 
     recipe = make_recipe(
@@ -81,6 +81,7 @@ def answer(side: str, work: Path, rows: int) -> None:
     data = load_rows("rows", recipe)
     ready: list[float] = []
     answerer: Any
+    local_model: Any = module
     if side in (BEFORE, LOCAL):
         load_base = local_model.load_base
 
@@ -94,16 +95,17 @@ def answer(side: str, work: Path, rows: int) -> None:
         local_model.load_base = loaded
         answerer = local_model.LocalModel(recipe, data, console)
     else:
-        from finetune.evaluation import engine
+        from finetune.evaluation import engine as engine_module
         from finetune.export.merge import merge
 
+        engine: Any = engine_module
         endpoint = engine.Endpoint
 
         def reached(*arguments: Any) -> Any:
             ready.append(time.monotonic())
             return endpoint(*arguments)
 
-        engine.Endpoint = reached  # type: ignore[misc, assignment]
+        engine.Endpoint = reached
         answerer = engine.EngineModel(side, recipe, data, console, merge)
     print(f"{side}: read after {time.monotonic() - began:.1f} s", flush=True)
     end = float(sys.stdin.readline()) + time.monotonic()
@@ -156,7 +158,8 @@ def equal(work: Path, side: str) -> float:
     """The share of a side's answers that are this build's too."""
     one, other = (json.loads((work / ANSWERS.format(name)).read_text()) for name in (side, LOCAL))
     both = one.keys() & other.keys()
-    return round(sum(one[index] == other[index] for index in both) / max(1, len(both)), 3)
+    same: int = sum(one[index] == other[index] for index in both)
+    return round(same / max(1, len(both)), 3)
 
 
 def main() -> None:
