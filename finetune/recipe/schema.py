@@ -207,7 +207,12 @@ class Recipe(BaseModel):
     early_stopping_steps: int | None = Field(None, ge=1, description="Stop after N validations without a better loss.")
 
     # Evaluation
-    per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered, or rows validated on, at once.")
+    per_device_eval_batch_size: int = Field(
+        8,
+        ge=1,
+        description="Rows validated on, or questions answered, at once. `eval` answers as many as the GPU holds if it "
+        "is unset.",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer in tokens.")
     image_sizes: Literal["ollama"] | None = Field(
         None, description="For `eval`: size images as this server does, to see what is lost. Unset: as trained."
