@@ -92,7 +92,7 @@ class TrainingLoop:
         """Trains to the last step, or until a signal comes. Raises FinetuneError."""
         if self.world.main:
             self._write_surroundings()
-            self.log = RunLog(self.output, self.recipe.report_to != "none", self.state.step)
+            self.log = RunLog(self.output, self.recipe, self.state.step, self.console)
         with stop_on_signals() as stopped:
             try:
                 self._steps(stopped)

@@ -101,7 +101,7 @@ def test_a_key_that_is_a_number_or_a_word_can_be_either(client: TestClient, prev
     assert field is not None
     assert '<option value="auto">' in field[0]
     for value in ("auto", "4"):
-        found = preview(**{f"key.{key}": value})
+        found = preview(**{f"key.{key}": value, "key.gradient_accumulation_steps": "16"})
         assert f"{key}: {value}" in found["yaml"]
         assert not found["problems"]
 
