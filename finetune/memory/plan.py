@@ -30,8 +30,8 @@ FLOAT32 = 2  # times the memory of 16 bits, which is what is estimated
 class Plan:
     """size: rows in a forward pass; accumulation: forward passes in an optimiser step.
 
-    kept_layers, of `layers` of the language model: the last ones, whose activations are kept (of 1, if it is none or
-    all); needed: bytes, None if they were not estimated.
+    kept_layers, of `layers` of the language model: the last ones, whose activations are kept (of 1, where only
+    none or all is possible); needed: bytes, None if they were not estimated.
     """
 
     size: int
@@ -96,7 +96,8 @@ def plans_here(
     known = recipe.per_device_train_batch_size != "auto" and (said is not None or not on_gpu)
     if known or recipe.fsdp or not isinstance(reader.bank, ImageBank):
         keeps = not on_gpu if said is None else said
-        return [Plan(recipe.batch_size, recipe.gradient_accumulation_steps, int(keeps), 1, None)]
+        layers = reader.folder.text_config["num_hidden_layers"] if isinstance(reader.bank, ImageBank) else 1
+        return [Plan(recipe.batch_size, recipe.gradient_accumulation_steps, layers * keeps, layers, None)]
     free = torch.cuda.mem_get_info(device)[0] * MARGIN if on_gpu else psutil.virtual_memory().available / 2
     card = this_card() if on_gpu else None
     return plans(reader.folder, recipe, rows, reader.bank, card, least(free))
