@@ -21,6 +21,7 @@ from studio.web.forms import form_fields
 from studio.web.links import redirect
 from studio.web.render import Studio, render, studio_of, translator
 from studio.workspace.sources import find_source, model_sources, trained_sources
+from studio.workspace.versions import list_versions
 
 router = APIRouter()
 DEVICES = Devices()
@@ -38,6 +39,7 @@ def index(request: Request) -> Response:
         devices=devices_now(DEVICES, studio.jobs),
         cards=checks.CARD_NAMES,
         quantizations=serving_jobs.QUANTIZATIONS,
+        versions=list_versions(studio.workspace),
         **_jobs(studio),
     )
 
@@ -60,7 +62,7 @@ async def export(request: Request) -> Response:
 async def install(request: Request) -> Response:
     studio, fields = studio_of(request), await form_fields(request)
     source = find_source(studio.workspace, fields.get("source", ""))
-    given = [fields.get(key, "").strip() for key in ("name", "server", "quantize")]
+    given = [fields.get(key, "").strip() for key in ("name", "server", "quantize", "data")]
     serving_jobs.install(studio.workspace, studio.jobs, source, *given)
     return redirect(request, "serve")
 
@@ -128,18 +130,19 @@ def gateway(request: Request, job_id: str) -> Response:
 
 
 @router.get("/serve/gateways/{job_id}/now")
-async def now(request: Request, job_id: str) -> Response:
-    """Where a gateway stands and its figures, for the charts."""
+async def now(request: Request, job_id: str, history: bool = False) -> Response:
+    """Where a gateway stands and its figures, for the charts. history: and those that were seen before."""
     studio, t = studio_of(request), translator(request)
     job = gateways.find(studio.jobs, job_id)
     secret = gateways.secret_of(studio.workspace, job)
+    earlier = gateways.history_of(job) if history else []
     async with httpx.AsyncClient(trust_env=False) as client:
         health = await health_of(client, job)
         figures = await gateways.figures_of(client, job, secret) if job.state == "running" else gateways.Figures()
+    point = gateways.note(job, figures) if health.phase == "ready" else figures.as_plain()
     title = t(f"serve.phase_{health.phase}")
-    lines = list(last_lines(job))
-    about = {"phase": health.phase, "title": title, "message": health.message, "lines": lines}
-    return JSONResponse({**about, "figures": figures.as_plain()})
+    about = {"phase": health.phase, "title": title, "message": health.message, "lines": list(last_lines(job))}
+    return JSONResponse({**about, "figures": point, "history": earlier})
 
 
 def _jobs(studio: Studio) -> dict[str, Any]:

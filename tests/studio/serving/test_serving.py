@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from studio.serving import gateways
 from studio.serving.gateways import read_figures
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.gateway.requests import picture
 from tests.support.modelfiles.fake_ollama import running
 from tests.support.paths import SHAPES_VL
+from tests.support.studio.data import shape_files
+from tests.support.studio.datasets import imported
 from tests.support.studio.jobs import SLEEP, finished, printed, python
 from tests.support.studio.tuned_run import WORD, tuned_run
 
@@ -80,6 +83,9 @@ def test_a_gateway_is_started_watched_and_stopped(client: TestClient, studio: St
     figures = client.get(f"/serve/gateways/{job.id}/now").json()["figures"]
     assert (figures["requests"], figures["errors"], figures["running"]) == (2, 0, 0)
     assert figures["tokens"] >= 5
+    seen = client.get(f"/serve/gateways/{job.id}/now", params={"history": True}).json()["history"]
+    assert seen[-1]["requests"] == 2, "a page that is opened later draws what was seen before"
+    assert seen[0]["at"] <= seen[-1]["at"]
     taken = client.post("/serve/gateways", data={"source": MODEL, "port": str(job.spec.about["port"])})
     assert taken.status_code == 409
     assert "choose another one" in taken.json()["error"]
@@ -141,6 +147,21 @@ def test_a_model_is_installed_in_ollama_by_a_job(client: TestClient, studio: Stu
     assert "127.0.0.1:1" in html.unescape(client.get("/serve/jobs").text)
 
 
+def test_an_installation_measures_the_answers_there_and_here(client: TestClient, studio: Studio) -> None:
+    imported(client, shape_files())
+    assert '<option value="mine@1">' in client.get("/serve").text
+    with running() as ollama:
+        ollama.answers = {}
+        client.post("/serve/ollama", data={"source": MODEL, "name": "api-ok", "server": ollama.url, "data": "mine@1"})
+        job = finished(studio.jobs, studio.jobs.list("ollama")[0])
+    assert re.search(r"answers are as good: \d+ of \d+ right in Ollama, \d+ through the gateway", job.tail()[0]), (
+        job.tail()[0]
+    )
+    assert job.state == "failed", "the stand-in is not this model"
+    wrong = client.post("/serve/ollama", data={"source": MODEL, "name": "other", "data": "gone@1"})
+    assert wrong.status_code == 404
+
+
 def test_figures_are_sums_over_models_and_statuses() -> None:
     text = """# TYPE lensmith_requests_total counter
 lensmith_requests_total{model="a",status="200"} 3.0
@@ -155,6 +176,17 @@ lensmith_time_to_first_token_seconds_count{model="a"} 2.0
     figures = read_figures(text)
     assert (figures.requests, figures.errors, figures.waiting) == (5, 2, 4)
     assert (figures.first_sum, figures.first_count) == (0.5, 2)
+
+
+def test_the_figures_that_are_kept_do_not_grow_without_end(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateways, "POINTS", 5)
+    job = finished(studio.jobs, studio.jobs.submit(python("", tmp_path)))
+    for requests in range(40):
+        gateways.note(job, gateways.Figures(requests=requests))
+    assert [point["requests"] for point in gateways.history_of(job)] == [35, 36, 37, 38, 39]
+    assert len((job.folder / "figures.jsonl").read_text().splitlines()) <= 11
 
 
 def test_other_jobs_are_not_stopped_by_this_page(client: TestClient, studio: Studio) -> None:
