@@ -28,6 +28,7 @@ from finetune.preflight.servers import servers
 from finetune.preflight.serving_sizes import size_warnings
 from finetune.preflight.without_model import check_without_model, say_how_many_images_fit
 from finetune.recipe.schema import Recipe
+from finetune.reporting.trackers import refuse_missing
 from finetune.training.optim import total_steps
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -48,6 +49,10 @@ def check_recipe(
     for key in ("dataset", "output_dir"):
         if getattr(recipe, key) is None:
             report.error(f"The recipe lacks {key}: {Recipe.model_fields[key].description}")
+    try:
+        refuse_missing(recipe.report_to)
+    except FinetuneError as error:
+        report.error(error.message)
     try:
         folder = open_base(recipe)
         reader = family_of(folder).read(folder, recipe)

@@ -46,7 +46,7 @@ TOKENS = "the tokenizer stays the model's own; add tokens to the model folder be
 HUB = "upload the output_dir afterwards: `hf upload OWNER/NAME FOLDER`"
 SPREAD = "use torchrun, with fsdp: full_shard where the weights do not fit one GPU"
 LOSS = "the loss is cross-entropy over the answers' tokens, averaged over the whole step"
-RUNS = "set the project's own environment variables (such as WANDB_PROJECT or SWANLAB_API_KEY)"
+RUNS = "set report_to: wandb, swanlab or trackio, and their own environment variables (such as SWANLAB_API_KEY)"
 DTYPE = "set fp16: true or bf16: true, or neither to have it chosen by the GPU"
 # What to do instead, by key, or by how keys begin (`galore_*`).
 ADVICE: dict[str, str] = {

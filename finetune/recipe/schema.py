@@ -12,16 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.errors import FinetuneError
+from finetune.recipe import values
 from finetune.recipe.contradictions import refuse_contradictions
-from finetune.recipe.values import (
-    joined,
-    known_servers,
-    number_in_text,
-    old_quantizer,
-    rows_or_auto,
-    same_optimizer,
-    yaml_no,
-)
 
 
 class Recipe(BaseModel):
@@ -200,7 +192,7 @@ class Recipe(BaseModel):
     save_steps: int = Field(500, ge=1, description="Save a checkpoint every N steps.")
     save_total_limit: int | None = Field(None, ge=1, description="Keep only the newest N checkpoints.")
     plot_loss: bool = Field(True, description="Draw training_loss.png.")
-    report_to: Literal["none", "tensorboard", "all"] = Field("tensorboard", description="TensorBoard files in runs/.")
+    report_to: str = Field("tensorboard", description=values.REPORTS)
 
     eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="When to validate, besides at the end.")
     eval_steps: int | None = Field(None, ge=1, description="Validate every N steps. Unset: logging_steps.")
@@ -252,17 +244,18 @@ class Recipe(BaseModel):
 
     _warnings: list[str] = PrivateAttr(default_factory=list)
 
-    _quantizer = field_validator("quantization_method", mode="before")(old_quantizer)
-    _optimizer = field_validator("optim", mode="before")(same_optimizer)
+    _quantizer = field_validator("quantization_method", mode="before")(values.old_quantizer)
+    _optimizer = field_validator("optim", mode="before")(values.same_optimizer)
     _lists = field_validator(
         *("dataset", "eval_dataset", "interleave_probs", "lora_target", "additional_target"),
         *("freeze_trainable_modules", "adapter_name_or_path", "report_to", "fsdp", "serve_with"),
         mode="before",
-    )(joined)
-    _servers = field_validator("serve_with")(known_servers)
-    _strategy = field_validator("eval_strategy", mode="before")(yaml_no)
-    _rows = field_validator("per_device_train_batch_size", mode="before")(rows_or_auto)
-    _bits = field_validator("quantization_bit", mode="before")(number_in_text)
+    )(values.joined)
+    _servers = field_validator("serve_with")(values.known_servers)
+    _reports = field_validator("report_to")(values.known_reports)
+    _strategy = field_validator("eval_strategy", mode="before")(values.yaml_no)
+    _rows = field_validator("per_device_train_batch_size", mode="before")(values.rows_or_auto)
+    _bits = field_validator("quantization_bit", mode="before")(values.number_in_text)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TRACKERS = ("wandb", "mlflow", "swanlab", "trackio")  # of experiments, besides TensorBoard
+REPORTS = (
+    "`tensorboard` (files in runs/), `wandb`, `mlflow`, `swanlab`, `trackio`, by their libraries, comma separated."
+)
 SERVERS = ("lensmith", "lmdeploy", "ollama")
 
 
@@ -26,6 +30,16 @@ def known_servers(value: str | None) -> str | None:
     if unknown:
         raise ValueError(f"{min(unknown)!r} is none of lensmith, lmdeploy and ollama")
     return value
+
+
+def known_reports(value: str) -> str:
+    """Raises ValueError if one of the comma-separated names is of nothing that a run reports to."""
+    known = ("none", "tensorboard", "all", *TRACKERS)
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is none of {', '.join(known)}")
+    return ",".join(names)
 
 
 def yaml_no(value: object) -> object:

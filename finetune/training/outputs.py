@@ -15,17 +15,22 @@ from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, BEST, RECIPE, TRA
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.sample import SAMPLE_LOG
+from finetune.reporting.trackers import refuse_missing
 from finetune.training import checkpoint as checkpoints
 from modelfiles.folder.atomic_write import PARTIAL
 from modelfiles.folder.model_folder import ModelFolder
 
 FINAL_FILES = (ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS, "train_results.json")  # of a run that has ended
 LOGS = ("trainer_log.jsonl", SAMPLE_LOG, "report.html", "training_loss.png", "training_rewards.png")
-OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", BEST}
+OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", "wandb", "swanlog", "mlruns", BEST}
 
 
 def check_output(recipe: Recipe) -> None:
-    """Makes output_dir, or checks that a run may write into it, before anything is loaded. Raises FinetuneError."""
+    """Makes output_dir, or checks that a run may write into it, before anything is loaded. Raises FinetuneError.
+
+    What the run reports to must be installed as well.
+    """
+    refuse_missing(recipe.report_to)
     output, wish = Path(str(recipe.output_dir)), recipe.resume_from_checkpoint
     if output.exists() and not output.is_dir():
         raise FinetuneError(f"output_dir: {output} is a file.")
