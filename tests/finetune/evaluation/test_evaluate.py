@@ -73,7 +73,7 @@ def test_when_memory_runs_out_half_as_many_rows_are_answered_at_once(
         real(rows, width, seen)
 
     monkeypatch.setattr(Rows, "step", step)
-    evaluate(recipe(overwrite_output_dir=True))
+    evaluate(recipe(per_device_eval_batch_size=8, overwrite_output_dir=True))
     assert predictions(tmp_path) == expected
     assert list(dict.fromkeys(widths)) == [8, 4, 2]
 
