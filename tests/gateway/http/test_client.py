@@ -150,6 +150,20 @@ def test_what_is_no_whole_answer_is_broken_off(sent: bytes) -> None:
     run(once(sent), use)
 
 
+@pytest.mark.parametrize("begin", [OK, OK + b"transfer-encoding: chunked\r\n\r\n0\r\n", OK + b"x: "])
+def test_a_head_without_end_is_broken_off_while_it_comes(begin: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(begin + (b"y" if begin.endswith(b" ") else b"x: y\r\n") * 500_000)
+        await reader.read()
+
+    async def use(client: Client, url: URL) -> None:
+        with pytest.raises(BrokenOff):
+            await ask(client, url)
+
+    run(serve, use)
+
+
 def test_what_came_before_the_end_is_given_first() -> None:
     async def use(client: Client, url: URL) -> None:
         async with client.post(url, {}, b"{}") as response:
