@@ -66,7 +66,7 @@ def backward(
     grad: Any, seen: Any, inner: Any, adapter: tuple[Any, Any, float] | None, base: Any, apart: bool, wanted: bool
 ) -> tuple[Any, Any, Any, Any]:
     """Gradients of (x, seen, A, B) for that of the output; apart: whether `seen` is not x itself; wanted: x's too."""
-    grad_x = grad @ dense_weight(base, grad.dtype) if wanted else None
+    grad_x: Any = grad @ dense_weight(base, grad.dtype) if wanted else None
     if adapter is None:
         return grad_x, None, None, None
     down, up, scaling = adapter

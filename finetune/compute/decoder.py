@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +11,9 @@ from torch.nn.functional import rms_norm, silu
 
 from finetune.compute import adapted_linear
 from finetune.compute.adapted_linear import adapter_of, base_of, dropped, linear
+from finetune.compute.fixed_inputs import IGNORED, FixedInputs
+from finetune.compute.randomness import LayerDraws
+from finetune.model.attention import NAME
 
 
 class _Gated(torch.autograd.Function):  # type: ignore[misc]
@@ -36,7 +41,8 @@ class _Rotated(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        return _rotate(grad, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, sin, -1), None, None
 
 
 def _rotate(x: Any, cos: Any, sin: Any, sign: int) -> Any:
@@ -125,30 +131,89 @@ def _rotary(model: Any, x: Any, positions: Any) -> tuple[Any, Any]:
     return cos.unsqueeze(2), sin.unsqueeze(2)
 
 
-def learn(base: Any, inputs: Any, factor: Any) -> Any:
-    """Adds the gradients of a micro-batch's loss, times `factor`, to the adapters' `.grad`; returns the loss.
+def why_not(base: Any) -> str:
+    """Why LayeredStep cannot train the model; empty if it can."""
+    for name, parameter in base.named_parameters():
+        if parameter.requires_grad and not re.search(r"\.language_model\.layers\.\d+\..*_proj\.lora_[AB]\.", name):
+            return f"{name} is trained"
+    for module in base.modules():
+        if hasattr(module, "lora_A") and (len(module.lora_A) > 1 or getattr(module, "lora_variant", None)):
+            return "an adapter is of a kind of its own"
+    for layer in base.model.language_model.layers:
+        attention = layer.self_attn
+        if attention.config._attn_implementation not in ("sdpa", NAME):
+            return f"attention is {attention.config._attn_implementation}"
+        if getattr(attention, "sliding_window", None) is not None:
+            return "attention has a sliding window"
+    return ""
 
-    The loss is the summed float32 cross entropy of its label tokens.
+
+class LayeredStep:
+    """The loss of micro-batches and its gradients, for a frozen language model whose linears have LoRA adapters.
+
+    base: the *ForConditionalGeneration module.
     """
-    model = base.model.language_model
-    with torch.no_grad():
-        x = model.embed_tokens(inputs.ids)
+
+    def __init__(self, base: Any) -> None:
+        self.base, self.model = base, base.model.language_model
+        config = base.config
+        device = self.model.embed_tokens.weight.device
+        self.image_ids = torch.tensor([config.image_token_id, config.video_token_id], device=device)
+        drops = any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.layers.modules())
+        self.draws = LayerDraws(len(self.model.layers), device) if drops else None
+
+    def reseed(self) -> None:
+        """Draws new random numbers for dropout; to be called before every micro-batch."""
+        if self.draws is not None:
+            self.draws.reseed()
+
+    def prepare(self, graph: Any) -> None:
+        """To be called before `learn` is captured in the graph."""
+        if self.draws is not None:
+            self.draws.register(graph)
+
+    def learn(self, inputs: FixedInputs, factor: Any) -> Any:
+        """Adds the gradients of the loss times `factor` (a tensor) to the adapters' `.grad`; returns the loss.
+
+        The loss is the summed float32 cross entropy of the label tokens.
+        """
+        x, kept, rotary = self._forward(inputs)
+        loss, grad = self._loss(x, inputs, factor)
+        del x
+        for number in reversed(range(len(kept))):
+            with self._drawn(number, True):
+                grad = layer_backward(self.model.layers[number], kept.pop(), rotary, grad, number > 0)
+        return loss
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _forward(self, inputs: FixedInputs) -> tuple[Any, list[Any], tuple[Any, Any]]:
+        """(the last layer's output [B, L, hidden], every layer's input, cos and sin)."""
+        x = self.model.embed_tokens(inputs.ids)
+        is_image = torch.isin(inputs.ids, self.image_ids)
+        order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
         if inputs.features is not None:
-            x = torch.where(inputs.is_image[..., None], inputs.features[0], x)
-        rotary = _rotary(model, x, inputs.positions)
+            x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
+        rotary = _rotary(self.model, x, inputs.positions)
+        deep = len(inputs.features) - 1 if inputs.features is not None else 0
         kept = []
-        for number, layer in enumerate(model.layers):
+        for number, layer in enumerate(self.model.layers):
             kept.append(x)
-            x = layer_forward(layer, x, rotary)
-            if inputs.features is not None and number + 1 < len(inputs.features):
-                x += inputs.features[number + 1]
-    last = x.requires_grad_()
-    with torch.enable_grad():
-        states = _norm(model.norm, last.view(-1, last.shape[-1])[inputs.label_at])
-        logits = torch.nn.functional.linear(states, base.lm_head.weight).float()
-        loss = torch.nn.functional.cross_entropy(logits, inputs.labels, reduction="sum", ignore_index=-100)
-    (grad,) = torch.autograd.grad(loss * factor, last)
-    del x, last, states, logits
-    for number in reversed(range(len(model.layers))):
-        grad = layer_backward(model.layers[number], kept.pop(), rotary, grad, number > 0)
-    return loss.detach()
+            with self._drawn(number, False):
+                x = layer_forward(layer, x, rotary)
+            if number < deep:  # DeepStack
+                more = inputs.features[number + 1].index_select(0, order).view(x.shape)
+                x += torch.where(is_image[..., None], more, 0)
+        return x, kept, rotary
+
+    def _loss(self, x: Any, inputs: FixedInputs, factor: Any) -> tuple[Any, Any]:
+        """(the loss, its gradient for x times factor)."""
+        x.requires_grad_()
+        with torch.enable_grad():
+            states = _norm(self.model.norm, x.view(-1, x.shape[-1])[inputs.label_at])
+            logits = self.base.lm_head(states).float()
+            loss = torch.nn.functional.cross_entropy(logits, inputs.labels, reduction="sum", ignore_index=IGNORED)
+            (grad,) = torch.autograd.grad(loss * factor, x)
+        return loss.detach(), grad
+
+    def _drawn(self, layer: int, again: bool) -> Any:
+        return nullcontext() if self.draws is None else self.draws.drawn(layer, again)

@@ -7,75 +7,75 @@ from typing import Any
 
 import torch
 
+from finetune.errors import FinetuneError
+
 IGNORED = -100  # a label that is none
+FEWEST_LABELS = 64
 
 
 @dataclass
 class FixedInputs:
-    """B rows of L tokens with N labels, padded; every tensor a view of a buffer that stays.
+    """B rows of L tokens with N labels, padded, and n image tokens' features; every tensor is a part of a buffer.
 
-    ids: [B, L]; positions: [3, B, L]; is_image: [B, L] bool; features: [1 + D, B, L, hidden], of the image tokens, or
-    None; label_at: [N] places in B * L; labels: [N] the tokens after them, or -100.
+    ids: [B, L]; positions: [3, B, L]; features: [1 + D, n, hidden]; label_at: [N] places in B x L; labels: [N] the
+    tokens after them, or IGNORED.
     """
 
     ids: Any
     positions: Any
-    is_image: Any
     features: Any
     label_at: Any
     labels: Any
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.ids.shape, len(self.labels), int(self.features is not None))
+
 
 class Buffers:
-    """The buffers of the largest micro-batch."""
+    """Where micro-batches of up to `rows` rows, `length` tokens a row and `labels` label tokens are put.
 
-    def __init__(self, tokens: int, labels: int, levels: int, hidden: int, dtype: torch.dtype, device: Any) -> None:
+    levels: 1 + D; hidden, dtype: of the features; image_ids: the ids of image tokens, in place of which they go.
+    """
+
+    def __init__(
+        self, rows: int, length: int, labels: int, levels: int, hidden: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.longest, self.most_labels = length, labels
+        tokens = rows * rounded(length, length)
         self.numbers = torch.zeros(4 * tokens, dtype=torch.long, device=device)
-        self.marks = torch.zeros(tokens, dtype=torch.bool, device=device)
-        self.features = torch.zeros(levels * tokens * hidden, dtype=dtype, device=device)
-        self.places = torch.zeros(2 * labels, dtype=torch.long, device=device)
-        self.levels, self.hidden = levels, hidden
+        self.features = torch.zeros(levels, tokens, hidden, dtype=dtype, device=device)
+        self.places = torch.zeros(2, max(FEWEST_LABELS, rounded(labels, labels)), dtype=torch.long, device=device)
 
-    def view(self, rows: int, length: int, labels: int) -> FixedInputs:
-        size = rows * length
-        numbers = self.numbers[: 4 * size].view(4, rows, length)
-        features = self.features[: self.levels * size * self.hidden]
-        places = self.places[: 2 * labels].view(2, labels)
-        return FixedInputs(
-            numbers[0],
-            numbers[1:],
-            self.marks[:size].view(rows, length),
-            features.view(self.levels, rows, length, self.hidden),
-            places[0],
-            places[1],
-        )
+    def fits(self, batch: Any) -> bool:
+        """Whether a batch can be put here: not larger than was foreseen, and with nothing that needs a mask."""
+        rows, length = batch.ids.shape
+        if length > self.longest or len(batch.labels) > self.places.shape[1] or batch.attended is not None:
+            return False
+        return 4 * rows * rounded(length, self.longest) <= len(self.numbers)
 
-    def fill(self, batch: Any, features: Any, image_ids: Any, length: int, labels: int) -> FixedInputs:
-        """batch: on the CPU; features: [1 + D, n, hidden] on the device, or None."""
+    def put(self, batch: Any, features: Any) -> FixedInputs:
+        """The batch in the buffers, padded on the right. features: [1 + D, image tokens, hidden], or None."""
         rows, own = batch.ids.shape
-        fixed = self.view(rows, length, labels)
-        numbers = torch.zeros(4, rows, length, dtype=torch.long)
+        length = rounded(own, self.longest)
+        labels = min(self.places.shape[1], max(FEWEST_LABELS, 1 << (len(batch.labels) - 1).bit_length()))
+        numbers = self.numbers[: 4 * rows * length].view(4, rows, length).zero_()
         numbers[0, :, :own] = batch.ids
         numbers[1:, :, :own] = batch.positions[1:]
-        marks = torch.isin(numbers[0], image_ids)
-        places = torch.zeros(2, labels, dtype=torch.long)
+        places = self.places[:, :labels]
+        places[0] = 0
         places[1] = IGNORED
-        found = batch.labelled.nonzero()
-        places[0, : len(found)] = found[:, 0] * length + found[:, 1]
-        places[1, : len(found)] = batch.labels
-        self._copy(self.numbers[: numbers.numel()], numbers.view(-1))
-        self._copy(self.marks[: marks.numel()], marks.view(-1))
-        self._copy(self.places[: places.numel()], places.view(-1))
-        fixed.features.zero_()
+        count = len(batch.labels)
+        places[0, :count] = batch.label_at // own * length + batch.label_at % own
+        places[1, :count] = batch.labels
         if features is not None:
-            at = self._on_device(marks.view(-1).nonzero()[:, 0])
-            fixed.features.view(self.levels, -1, self.hidden).index_copy_(1, at, features.to(fixed.features.dtype))
-        return fixed
+            if features.shape[1] > self.features.shape[1]:
+                raise FinetuneError(f"{'; '.join(batch.rows)}: more image tokens than tokens.")
+            self.features[:, : features.shape[1]] = features
+        return FixedInputs(numbers[0], numbers[1:], None if features is None else self.features, places[0], places[1])
 
-    def _copy(self, into: Any, values: Any) -> None:
-        into.copy_(values.pin_memory() if into.is_cuda else values, non_blocking=True)
 
-    def _on_device(self, values: Any) -> Any:
-        if not self.numbers.is_cuda:
-            return values
-        return values.pin_memory().to(self.numbers.device, non_blocking=True)
+def rounded(length: int, longest: int) -> int:
+    """The length that rows of `length` tokens are padded to: at most 1/16 more, never beyond what the longest needs."""
+    step = max(8, 1 << max(0, length.bit_length() - 5))
+    return min(-(-length // step) * step, -(-longest // 8) * 8)

@@ -17,8 +17,8 @@ class Batch:
     """B rows padded to L tokens.
 
     ids: [B, L]; positions: [4, B, L] (text order, then M-RoPE's three); attended: [B, L] bool or None if nothing is
-    padded on the left; labelled: [B, L] bool, where the next token is a label; labels: those tokens in order;
-    images: bank indices in the order of the ids; rows: their sources.
+    padded on the left; labelled: [B, L] bool, where the next token is a label; label_at: [N], the same as places in
+    B x L; labels: [N], those tokens in order; images: bank indices in the order of the ids; rows: their sources.
     """
 
     ids: Any
@@ -26,6 +26,7 @@ class Batch:
     attended: Any | None
     images: list[int]
     labelled: Any = None
+    label_at: Any = None
     labels: Any = None
     rows: tuple[str, ...] = ()
 
@@ -52,6 +53,7 @@ def collate_train(rows: Sequence[Encoded], device: torch.device) -> Batch:
         attended=None,
         images=[image for row in rows for image in row.images],
         labelled=_tensor(labelled, device),
+        label_at=_tensor(np.flatnonzero(labelled), device),
         labels=_tensor(labels, device),
         rows=tuple(row.source for row in rows),
     )
@@ -76,4 +78,7 @@ def collate_prompts(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def _tensor(array: Any, device: torch.device) -> Any:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":  # a copy out of other memory waits for what the GPU is doing
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

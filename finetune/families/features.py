@@ -16,19 +16,21 @@ from typing import Any
 
 import torch
 
+from finetune.compute.vision import CHUNK_PATCHES, Layouts, chunks
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
+from finetune.media.normalised import Normalisation
 from finetune.model.tensors import is_sharded
 
-CHUNK_PATCHES = 4096  # patches that go through the tower at once while the cache is filled
-THREADS = 2  # decoding threads; Pillow and torch work outside Python's lock
+THREADS = max(2, min(8, len(os.sched_getaffinity(0)) - 1))  # Pillow and torch work outside Python's lock
 
 
 class PixelLoader:
-    """Decodes images in threads, the next batch's while this one is computed."""
+    """Decodes images in threads, the next batches' while this one is computed; `device` is where they go."""
 
-    def __init__(self, bank: ImageBank, processor: Any) -> None:
-        self.bank, self.processor = bank, processor.image_processor
+    def __init__(self, bank: ImageBank, processor: Any, device: torch.device) -> None:
+        self.bank, self.processor, self.device = bank, processor.image_processor, device
+        self.normalisation = Normalisation(self.processor)
         self.pool = ThreadPoolExecutor(THREADS)
         self.feeder = ThreadPoolExecutor(1)
         self._coming: dict[tuple[int, ...], Future[tuple[Any, Any]]] = {}
@@ -36,12 +38,21 @@ class PixelLoader:
     def prefetch(self, images: tuple[int, ...]) -> None:
         """Starts to decode these images in the background."""
         if images not in self._coming:
-            self._coming[images] = self.feeder.submit(self.bank.pixels, images, self.processor, self.pool)
+            self._coming[images] = self.feeder.submit(self._read, images)
 
     def get(self, images: tuple[int, ...]) -> tuple[Any, Any]:
-        """pixel_values [patches, patch dimension] and grids [images, 3], on the CPU. Raises FinetuneError."""
+        """Patches [patches, patch dimension], for `placed`, and grids [images, 3], on the CPU. Raises FinetuneError."""
         coming = self._coming.pop(images, None)
-        return coming.result() if coming else self.bank.pixels(images, self.processor, self.pool)
+        return coming.result() if coming else self._read(images)
+
+    def placed(self, patches: Any) -> Any:
+        """pixel_values on the device."""
+        return self.normalisation(patches.to(self.device, non_blocking=True))
+
+    def _read(self, images: tuple[int, ...]) -> tuple[Any, Any]:
+        patches, grids = self.bank.pixels(images, self.processor, self.pool, raw=True)
+        # A copy to the GPU out of other memory waits for what the GPU is doing.
+        return (patches.pin_memory() if self.device.type == "cuda" else patches), grids
 
     def close(self) -> None:
         for pool in (self.feeder, self.pool):
@@ -57,7 +68,7 @@ class TrainedVision:
     cached = False
 
     def __init__(self, model: Any, device: torch.device, bank: ImageBank, processor: Any) -> None:
-        self.visual, self.device, self.loader = model.model.visual, device, PixelLoader(bank, processor)
+        self.visual, self.device, self.loader = model.model.visual, device, PixelLoader(bank, processor, device)
 
     def prefetch(self, images: Sequence[int]) -> None:
         if images:
@@ -72,7 +83,7 @@ class TrainedVision:
         if not images:
             return self._blank() if is_sharded(self.visual) else None
         pixels, grids = self.loader.get(tuple(images))
-        return pixels.to(self.device, non_blocking=True), grids.to(self.device)
+        return self.loader.placed(pixels), grids.to(self.device)
 
     def _blank(self) -> tuple[Any, Any]:
         config = self.visual.config
@@ -102,8 +113,9 @@ class FrozenFeatures:
         reused: bool = False,
         processes_per_host: int = 1,
     ) -> None:
-        self.model, self.bank, self.loader = model, bank, PixelLoader(bank, processor)
+        self.model, self.bank = model, bank
         self.device = next(model.model.visual.parameters()).device
+        self.loader, self.layouts = PixelLoader(bank, processor, self.device), Layouts(model.model.visual, self.device)
         self.chunk_of: dict[int, int] = {}
         self.chunks: list[list[int]] = []
         config = model.config.vision_config
@@ -152,7 +164,14 @@ class FrozenFeatures:
         return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
 
     def _compute(self, images: tuple[int, ...]) -> list[Any]:
-        pixels, grids = self.loader.get(images)
-        with torch.no_grad():
-            features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
+        """The images' features, [1 + D, tokens, hidden] each."""
+        patches, grids = self.loader.get(images)
+        sizes, start, parts = list(map(tuple, grids.tolist())), 0, []
+        for part in chunks(sizes):
+            end = start + sum(map(math.prod, sizes[part]))
+            with torch.no_grad():
+                pixels = self.loader.placed(patches[start:end])
+                parts.append(encode_images(self.model, pixels, **self.layouts.of(sizes[part])))
+            start = end
+        features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return list(features.split([self.bank.tokens(index) for index in images], dim=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from finetune.compute.decoder import learn
-from finetune.compute.fixed_inputs import Buffers
+from finetune.compute.decoder import LayeredStep, why_not
+from finetune.compute.fixed_inputs import Buffers, rounded
 from finetune.families.batch import collate_train
 from finetune.families.features import FrozenFeatures
 from finetune.families.forward import LabelLoss
-from finetune.model.base import load_base
+from finetune.model.base import dropout, load_base
 from finetune.model.targets import make_trainable
 from finetune.training.dataset import load_training_data
 from tests.finetune.families.test_families import CPU, MakeRecipe, family, recipe_of
@@ -36,6 +37,12 @@ def prepared(recipe: Any) -> tuple[Any, Any, Any, Any]:
     return model, base, batch, features.get(batch.images)
 
 
+def buffers_for(base: Any, batch: Any, features: Any) -> Buffers:
+    """Room for the batch and more, so that it is padded."""
+    rows, length = batch.ids.shape
+    return Buffers(rows, length + 7, len(batch.labels), len(features), features.shape[2], torch.float32, CPU)
+
+
 @pytest.mark.parametrize("keys", [{}, {"quantization_bit": 4}, {"lora_target": "q_proj,down_proj"}])
 def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, tmp_path: Path, keys: dict[str, Any]) -> None:
     model, base, batch, features = prepared(recipe_of(lora_dropout=0.0, **keys))
@@ -43,14 +50,81 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, tmp_path: Path,
     (loss * 0.5).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
-    rows, length = batch.ids.shape
-    config = base.config
-    seen = torch.tensor([config.image_token_id, config.video_token_id])
-    levels, hidden = features.shape[0], features.shape[2]
-    buffers = Buffers(rows * (length + 7), len(batch.labels) + 3, levels, hidden, torch.float32, CPU)
-    inputs = buffers.fill(batch, features, seen, length + 7, len(batch.labels) + 3)
-    ours = learn(base, inputs, torch.tensor(0.5))
+    buffers = buffers_for(base, batch, features)
+    assert why_not(base) == ""
+    ours = LayeredStep(base).learn(buffers.put(batch, features), torch.tensor(0.5))
     assert torch.allclose(ours, loss, rtol=1e-5)
     for name, p in model.named_parameters():
         if p.requires_grad:
             assert torch.allclose(p.grad, expected[name], rtol=1e-3, atol=1e-5 * expected[name].abs().max()), name
+
+
+def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: MakeRecipe) -> None:
+    model, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
+    buffers, step = buffers_for(base, batch, features), LayeredStep(base)
+    inputs = buffers.put(batch, features)
+    dropout(model, False)
+    without = float(LabelLoss(base)(batch, features).detach())
+    dropout(model, True)
+
+    def loss() -> float:
+        torch.manual_seed(1)
+        step.reseed()
+        return float(step.learn(inputs, torch.tensor(1.0)))
+
+    first = loss()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [p.grad.clone() for p in trained]
+    assert loss() == first
+    assert first != pytest.approx(without, rel=1e-4)
+    slope, size = sum(float((g * g).sum()) for g in gradients), 2e-4
+    scale = size / slope**0.5
+    ends = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, g in zip(trained, gradients, strict=True):
+                p += sign * scale * g
+        ends.append(loss())
+    assert (ends[0] - ends[1]) / (2 * scale) == pytest.approx(slope, rel=0.02)
+
+
+def test_dropout_draws_anew_for_every_micro_batch(recipe_of: MakeRecipe) -> None:
+    _, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
+    inputs, step = buffers_for(base, batch, features).put(batch, features), LayeredStep(base)
+    losses = set()
+    for _ in range(3):
+        step.reseed()
+        losses.add(float(step.learn(inputs, torch.tensor(1.0))))
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"freeze_vision_tower": False}, "visual.* is trained"),
+        ({"additional_target": "embed_tokens"}, "embed_tokens.* is trained"),
+        ({"use_dora": True}, "of a kind of its own|magnitude.* is trained"),
+        ({"flash_attn": "disabled"}, "attention is eager"),
+    ],
+)
+def test_what_it_cannot_train_is_named(recipe_of: MakeRecipe, keys: dict[str, Any], reason: str) -> None:
+    recipe = recipe_of(**keys)
+    data = load_training_data(recipe, Console(quiet=True))
+    base = load_base(data.folder, recipe, CPU, torch.float32)
+    make_trainable(base, recipe)
+    assert re.search(reason, why_not(base))
+
+
+def test_a_batch_larger_than_was_foreseen_does_not_fit(recipe_of: MakeRecipe) -> None:
+    _, base, batch, features = prepared(recipe_of())
+    rows, length = batch.ids.shape
+    small = Buffers(rows, length // 2, len(batch.labels), len(features), features.shape[2], torch.float32, CPU)
+    assert not small.fits(batch)
+    assert buffers_for(base, batch, features).fits(batch)
+
+
+def test_rows_are_padded_by_a_sixteenth_at_most() -> None:
+    for length in range(1, 5000, 7):
+        padded = rounded(length, 5000)
+        assert length <= padded <= max(length + 8, length * 17 / 16)
+    assert rounded(2465, 2465) == 2472

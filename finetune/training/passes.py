@@ -1,0 +1,118 @@
+"""The forward and backward pass of a micro-batch: by the models' own modules, or layer by layer in CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from finetune.compute.decoder import LayeredStep, why_not
+from finetune.compute.fixed_inputs import Buffers
+from finetune.compute.graphs import Graphs
+from finetune.encoding.encoded_rows import labels_of, lengths_of
+from finetune.families.batch import Batch
+from finetune.families.forward import LabelLoss
+from finetune.recipe.schema import Recipe
+from finetune.training.dataset import TrainingData
+from finetune.training.parallel import World, no_sync
+
+
+class ModulePasses:
+    """What the models' modules compute, under autograd. parallel: the loss as DDP or FSDP have wrapped it."""
+
+    frees_gradients = True
+
+    def __init__(self, parallel: Any, autocast: Any, scaler: Any, processes: int) -> None:
+        self.parallel, self.autocast, self.scaler, self.processes = parallel, autocast, scaler, processes
+
+    def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
+        """Adds a micro-batch's gradients to the parameters' `.grad`; its loss times `share`, a float64 tensor.
+
+        last: whether it is the last of the optimiser step.
+        """
+        with no_sync(self.parallel, last):
+            with self.autocast:
+                loss = self.parallel(batch, images)
+            # DDP and FSDP take the mean over the processes where the sum is wanted.
+            self.scaler.scale(loss * (share * self.processes)).backward()
+        return loss.detach().double() * share
+
+
+class GraphPasses:
+    """The same by `compute`'s layers, each micro-batch as one CUDA graph; without a GPU, as it comes.
+
+    Batches that were not foreseen go through `modules`. parameters: what is trained.
+    """
+
+    frees_gradients = False  # graphs add to gradients where they are
+
+    def __init__(
+        self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, dtype: torch.dtype,
+        parameters: list[Any], console: Console,
+    ) -> None:  # fmt: skip
+        self.step, self.modules, self.scaler, self.console = LayeredStep(base), modules, modules.scaler, console
+        device = base.lm_head.weight.device
+        size = recipe.per_device_train_batch_size
+        vision, hidden = base.config.vision_config, base.model.language_model.config.hidden_size
+        levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
+        labels = size * int(labels_of(data.rows).max())
+        self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
+        self.factor = torch.zeros((), device=device)
+        self.loss = torch.zeros((), device=device)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.graphs: Graphs | None = None
+        if device.type == "cuda":
+            self.graphs = Graphs(self.step.prepare)
+
+    def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
+        """See ModulePasses.learn."""
+        if not self.buffers.fits(batch):
+            return self.modules.learn(batch, images, share, last)
+        inputs = self.buffers.put(batch, images)
+        self.factor.copy_(self.scaler.scale(torch.full_like(self.factor, share)))
+        self.step.reseed()
+
+        def work() -> None:
+            self.loss.copy_(self.step.learn(inputs, self.factor))
+
+        if self.graphs is not None:
+            try:
+                self.graphs.run(inputs.shape, work)
+                return self.loss.double() * share
+            except RuntimeError as error:  # torch.OutOfMemoryError, or a kernel that cannot be captured
+                if not self.graphs.warm:
+                    raise
+                self.graphs.clear()
+                self.graphs = None
+                self.console.print(
+                    f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}",
+                    highlight=False,
+                )
+        work()
+        return self.loss.double() * share
+
+
+def make_passes(
+    base: Any, recipe: Recipe, data: TrainingData, world: World, loss: Any, modules: ModulePasses,
+    dtype: torch.dtype, parameters: list[Any], checkpointed: bool, console: Console,
+) -> ModulePasses | GraphPasses:  # fmt: skip
+    """CUDA graphs where they can be had, and a line that says which it is and why."""
+    if base.lm_head.weight.device.type != "cuda":
+        return modules
+    if world.size > 1:
+        reason = "several processes train together"
+    elif not isinstance(loss, LabelLoss):
+        reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
+    elif recipe.neftune_noise_alpha:
+        reason = "neftune_noise_alpha is set"
+    elif not checkpointed:
+        reason = "disable_gradient_checkpointing is set"
+    else:
+        reason = why_not(base)
+    if reason:
+        console.print(f"Steps run by the model's own modules: {reason}.", highlight=False)
+        return modules
+    console.print("Steps run as CUDA graphs, a graph for each shape of micro-batch.", highlight=False)
+    return GraphPasses(base, recipe, data, modules, dtype, parameters, console)
