@@ -52,7 +52,7 @@ class Buffers:
         rows, length = batch.ids.shape
         if length > self.longest or len(batch.labels) > self.places.shape[1] or batch.attended is not None:
             return False
-        return 4 * rows * rounded(length, self.longest) <= len(self.numbers)
+        return bool(4 * rows * rounded(length, self.longest) <= len(self.numbers))
 
     def put(self, batch: Any, features: Any) -> FixedInputs:
         """The batch in the buffers, padded on the right. features: [1 + D, image tokens, hidden], or None."""
