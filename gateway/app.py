@@ -95,6 +95,10 @@ def create_app(service: Service, management_port: int | None = None, studio: Sta
         tenant: Tenant | None = request.scope.get("tenant")
         return [name for name in service.models.listed if service.models.allowed(tenant, name)]
 
+    def takes_tools(name: str) -> bool:
+        model = service.models.get(name)
+        return model is not None and "tools" not in model.spec.refused
+
     keys = [] if service.ring is None else [Security(KEY)]
     routes = data_routes(service, keys)
     middleware = [
@@ -133,7 +137,7 @@ def create_app(service: Service, management_port: int | None = None, studio: Sta
     app.router.routes += routes
     app.include_router(page_routes(app.openapi, allowed if service.ring is None else None))
     app.include_router(model_routes(allowed), dependencies=keys)
-    app.include_router(ollama_routes(allowed), dependencies=keys)
+    app.include_router(ollama_routes(allowed, takes_tools), dependencies=keys)
     alone = management_port is None
     app.include_router(
         management_routes(service, exposition if alone else None, details=alone and service.ring is None)
@@ -167,6 +171,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return _envelope(request, ApiError(404, message, code="not_found", headers=headers))
     if error.status_code == 405:
         message = f"{request.method} is not allowed here; use {headers.get('Allow', 'another method')}."
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            message = (
+                "Web pages of other origins may not call this API; whoever runs it can allow some by --cors-origins."
+            )
         return _envelope(request, ApiError(405, message, code="method_not_allowed", headers=headers))
     return _envelope(request, ApiError(error.status_code, str(error.detail), code="invalid_request", headers=headers))
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -27,10 +28,12 @@ from gateway.runtime.build import build
 from gateway.runtime.models import Models
 from gateway.runtime.service import Load, Service
 from gateway.server import bind, run
+from gateway.telemetry.logs import configure_logging
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import KeyFileError, key_ring
 from gateway.workers.parent import Remembered, run_workers
 
+LOG = logging.getLogger("lensmith.cli")
 # The key an engine at a URL wants from the gateway; in the environment, because a command line is public.
 ENGINE_KEY = "LENSMITH_ENGINE_KEY"
 REDIS = "LENSMITH_REDIS"
@@ -138,8 +141,9 @@ def serve(
     except (ConfigError, KeyFileError) as error:
         raise click.ClickException(str(error)) from None
     bound = bind(service.config.host, service.config.port)
+    configure_logging()
     if service.ring is None and not bound.getsockname()[0].startswith(("127.", "::1")):
-        click.echo("lensmith: Whoever reaches this port may use it; --keys FILE asks for API keys.", err=True)
+        LOG.warning("Whoever reaches this port may use it; --keys FILE asks for API keys.")
     with contextlib.ExitStack() as sockets:
         sockets.enter_context(bound)
         studio = None if studio_folder is None else open_studio(studio_folder, service, bound)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import os
 import signal
@@ -23,6 +24,7 @@ from gateway.runtime.service import Service
 from gateway.telemetry.logs import configure_logging
 from gateway.telemetry.tracing import Tracing
 
+LOG = logging.getLogger("lensmith.server")
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -185,9 +187,9 @@ def run(
 
 
 def announce(bound: socket.socket, management: socket.socket | None) -> None:
-    click.echo(f"lensmith: Listening on {address(bound)}/v1", err=True)
+    LOG.info("Listening on %s/v1", address(bound))
     if management is not None:
-        click.echo(f"lensmith: Metrics and details at {address(management)}/metrics and /ready", err=True)
+        LOG.info("Metrics and details at %s/metrics and /ready", address(management))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from studio.app import make_app
 from studio.errors import StudioError
 from studio.security.access import Access, KeyAccess, TokenAccess
 from studio.web.i18n import sentence
+
+LOG = logging.getLogger("lensmith.studio")
 
 
 def mounted_studio(folder: Path, ring: KeyRing | None, address: tuple[Any, ...]) -> FastAPI:
@@ -28,7 +31,7 @@ def mounted_studio(folder: Path, ring: KeyRing | None, address: tuple[Any, ...])
     base = f"http://{f'[{host}]' if ':' in str(host) else host}:{port}/studio/"
 
     def announce(token: str) -> None:
-        click.echo(f"lensmith: The studio, for one browser: {base}login?token={token}", err=True)
+        LOG.info("The studio, for one browser: %slogin?token=%s", base, token)
 
     access: Access = KeyAccess(ring) if ring is not None else TokenAccess(announce)
     try:
@@ -38,5 +41,5 @@ def mounted_studio(folder: Path, ring: KeyRing | None, address: tuple[Any, ...])
     if isinstance(access, TokenAccess):
         announce(access.token)
     else:
-        click.echo(f"lensmith: The studio is at {base}", err=True)
+        LOG.info("The studio is at %s", base)
     return app

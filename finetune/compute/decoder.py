@@ -13,7 +13,7 @@ from finetune.compute import adapted_linear
 from finetune.compute.adapted_linear import adapter_of, base_of, dropped, linear
 from finetune.compute.fixed_inputs import IGNORED, FixedInputs
 from finetune.compute.randomness import LayerDraws
-from finetune.model.attention import NAME
+from finetune.model.attention import PACKED, REPEATED_HEADS
 
 
 class _Gated(torch.autograd.Function):  # type: ignore[misc]
@@ -141,7 +141,7 @@ def why_not(base: Any) -> str:
             return "an adapter is of a kind of its own"
     for layer in base.model.language_model.layers:
         attention = layer.self_attn
-        if attention.config._attn_implementation not in ("sdpa", NAME):
+        if attention.config._attn_implementation not in ("sdpa", REPEATED_HEADS, PACKED):
             return f"attention is {attention.config._attn_implementation}"
         if getattr(attention, "sliding_window", None) is not None:
             return "attention has a sliding window"

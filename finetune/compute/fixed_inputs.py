@@ -48,9 +48,9 @@ class Buffers:
         self.places = torch.zeros(2, max(FEWEST_LABELS, rounded(labels, labels)), dtype=torch.long, device=device)
 
     def fits(self, batch: Any) -> bool:
-        """Whether a batch can be put here: not larger than was foreseen, and with nothing that needs a mask."""
+        """Whether a batch can be put here: not larger than was foreseen, and its rows not packed."""
         rows, length = batch.ids.shape
-        if length > self.longest or len(batch.labels) > self.places.shape[1] or batch.attended is not None:
+        if length > self.longest or len(batch.labels) > self.places.shape[1] or batch.packed is not None:
             return False
         return bool(4 * rows * rounded(length, self.longest) <= len(self.numbers))
 

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 
 from finetune.encoding.encoded import Encoded
+from finetune.model.attention import Packed
 
 
 @dataclass
 class Batch:
-    """B rows padded to L tokens.
+    """B rows padded to L tokens, or rows packed into one, of L tokens together.
 
     ids: [B, L]; positions: [4, B, L] (text order, then M-RoPE's three); attended: [B, L] bool or None if nothing is
     padded on the left; labelled: [B, L] bool, where the next token is a label; label_at: [N], the same as places in
-    B x L; labels: [N], those tokens in order; images: bank indices in the order of the ids; rows: their sources.
+    B x L; labels: [N], those tokens in order; images: bank indices in the order of the ids; rows: their sources;
+    packed: where the rows are, if they are packed.
     """
 
     ids: Any
@@ -29,10 +31,11 @@ class Batch:
     label_at: Any = None
     labels: Any = None
     rows: tuple[str, ...] = ()
+    packed: Packed | None = None
 
 
-def collate_train(rows: Sequence[Encoded], device: torch.device) -> Batch:
-    """Pads rows on the right to the longest and marks the labels.
+def collate_train(rows: Sequence[Encoded], device: torch.device, packing: bool = False) -> Batch:
+    """Pads rows on the right to the longest, or packs them where that saves padding, and marks the labels.
 
     Nothing needs a mask: under causal attention no real token sees the padding after it. Each row ends before its last
     label: what is only predicted need not be read.
@@ -47,6 +50,13 @@ def collate_train(rows: Sequence[Encoded], device: torch.device) -> Batch:
         ids[n, :end], labelled[n, :end] = row.ids[:end], row.labelled[1 : end + 1]
         positions[1:, n, :end] = row.positions[:, :end]
     labels = np.concatenate([row.ids[1:][row.labelled[1:]] for row in rows])
+    packed = None
+    if packing and sum(ends) < ids.size:
+        places = np.concatenate([n * length + np.arange(end) for n, end in enumerate(ends)])
+        ids, labelled = ids.reshape(1, -1)[:, places], labelled.reshape(1, -1)[:, places]
+        positions = positions.reshape(4, 1, -1)[:, :, places]
+        positions[0] = np.arange(len(places))  # in one sequence: from a new start transformers would make a mask
+        packed = Packed(_tensor(places, device), len(rows), length)
     return Batch(
         ids=_tensor(ids, device),
         positions=_tensor(positions, device),
@@ -56,6 +66,7 @@ def collate_train(rows: Sequence[Encoded], device: torch.device) -> Batch:
         label_at=_tensor(np.flatnonzero(labelled), device),
         labels=_tensor(labels, device),
         rows=tuple(row.source for row in rows),
+        packed=packed,
     )
 
 

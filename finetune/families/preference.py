@@ -120,15 +120,15 @@ class PairFeed(QwenFeed):
     """QwenFeed for pairs."""
 
     def batch(self, rows: Sequence[Encoded]) -> tuple[PairBatch, Any]:
-        batch = collate_pairs(rows, self.device)
+        batch = collate_pairs(rows, self.device, self.packing)
         return batch, self.images.get(batch.images)
 
 
-def collate_pairs(rows: Sequence[Encoded], device: torch.device) -> PairBatch:
-    """Both chats of each pair, padded on the right."""
+def collate_pairs(rows: Sequence[Encoded], device: torch.device, packing: bool = False) -> PairBatch:
+    """Both chats of each pair, padded on the right or packed."""
     chosen, rejected = zip(*map(split_pair, rows), strict=True)
     chats = [*chosen, *rejected]
-    batch = collate_train(chats, device)
+    batch = collate_train(chats, device, packing)
     return PairBatch(
         **vars(replace(batch, images=[image for row in rows for image in row.images])),
         answer_tokens=tuple(int(chat.labelled[1:].sum()) for chat in chats),

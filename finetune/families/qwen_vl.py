@@ -18,6 +18,7 @@ from finetune.families.generate import greedy
 from finetune.media.bank import ImageBank
 from finetune.media.pixel_limits import PixelLimits, pixel_limits
 from finetune.media.videos import VideoRules
+from finetune.model.attention import packs
 from finetune.model.structure import trains_vision
 from finetune.model.whole_base import refuse_incomplete
 from finetune.recipe.schema import Recipe
@@ -53,6 +54,7 @@ class QwenFeed:
         assert isinstance(reader.bank, ImageBank)
         self.base, self.processor, self.bank = base, reader.processor, reader.bank
         self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
+        self.packing = packs(base)
         self.images: FrozenFeatures | TrainedVision
         if trains_vision(base):
             self.images = TrainedVision(base, self.device, self.bank, self.processor)
@@ -63,7 +65,7 @@ class QwenFeed:
         self.images.prefetch(_images(rows))
 
     def batch(self, rows: Sequence[Encoded]) -> tuple[Batch, Any]:
-        batch = collate_train(rows, self.device)
+        batch = collate_train(rows, self.device, self.packing)
         return batch, self.images.get(batch.images)
 
     def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:

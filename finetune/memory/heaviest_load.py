@@ -16,7 +16,8 @@ from finetune.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class MicroBatchLoad:
-    """Heaviest micro-batch: rows, tokens (padded), label tokens, images' and videos' tokens, patches for the tower.
+    """Heaviest micro-batch: rows, tokens (padded, unless rows are packed), label tokens, images' and videos' tokens,
+    patches for the tower.
 
     A pair of answers is two rows, whose images go through the tower once.
     """
@@ -52,7 +53,7 @@ def heaviest_load(
     images = [image for number in heaviest for image in media[number]]
     return MicroBatchLoad(
         rows=size,
-        tokens=size * int(lengths[heaviest[0]]),
+        tokens=int(lengths[heaviest].sum()) if recipe.packing else size * int(lengths[heaviest[0]]),
         labels=int(np.sort(labels_of(rows))[-size:].sum()),
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
         patches=sum(prod(grids[image]) for image in set(images)),

@@ -31,7 +31,7 @@ def load_base(folder: ModelFolder, recipe: Recipe, device: torch.device, dtype: 
     if recipe.flash_attn == "disabled":
         settings["attn_implementation"] = "eager"
     elif known:  # some parts of other families have no PyTorch attention: transformers knows
-        settings["attn_implementation"] = pick_attention(device)
+        settings["attn_implementation"] = pick_attention(device, recipe.packing)
     if recipe.quantization_bit == 4:
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -40,7 +40,7 @@ def dtype_on(recipe: Recipe, capability: tuple[int, int], name: str) -> tuple[to
     return torch.bfloat16, f"bfloat16: {name}"
 
 
-def pick_attention(device: torch.device) -> str:
-    """PyTorch's attention, by a detour where it has no flash kernel."""
-    no_flash = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-    return attention.register() if no_flash else "sdpa"
+def pick_attention(device: torch.device, packing: bool = False) -> str:
+    """PyTorch's attention, by a detour where it has no flash kernel and where rows may be packed."""
+    flash = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return "sdpa" if flash and not packing else attention.register(flash, packing)

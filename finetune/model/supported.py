@@ -19,6 +19,7 @@ ONLY = {
     "freeze_vision_tower": ((True,), "its vision tower is not trained"),
     "freeze_multi_modal_projector": ((True,), "its projector is not trained"),
     "additional_target": ((None, ""), "only adapters have been proven there; unset it"),
+    "packing": ((False,), "nothing known here keeps the rows apart in its attention; unset it"),
     "neftune_noise_alpha": ((None,), "the noise would have to go into its own forward pass; unset it"),
     "image_max_pixels": ((None,), "its processor sizes images by rules of its own; unset it"),
     "image_min_pixels": ((None,), "its processor sizes images by rules of its own; unset it"),

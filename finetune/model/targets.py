@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def make_trainable(model: Any, recipe: Recipe, adapted: Any | None = None) -> An
 
 def add_adapters(model: Any, recipe: Recipe) -> Any:
     """Wraps the model in PEFT with fresh float32 LoRA adapters on the recipe's targets. Raises FinetuneError."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     if recipe.use_dora and recipe.quantization_bit and not torch.cuda.is_available():
         raise FinetuneError("use_dora on a 4-bit base needs a GPU: PEFT dequantises there; unset quantization_bit.")
@@ -61,11 +62,20 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(recipe.seed)
+    return wrap(model, config)
+
+
+def wrap(model: Any, config: Any) -> Any:
+    """The model in PEFT by a LoraConfig; tied to its embeddings, its output stays so."""
+    from peft import get_peft_model
+
     tied = is_tied(model)
-    with old_names_allowed():
+    with old_names_allowed(), warnings.catch_warnings():
+        # Newer PEFT has ensure_weight_tying for what `_tie` does under all of its versions.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         wrapped = get_peft_model(model, config)
     if tied:
-        tie(model)
+        _tie(model)
     return wrapped
 
 
@@ -131,7 +141,7 @@ def is_tied(model: Any) -> bool:
     return model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def tie(model: Any) -> None:
+def _tie(model: Any) -> None:
     """Ties the output to the embeddings again, if PEFT made a copy of them to train.
 
     Untied, the merged model would need an lm_head that the base's files and configuration do not have.

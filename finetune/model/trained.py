@@ -14,7 +14,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 from finetune.model.base import dropout, old_names_allowed
 from finetune.model.changes import plan_changes, read_trained
-from finetune.model.targets import is_tied, tie
+from finetune.model.targets import wrap
 from finetune.model.tensors import gather_full
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS
 from finetune.recipe.schema import Recipe
@@ -115,7 +115,7 @@ def attach_adapter(model: Any, path: Path, lora_dropout: float = 0.0) -> Any:
     Modules are found under the names of any version of transformers. PEFT itself only warns when an adapter's names are
     those of another version, and goes on with matrices that change nothing. Raises FinetuneError.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     try:
@@ -139,10 +139,9 @@ def attach_adapter(model: Any, path: Path, lora_dropout: float = 0.0) -> Any:
         modules_to_save=_modules_of(saved, adapter.config.get("modules_to_save") or []) or None,
         task_type="CAUSAL_LM",
     )
-    tied = is_tied(model)
     try:
+        wrapped = wrap(model, config)
         with old_names_allowed():
-            wrapped = get_peft_model(model, config)
             result = set_peft_model_state_dict(wrapped, _renamed_tensors(load_file(path / ADAPTER), renamed))
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         message = str(error).splitlines()[0][:200]
@@ -150,8 +149,6 @@ def attach_adapter(model: Any, path: Path, lora_dropout: float = 0.0) -> Any:
     unused = [*result.unexpected_keys, *(name for name in result.missing_keys if "lora_" in name)]
     if unused:
         raise FinetuneError(f"The adapter {path} does not fit the base model: {unused[0]} is in one of them only.")
-    if tied:
-        tie(model)
     return wrapped
 
 
@@ -175,11 +172,12 @@ def _modules_of(parameters: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _renamed_tensors(tensors: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """The adapter's tensors under the names that PEFT gives the model's modules."""
+    """The adapter's tensors that the reader kept, under the names that PEFT gives the model's modules."""
     found = {}
     for name, tensor in tensors.items():
         module, lora, kind = name.removeprefix(PREFIX).partition(".lora_")
-        found[f"{PREFIX}{renamed[module]}{lora}{kind}"] = tensor
+        if module in renamed:
+            found[f"{PREFIX}{renamed[module]}{lora}{kind}"] = tensor
     return found
 
 

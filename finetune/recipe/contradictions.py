@@ -34,6 +34,10 @@ def refuse_contradictions(recipe: Any) -> None:
         )
     if recipe.stage == "dpo" and recipe.fsdp:
         raise ValueError("fsdp does not go with stage: dpo; unset it: each GPU then holds the model (DDP)")
+    if recipe.packing and recipe.flash_attn == "disabled":
+        raise ValueError("packing needs PyTorch's attention; unset flash_attn, or packing")
+    if recipe.packing and recipe.neftune_noise_alpha:
+        raise ValueError("packing does not go with neftune_noise_alpha, whose noise depends on the padded length")
     if recipe.fsdp and recipe.quantization_bit:
         raise ValueError("fsdp cannot share out 4-bit weights; unset fsdp or quantization_bit")
     if recipe.freeze_language_model and recipe.freeze_vision_tower and recipe.freeze_multi_modal_projector:

@@ -29,6 +29,11 @@ def recipe_warnings(values: dict[str, Any]) -> list[str]:
         warnings.append(
             "quantization_method: bitsandbytes is read as bnb; LLaMA-Factory from v0.9.3 on silently does not quantise."
         )
+    if values.get("packing") is True or values.get("neat_packing") is True:
+        warnings.append(
+            "packing: per_device_train_batch_size counts rows here; LLaMA-Factory counts packs of cutoff_len tokens, "
+            "so its optimiser steps have more rows at the same value."
+        )
     sampled = [f"{key}: {values[key]}" for key in ("temperature", "top_p", "top_k") if key in values]
     if values.get("do_sample") and not sampled:
         warnings.append("do_sample: true is ignored: answers are greedy, so that scores repeat.")

@@ -25,9 +25,10 @@ IGNORED = frozenset({
     "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object", "gradient_checkpointing_kwargs",
     "include_effective_tokens_per_second", "include_num_input_tokens_seen", "include_tokens_per_second", "local_rank",
     "log_level", "log_level_replica", "log_on_each_node", "logging_first_step", "logging_nan_inf_filter",
-    "low_cpu_mem_usage", "offload_folder", "overwrite_cache", "pad_to_multiple_of", "preprocessing_batch_size",
-    "print_param_status", "remove_unused_columns", "run_name", "save_on_each_node", "skip_memory_metrics",
-    "torch_empty_cache_steps", "use_cache", "use_fast_tokenizer", "use_kv_cache", "use_reentrant_gc", "visual_inputs",
+    "low_cpu_mem_usage", "neat_packing", "offload_folder", "overwrite_cache", "pad_to_multiple_of",
+    "preprocessing_batch_size", "print_param_status", "remove_unused_columns", "run_name", "save_on_each_node",
+    "skip_memory_metrics", "torch_empty_cache_steps", "use_cache", "use_fast_tokenizer", "use_kv_cache",
+    "use_reentrant_gc", "visual_inputs",
 })  # fmt: skip
 # Values besides the default that ask for what is done anyway.
 SAME: dict[str, list[Any]] = {
@@ -66,7 +67,7 @@ ADVICE: dict[str, str] = {
     **dict.fromkeys(("use_swanlab", "swanlab_*", "trackio_*", "project"), RUNS),
     **dict.fromkeys(("pure_bf16", "infer_dtype", "upcast_*", "half_precision_backend", "fp16_*", "bf16_full_eval",
                      "tf32"), DTYPE),
-    **dict.fromkeys(("packing", "neat_packing", "sortish_sampler", "length_column_name"),
+    **dict.fromkeys(("sortish_sampler", "length_column_name"),
                     "rows of similar length share a batch instead: group_by_length: true"),
     **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel", "liger_kernel_config", "use_unsloth_gc",
                      "use_v1_kernels", "torch_compile*", "torchdynamo", "jit_mode_eval"),
@@ -136,6 +137,8 @@ def refused_keys() -> dict[str, list[str]]:
 def drop_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values without those that ask for nothing; what remains is Recipe's to check."""
     kept = {}
+    if values.get("neat_packing") is True:  # there, packing whose rows do not see each other; ours never do
+        values = values | {"packing": True}
     for key, value in values.items():
         renamed = RENAMED.get(key, key)
         key = key if renamed in values else renamed

@@ -172,6 +172,11 @@ class Recipe(BaseModel):
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the adapters' start, the order and the dropout.")
     group_by_length: bool = Field(True, description="Batches of rows with similar length: less padding.")
+    packing: bool = Field(
+        False,
+        description="Rows of a forward pass lie after each other instead of being padded; they never see each other, "
+        "so no result changes. per_device_train_batch_size still counts rows. `neat_packing: true` is the same.",
+    )
     disable_gradient_checkpointing: bool | None = Field(
         None, description="True keeps activations in memory: quicker, larger. Unset: true on a CPU, false on a GPU."
     )

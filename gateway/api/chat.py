@@ -7,6 +7,7 @@ passed on (gateway/engines/extra_fields.py).
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ from gateway.streaming.stops import Stops
 CHAT_PATH = "v1/chat/completions"
 # What an engine gets of a message. Templates read `reasoning_content`; other keys are clients' own.
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+SESSION_BITS = 48  # of a session's number: two running at once are never the same
 IMAGE_ROLES = ("user", "tool")
 # A whole answer -> what the client gets, and the usage; as `read_completion`. Raises ApiError 502.
 Reader = Callable[[bytes, Stops | None, RawLogProbs | None, Normaliser | None], tuple[bytes, Object]]
@@ -43,10 +45,17 @@ class EngineRequest:
     n: int = 1
     images: list[ImagePart] = field(default_factory=list)
     stops: Stops | None = None  # what the gateway cuts, because the engine doesn't
+    session: int | None = None  # the answer's number at the engine, by which it can be ended at a stop string
+    collects: bool = False  # the client gets a whole answer, and the engine is asked for a stream to end it early
     top_log_probs: int | None = None  # alternatives to each token; None without log-probabilities
     path: str = CHAT_PATH  # at the engine
     read: Reader = read_completion  # what makes the client's answer of the engine's
     parts: list[EngineRequest] = field(default_factory=list)  # one for each prompt, if there are several
+
+    @property
+    def all_cut(self) -> bool:
+        """Whether every answer has met a stop string."""
+        return self.stops is not None and self.stops.all_hit
 
 
 def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
@@ -58,6 +67,10 @@ def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
     if body.get("tool_choice") == "none":  # the tools ask for nothing then
         for name in ("tools", "tool_choice", "parallel_tool_calls"):
             body.pop(name, None)
+    if not spec.forces_named_tool and isinstance(body.get("tool_choice"), dict):
+        named = body["tool_choice"]["function"]["name"]
+        body["tools"] = [tool for tool in body["tools"] if tool["function"]["name"] == named]
+        body.update(tool_choice="required", parallel_tool_calls=False)
     for table in (NOWHERE, spec.refused):
         refuse(body, table)
     apply_extra_fields(body, ChatRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)
@@ -79,6 +92,10 @@ def engine_request(
 ) -> EngineRequest:
     """What chat and text completions have in common. Raises ApiError 400."""
     n = request.n or 1
+    stops = cut_stops(body, n, spec)
+    session = None
+    if stops is not None and n == 1 and spec.abort_path:
+        body["session_id"] = session = secrets.randbits(SESSION_BITS)
     if request.top_k == -1 and not spec.negative_top_k:
         body["top_k"] = 0
     return EngineRequest(
@@ -89,7 +106,9 @@ def engine_request(
         usage_everywhere=request.stream_options is not None and request.stream_options.continuous_usage_stats is True,
         n=n,
         images=images or [],
-        stops=cut_stops(body, n, spec),
+        stops=stops,
+        session=session,
+        collects=session is not None and not request.streams and not body.get("tools"),
         top_log_probs=top_log_probs,
         path=path,
     )

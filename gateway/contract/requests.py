@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, 
 from gateway.contract.fields import (
     MAX_N,
     MAX_TOOLS,
+    Function,
     Object,
     RequestModel,
     Sampling,
@@ -162,6 +163,10 @@ class ChatRequest(Generation):
             raise wrong("needs 'logprobs' to be true", param="top_logprobs")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise wrong("needs 'tools'", param="tool_choice")
+        if isinstance(self.tool_choice, Function):
+            names = [tool.function.name for tool in self.tools or ()]
+            if self.tool_choice.function.name not in names:
+                raise wrong("must name one of 'tools'", param="tool_choice")
         return self
 
 

@@ -161,8 +161,6 @@ def structure(request: ChatRequest, body: dict[str, Any]) -> dict[str, Any]:
     if isinstance(request.tool_choice, Function):
         form["only_tool"] = request.tool_choice.function.name
         form["parallel_tool_calls"] = False
-        if form["only_tool"] not in {tool.name for tool in form["tools"]}:
-            raise bad_request("'tool_choice' must name one of 'tools'.", "tool_choice")
     return form
 
 

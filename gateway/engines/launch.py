@@ -74,6 +74,10 @@ def launch(
         arguments += [option, *(f"{engine_name(adapter)}={path}" for adapter, path in loaded.items())]
     if spec.raw_tokens:
         spec = dataclasses.replace(spec, byte_level=folder.byte_level)
+    if not spec.planned and "tools" not in (folder.chat_template or ""):
+        spec = dataclasses.replace(
+            spec, refused={**spec.refused, "tools": "the model's chat template has no place for it"}
+        )
     if "--tool-call-parser" in arguments:
         refused = {field: why for field, why in spec.refused.items() if field != "tools"}
         spec = dataclasses.replace(spec, refused=refused)

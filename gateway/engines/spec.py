@@ -42,6 +42,8 @@ class EngineSpec:
     continue_fields: Mapping[str, bool] = field(default_factory=dict)  # what it must be told for it
     negative_top_k: bool = True  # -1 means all tokens; False: it is refused there, and the gateway sends 0
     drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
+    forces_named_tool: bool = True  # False: of a function that must be called it only hides the others
+    abort_path: str = ""  # its route that ends an answer early, by the request's `session_id`, and tells its usage
     raw_tokens: bool = False  # its log-probabilities spell tokens as its vocabulary: the gateway makes text of them
     byte_level: bool = True  # and that vocabulary is byte-level BPE's, else SentencePiece's
     refused_in_text: Mapping[str, str] = field(default_factory=dict)  # the same for /v1/completions, beside `refused`
@@ -102,6 +104,8 @@ LMDEPLOY = EngineSpec(
     developer_role=False,
     negative_top_k=False,
     drops_stop=True,
+    forces_named_tool=False,
+    abort_path="abort_request",
     raw_tokens=True,
     refused_in_text={
         "n": "the LMDeploy engine gives one answer to a text completion",

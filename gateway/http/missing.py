@@ -26,6 +26,8 @@ NOT_SERVED = {
     "copy": "Copying models is",
     "delete": "Deleting models is",
     "blobs": "Creating models is",
+    "me": "Signing in is",
+    "signout": "Signing in is",
 }
 
 

@@ -72,8 +72,9 @@ def _prefix_caching(folder: ModelFolder) -> Choice:
 
 
 def _answers(folder: ModelFolder) -> list[Choice]:
-    """What an answer may hold. The gateway expects both of an engine that it reaches at a URL, too."""
+    """What an answer may hold. The gateway expects them of an engine that it reaches at a URL, too."""
     reasons = {
+        "enable-abort-handling": "an answer that met a stop string is ended, and its tokens are counted",
         "logprobs-mode": "without it LMDeploy refuses `logprobs`",
         "tool-call-parser": "reads the tool calls that the chat template asks for",
     }

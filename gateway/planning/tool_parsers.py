@@ -25,7 +25,7 @@ def tool_call_parser(folder: ModelFolder) -> str | None:
 
 def answer_flags(folder: ModelFolder) -> dict[str, str]:
     """Options of `lmdeploy serve api_server` that the gateway counts on, wherever the engine runs."""
-    flags = {"logprobs-mode": "raw_logprobs"}
+    flags = {"logprobs-mode": "raw_logprobs", "enable-abort-handling": "true"}
     parser = tool_call_parser(folder)
     return flags if parser is None else {**flags, "tool-call-parser": parser}
 

@@ -6,10 +6,12 @@ import asyncio
 from contextlib import suppress
 
 import aiohttp
+import orjson
 from starlette.types import Send
 
 from gateway.api.chat import CHAT_PATH, EngineRequest
 from gateway.api.translation import write_answer, write_events
+from gateway.engines.base import Engine
 from gateway.engines.client import post, read_all
 from gateway.errors import ApiError, engine_lost
 from gateway.http.disconnect import UntilDisconnect
@@ -21,6 +23,7 @@ from gateway.runtime.models import Model, Replica
 from gateway.runtime.service import Gateway
 from gateway.scheduling.router import Assignment, Outcome, Target
 from gateway.scheduling.slots import Slot
+from gateway.streaming.collect import CollectedAnswer
 from gateway.streaming.completion import read_completion
 from gateway.streaming.logprobs import RawLogProbs
 from gateway.streaming.normalise import Normaliser
@@ -29,6 +32,8 @@ from gateway.streaming.sse import EventTooLong
 
 # How long we wait for the end of an engine's answer after [DONE], to use its connection again.
 TAIL_SECONDS = 0.25
+# Longest wait until an engine has ended an answer.
+ABORT_SECONDS = 5.0
 
 
 class Handover:
@@ -96,10 +101,13 @@ class Handover:
             async with post(self._gateway.session, url, body, engine.key, called.headers, resend=last) as response:
                 called.answered = call.since()
                 if request.stream:
-                    await self._stream(response, log_probs, assignment)
+                    await self._stream(response, log_probs, engine, assignment)
                     return
-                raw = await read_all(response)
-                answer, call.usage = request.read(raw, request.stops, log_probs, self._normaliser())
+                if request.collects:
+                    answer = await self._collect(response, log_probs, engine)
+                else:
+                    raw = await read_all(response)
+                    answer, call.usage = request.read(raw, request.stops, log_probs, self._normaliser())
                 if call.translation is not None:
                     answer = write_answer(call.translation.writer, answer)
                 self._watch.stop()
@@ -107,26 +115,23 @@ class Handover:
                 await respond(self._send, 200, answer, [JSON_TYPE])
 
     async def _stream(
-        self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, assignment: Assignment
+        self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, engine: Engine, assignment: Assignment
     ) -> None:
-        # Of other types than these it may be a stream all the same; some servers call every one text or bytes.
-        if response.content_type in ("application/json", "text/html"):
-            read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
-            raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
+        await _expect_stream(response)
         call, send = self._call, self._send
         writer = call.translation.writer if call.translation is not None else None
         include_usage = self._request.include_usage or writer is not None
         request = self._request
         relay = Relay(include_usage, request.stops, log_probs, self._normaliser(), request.usage_everywhere)
         gaps = self._gateway.metrics.gap_seconds.labels(call.model)
-        last = 0.0
+        last, ended = 0.0, False
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
             while True:
                 data = await response.content.readany()
                 try:
                     events = relay.feed(data)
                 except EventTooLong:
-                    raise ApiError(502, "The engine sent an endless event.", code="engine_error") from None
+                    raise _endless() from None
                 call.usage = relay.usage
                 if relay.begun and not self._begun:
                     self._begun = True
@@ -152,10 +157,48 @@ class Handover:
                 if relay.error is not None:
                     raise relay.error
                 if not data:
-                    raise engine_lost(502, "The engine's answer ended before it was complete.")
+                    raise _incomplete()
+                if request.session is not None and not ended and request.all_cut:
+                    ended = True
+                    await self._end_early(engine)
         # The client has its answer, so whatever happens here is no longer its business.
         with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
+
+    async def _collect(self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, engine: Engine) -> bytes:
+        """The whole answer, of a stream that is ended at a stop string: asked for a whole one, LMDeploy would go on."""
+        await _expect_stream(response)
+        request, collected, ended = self._request, CollectedAnswer(), False
+        relay = Relay(True, request.stops, log_probs, self._normaliser())
+        while not relay.done:
+            data = await response.content.readany()
+            try:
+                collected.feed(relay.feed(data))
+            except EventTooLong:
+                raise _endless() from None
+            self._call.usage = relay.usage
+            if relay.error is not None:
+                raise relay.error
+            if not data and not relay.done:
+                raise _incomplete()
+            if request.all_cut and not ended:
+                ended = True
+                await self._end_early(engine)
+        return collected.whole()
+
+    async def _end_early(self, engine: Engine) -> None:
+        """Have the engine end an answer that met its stop string; it then says how many tokens it cost.
+
+        One that can't, because it was started without the option for it, goes on to the answer's own end.
+        """
+        url, body = engine.url / engine.spec.abort_path, orjson.dumps({"session_id": self._request.session})
+
+        async def abort() -> None:
+            async with post(self._gateway.session, url, body, engine.key, {}) as response:
+                await read_all(response)
+
+        with suppress(asyncio.TimeoutError, ApiError):
+            await asyncio.wait_for(abort(), ABORT_SECONDS)
 
     def _normaliser(self) -> Normaliser:
         request = self._request
@@ -167,6 +210,21 @@ def _outcome(error: ApiError) -> Outcome:
     if error.unreachable:
         return Outcome.UNREACHABLE
     return Outcome.FAILED if error.status >= 500 else Outcome.ANSWERED
+
+
+def _incomplete() -> ApiError:
+    return engine_lost(502, "The engine's answer ended before it was complete.")
+
+
+def _endless() -> ApiError:
+    return ApiError(502, "The engine sent an endless event.", code="engine_error")
+
+
+async def _expect_stream(response: aiohttp.ClientResponse) -> None:
+    """Raises ApiError if this is none. Some servers call every stream text or bytes."""
+    if response.content_type in ("application/json", "text/html"):
+        read_completion(await read_all(response))  # an error answered with status 200 is the likely cause
+        raise ApiError(502, "The engine answered a stream request without a stream.", code="engine_error")
 
 
 async def _explain(error: ApiError, target: Target) -> None:

@@ -27,7 +27,9 @@ class Payload:
 
     def __init__(self, request: EngineRequest, model: Model, images: Sequence[ImageHeader] = ()) -> None:
         body = request.body
-        if request.stream:
+        if request.collects:
+            body["stream"] = True
+        if request.stream or request.collects:
             # To count tokens; the relay takes the usage out again if the client didn't ask for it.
             options = body.get("stream_options") or {}
             body["stream_options"] = {**options, "include_usage": True}

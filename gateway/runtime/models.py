@@ -166,6 +166,8 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             continue_fields={**spec.continue_fields, **first.continue_fields},
             negative_top_k=first.negative_top_k and spec.negative_top_k,
             drops_stop=first.drops_stop or spec.drops_stop,
+            forces_named_tool=first.forces_named_tool and spec.forces_named_tool,
+            abort_path=first.abort_path if first.abort_path == spec.abort_path else "",
             extra_fields=_common(first.extra_fields, spec.extra_fields),
             raw_tokens=first.raw_tokens or spec.raw_tokens,
             refused_in_text={**spec.refused_in_text, **first.refused_in_text},

@@ -40,13 +40,13 @@ def read_json(answer: bytes) -> Any:
         payload = orjson.loads(answer)
     except orjson.JSONDecodeError:
         raise ApiError(502, "The engine's answer is not valid JSON.", code="engine_error") from None
-    failure = engine_error(payload, _status_inside(payload))
+    failure = engine_error(payload, status_inside(payload))
     if failure is not None:
         raise failure
     return payload
 
 
-def _status_inside(payload: Any) -> int:
+def status_inside(payload: Any) -> int:
     """The status that an error answered with HTTP 200 carries in its `code`, as LMDeploy's do; 502 if it has none."""
     error = payload.get("error", payload) if isinstance(payload, dict) else None
     code = error.get("code") if isinstance(error, dict) else None

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from gateway.errors import ApiError, engine_error
+from gateway.streaming.completion import status_inside
 from gateway.streaming.logprobs import RawLogProbs
 from gateway.streaming.normalise import Normaliser
 from gateway.streaming.sse import DONE, DONE_DATA, EventBuffer, data_of, event, event_data, split_events
@@ -129,6 +130,8 @@ class Relay:
                 break
             if self._stops is not None and self._stops.all_hit and not self._include_usage:
                 self.done = True
+                if self._normaliser is not None:
+                    self.usage = self.usage or self._normaliser.estimated_usage()
                 passed.append(DONE)
                 break
         found = b"".join(passed)
@@ -140,10 +143,16 @@ class Relay:
         payload = event_data(single)
         self.error = engine_error(payload)
         if self.error is not None:
+            self.error = engine_error(payload, status_inside(payload))
             return b""
         if not isinstance(payload, dict):
             return b"" if self._normaliser is not None else single
         changed = not single.startswith(b"data:")  # it has other fields before its data
+        if self._stops is not None and self._stops.all_hit:
+            # Of what comes after a stop string only the usage counts; an answer that was ended has the reason `abort`.
+            payload["choices"], changed = [], True
+            if not isinstance(payload.get("usage"), dict):
+                return b""
         if self._normaliser is not None:
             try:
                 self.content_begun |= self._normaliser.chunk(payload)
@@ -183,13 +192,14 @@ class Relay:
         Without one the stream is complete only if all its answers have ended.
         """
         normaliser = self._normaliser
-        if not end and (normaliser is None or not normaliser.finished):
+        cut = self._stops is not None and self._stops.all_hit
+        if not end and (normaliser is None or not (normaliser.finished or cut)):
             return b""
         self.done = True
         passed: list[bytes] = []
         if normaliser is not None:
             finish = normaliser.missing_finish()
-            if finish is not None and not (self._stops is not None and not self._stops.cut_chunk(finish)):
+            if finish is not None and (self._stops is None or self._stops.cut_chunk(finish)):
                 passed.append(event(finish))
             self.usage = self.usage or normaliser.estimated_usage()
             if self._include_usage:

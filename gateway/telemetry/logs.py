@@ -1,6 +1,8 @@
 """The gateway's log: what operators should know, as lines on stderr.
 
-Requests have their own lines: JSON for programs, and a readable one where a person looks on at a terminal.
+Every line is JSON for programs, and readable where a person looks on at a terminal. Requests have lines of their own;
+all others are messages: `time`, `level`, `source` (this gateway, an engine or a library), `message`, and after a defect
+a `traceback`.
 """
 
 from __future__ import annotations
@@ -25,13 +27,27 @@ def engine_log(engine: str) -> logging.Logger:
 
 
 class _Formatter(logging.Formatter):
-    """`lensmith: message`; of an engine's own lines `<engine>: message`; of libraries only the message."""
+    """At a terminal `lensmith: message`, and of an engine's own lines `<engine>: message`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
-        if record.name.startswith(f"{ENGINES}."):
-            return f"{record.name.removeprefix(f'{ENGINES}.')}: {message}"
-        return f"{GATEWAY}: {message}" if record.name.split(".")[0] == GATEWAY else message
+        if _is_terminal(sys.stderr):
+            return f"{_source(record)}: {super().format(record)}"
+        line = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "source": _source(record),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def _source(record: logging.LogRecord) -> str:
+    """Who says it: `lensmith`, an engine's name, or the library's."""
+    if record.name.startswith(f"{ENGINES}."):
+        return record.name.removeprefix(f"{ENGINES}.")
+    return record.name.split(".")[0]
 
 
 def configure_logging() -> None:

@@ -42,6 +42,9 @@ OPTIMIZER_FILES = re.compile(r"(optimizer|scheduler|scaler|state|rng_state\w*|tr
 # Keys of rank_pattern and alpha_pattern are regular expressions to PEFT; names, whole or their ends, are all that is
 # taken here, since an expression from outside can be made to match for hours.
 PATTERN_KEY = re.compile(r"\^?(\w|-|\\?\.)+")
+# The weights that may be one and the same, by their names or the ends of them.
+EMBEDDINGS, OUTPUT = "embed_tokens.weight", "lm_head.weight"
+BLOCK_BYTES = 1 << 24
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 
 
@@ -121,15 +124,18 @@ def read_adapter(path: Path, config: dict[str, Any] | None = None) -> Adapter:
     pairs: dict[str, dict[str, TensorInfo]] = {}
     saved: dict[str, TensorInfo] = {}
     wanted = config.get("modules_to_save") or []
+    whole = [*wanted, "lm_head"] if config.get("ensure_weight_tying") else wanted
     for name, info in tensors.items():
         module, _, kind = name.removesuffix(".weight").rpartition(".")
         bare = name.removeprefix(PREFIX)
         if info.dtype in DTYPES and name.startswith(PREFIX) and kind in KINDS:
             pairs.setdefault(module.removeprefix(PREFIX), {})[kind] = info
-        elif info.dtype in DTYPES and name.startswith(PREFIX) and any(f".{one}." in f".{bare}" for one in wanted):
+        elif info.dtype in DTYPES and name.startswith(PREFIX) and any(f".{one}." in f".{bare}" for one in whole):
             saved[bare] = info
         else:
             raise AdapterError(f"The tensor {name} ({info.dtype}) of the adapter {path} is not a LoRA matrix.")
+    if config.get("ensure_weight_tying"):
+        saved = _without_tied_output(path, saved)
     missing = [one for one in wanted if not any(f".{one}." in f".{name}" for name in saved)]
     if missing:
         raise AdapterError(f"The adapter {path} trained {missing[0]} whole but holds no weights of it.")
@@ -223,6 +229,30 @@ def _refuse_other_weights(path: Path, folder: Path) -> None:
         raise AdapterError(
             f"{path} holds {file.name} beside the adapter: weights that were trained too and would be lost; merge them "
             "into the base with the tool that trained them, or delete the file if it is not part of the model."
+        )
+
+
+def _without_tied_output(path: Path, saved: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The saved weights without the second copy that PEFT writes of embeddings which are the output too."""
+    embeddings = [info for name, info in saved.items() if name.endswith(EMBEDDINGS)]
+    if OUTPUT not in saved or not embeddings:
+        return saved
+    if not _same_data(saved[OUTPUT], embeddings[0]):
+        raise AdapterError(
+            f"{path} says that it trained embeddings and output as one (ensure_weight_tying) but holds two that differ."
+        )
+    return {name: info for name, info in saved.items() if name != OUTPUT}
+
+
+def _same_data(first: TensorInfo, second: TensorInfo) -> bool:
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with first.shard.open("rb") as one, second.shard.open("rb") as other:
+        one.seek(first.offsets[0])
+        other.seek(second.offsets[0])
+        return all(
+            one.read(size) == other.read(size)
+            for size in (min(BLOCK_BYTES, first.size - start) for start in range(0, first.size, BLOCK_BYTES))
         )
 
 

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import jsonschema_rs
 import openai
 import psutil
 import pytest
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.support.gateway.processes import Process, lensmith_serve
 from tests.support.gpu_requests import ask, picture, question
-from tests.support.gpu_server import wait_ready
+from tests.support.gpu_server import AT_URL, ENGINE, wait_ready
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "colour": {"type": "string", "enum": ["red", "green", "blue", "grey"]},
-        "shapes": {"type": "array", "items": {"type": "string", "enum": ["circle", "square"]}, "maxItems": 2},
-        "large": {"type": "boolean"},
-    },
-    "required": ["colour", "shapes", "large"],
-    "additionalProperties": False,
-}
+
+class Picture(BaseModel):
+    """What answers and calls say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    colour: Literal["red", "green", "blue", "grey"]
+    shapes: Annotated[list[Literal["circle", "square"]], Field(max_length=2)]
+    large: bool
+
+
+SCHEMA = Picture.model_json_schema()
+LONG = 400  # tokens of an answer that nothing ends
 TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "note_colour", "description": "Writes a colour down.", "parameters": SCHEMA},
-    }
+    {"type": "function", "function": {"name": name, "description": "Writes it down.", "parameters": SCHEMA}}
+    for name in ("note_size", "note_colour")
 ]
 
 
@@ -50,9 +50,9 @@ def at_url(served: Process) -> Iterator[Process]:
         yield gateway
 
 
-@pytest.fixture(params=["started", "at a URL"])
+@pytest.fixture(params=["at a URL"] if AT_URL else ["started", "at a URL"])
 def either(request: pytest.FixtureRequest, served: Process) -> Iterator[openai.OpenAI]:
-    gateway = served if request.param == "started" else request.getfixturevalue("at_url")
+    gateway = served if AT_URL or request.param == "started" else request.getfixturevalue("at_url")
     with openai.OpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
 
@@ -90,7 +90,7 @@ def test_an_answer_keeps_to_its_schema(either: openai.OpenAI, stream: bool) -> N
     text, finish = finish_of(answer, stream)
     assert text.startswith("{")
     if finish == "stop":
-        jsonschema_rs.validate(SCHEMA, json.loads(text))
+        Picture.model_validate_json(text)
     else:  # LMDeploy's grammar takes any white space, which a model that was never trained for JSON goes on writing
         assert finish == "length"
         assert text.rstrip() == "{" or '"colour"' in text
@@ -113,8 +113,31 @@ def test_tools_are_taken_and_calls_are_whole(either: openai.OpenAI, stream: bool
         assert chunks[-1].choices[0].finish_reason in ("stop", "length", "tool_calls")
         return
     for call in answer.choices[0].message.tool_calls or ():
-        assert call.function.name == "note_colour"
+        assert call.function.name in ("note_size", "note_colour")
         json.loads(call.function.arguments)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "note_colour"}}])
+def test_a_call_that_must_be_made_is_made(either: openai.OpenAI, choice: Any, stream: bool) -> None:
+    fields = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 200}
+    answer = ask(either, question(picture()), **fields, stream=stream)
+    if stream:
+        choices = [chunk.choices[0] for chunk in answer if chunk.choices]
+        finish, pieces = choices[-1].finish_reason, [call for c in choices for call in c.delta.tool_calls or ()]
+        names = [piece.function.name for piece in pieces if piece.function.name]
+        calls = ["".join(p.function.arguments or "" for p in pieces if p.index == at) for at in range(len(names))]
+    else:
+        finish = answer.choices[0].finish_reason
+        made = answer.choices[0].message.tool_calls or ()
+        names, calls = [call.function.name for call in made], [call.function.arguments for call in made]
+    if finish == "length":  # as above: white space without end
+        return
+    assert finish == "tool_calls"
+    assert names
+    assert set(names) <= ({"note_size", "note_colour"} if choice == "required" else {"note_colour"})
+    for arguments in calls:
+        Picture.model_validate_json(arguments)
 
 
 def test_no_tool_is_called_where_none_may_be(either: openai.OpenAI) -> None:
@@ -130,3 +153,17 @@ def test_several_stop_strings_with_log_probabilities(either: openai.OpenAI) -> N
     assert seen == text[: text.index(stops[0])]
     tokens = b"".join(bytes(entry.bytes or ()) for entry in answer.choices[0].logprobs.content)
     assert tokens.startswith(seen.encode()), "the log-probabilities are of the answer's tokens"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_over_at_its_stop_string_and_its_usage_is_of_that(either: openai.OpenAI, stream: bool) -> None:
+    text = text_of(ask(either, question(picture()), max_tokens=24), False)
+    fields: dict[str, Any] = {"max_tokens": LONG, "stop": [text[len(text) // 2 :][:5]]}
+    if ENGINE != "transformers":  # whose own stop strings end it
+        fields["extra_body"] = {"ignore_eos": True}
+    if stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = ask(either, question(picture()), **fields)
+    usage = list(answer)[-1].usage if stream else answer.usage
+    assert 0 < usage.completion_tokens < LONG // 2, "the engine went on; was it started with --enable-abort-handling?"
+    assert usage.prompt_tokens == ask(either, question(picture()), max_tokens=1).usage.prompt_tokens

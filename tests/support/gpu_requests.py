@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import cache
 from typing import Any
 
 import openai
@@ -26,7 +27,13 @@ def question(*images: str, text: str = "Describe the picture.") -> Any:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
+@cache
+def served_model(client: openai.OpenAI) -> str:
+    """The only model, or the first: an engine that somebody else started has a name of its own."""
+    return client.models.list().data[0].id
+
+
 def ask(client: openai.OpenAI, messages: Any, **fields: Any) -> Any:
     return client.chat.completions.create(
-        **{"model": "model", "messages": messages, "temperature": 0, "max_tokens": 12, **fields}
+        **{"model": served_model(client), "messages": messages, "temperature": 0, "max_tokens": 12, **fields}
     )

@@ -11,6 +11,7 @@ from tests.support.paths import SHAPES_VL
 
 MODEL = Path(os.environ.get("LENSMITH_GPU_MODEL", SHAPES_VL))
 ENGINE = os.environ.get("LENSMITH_GPU_ENGINE", "lmdeploy")
+AT_URL = ENGINE.startswith(("http://", "https://"))  # an engine that somebody else started, in front of which we serve
 READY_SECONDS = 280.0
 
 

@@ -41,8 +41,8 @@ DETAILS = {
 }
 
 
-def ollama_routes(models: Callable[[Request], list[str]]) -> APIRouter:
-    """`models`: the names that the caller of a request may use."""
+def ollama_routes(models: Callable[[Request], list[str]], takes_tools: Callable[[str], bool]) -> APIRouter:
+    """`models`: the names that the caller of a request may use; `takes_tools`: whether the model of that name does."""
     router = APIRouter(prefix="/api", tags=["Ollama"])
     since = _date(time.time())
     refusals = problems(401, 500, error=OllamaError)
@@ -79,7 +79,7 @@ def ollama_routes(models: Callable[[Request], list[str]]) -> APIRouter:
         return OllamaShow(
             modelfile=f"FROM {name}\n",
             details=DETAILS,
-            capabilities=["completion", "vision"],
+            capabilities=["completion", "vision", *(["tools"] if takes_tools(name) else [])],
             modified_at=since,
         )
 

@@ -192,6 +192,10 @@ def test_an_adapter_with_older_names_answers_as_with_todays(recipe: MakeRecipe, 
     assert all(torch.equal(again[name], merged[name]) for name in merged)
 
 
+TIED_APART = "ignore:Model has `tie_word_embeddings=True`"  # newer PEFT's warning
+
+
+@pytest.mark.filterwarnings(TIED_APART)
 def test_embeddings_trained_apart_from_a_tied_output_are_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
     made = recipe()
     model = peft_model(made, modules_to_save=["embed_tokens"])
@@ -201,6 +205,30 @@ def test_embeddings_trained_apart_from_a_tied_output_are_refused(recipe: MakeRec
             FinetuneError, match=r"trained model.language_model.embed_tokens.weight apart, but the base"
         ):
             work(made)
+
+
+@pytest.mark.filterwarnings(TIED_APART)
+def test_embeddings_that_peft_kept_tied_are_merged(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """With ensure_weight_tying PEFT writes them twice, the second time as the output that the base's files lack."""
+    made = recipe(max_samples=6)
+    path = saved(peft_model(made, modules_to_save=["embed_tokens"]), tmp_path / "adapter")
+    tensors = load_file(path / "adapter_model.safetensors")
+    (embeddings,) = (name for name in tensors if name.endswith("embed_tokens.weight"))
+    tensors[embeddings] += 0.01 * torch.randn_like(tensors[embeddings])
+    tensors["base_model.model.lm_head.weight"] = tensors[embeddings].clone()
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = json.loads((path / "adapter_config.json").read_text()) | {"ensure_weight_tying": True}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    made = with_adapter(made, path, tmp_path)
+    target = merge(made)
+    merged = load_file(target / "model.safetensors")["model.language_model.embed_tokens.weight"]
+    assert torch.equal(merged, tensors[embeddings].to(merged.dtype))
+    on_base = answers(made, tmp_path / "on base")
+    assert on_base == answers(recipe(max_samples=6, model_name_or_path=str(target)), tmp_path / "of merged")
+    tensors["base_model.model.lm_head.weight"][-1, -1] += 1
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(FinetuneError, match=r"embeddings and output as one .* holds two that differ"):
+        merge(made)
 
 
 def test_embeddings_trained_here_stay_tied(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_repeated_heads_give_the_same_states(
         return plain(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
-    for pick in (lambda device: "sdpa", lambda device: attention.register()):
+    for pick in (lambda *_: "sdpa", lambda *_: attention.register()):
         monkeypatch.setattr("finetune.model.base.pick_attention", pick)
         calls.clear()
         base = load_base(open_base(recipe), recipe, torch.device("cpu"), torch.float32)

@@ -63,7 +63,7 @@ def test_keys_that_change_no_result_are_accepted_at_any_value() -> None:
         ({"flash_attn": "fa2"}, r"'fa2' is not supported .*: PyTorch's own attention"),
         ({"save_safetensors": False}, "save_safetensors: .* checkpoints hold all"),
         ({"skip_special_tokens": False}, "answers are greedy"),
-        ({"packing": True}, "rows of similar length share a batch instead: group_by_length: true"),
+        ({"sortish_sampler": True}, "rows of similar length share a batch instead: group_by_length: true"),
         ({"galore_rank": 32}, "use optim: adamw_torch"),
     ],
 )
@@ -152,3 +152,11 @@ def test_the_shapes_of_its_examples_load_or_say_what_to_change(name: str) -> Non
     with pytest.raises(FinetuneError, match=complaint) as caught:
         make(**values)
     assert len(caught.value.message.splitlines()) == 1
+
+
+def test_neat_packing_is_packing_whatever_packing_says() -> None:
+    """As there, where it is packing whose rows do not see each other."""
+    assert make(neat_packing=True).packing
+    assert make(packing=False, neat_packing=True).packing
+    assert not make(packing=None, neat_packing=False).packing
+    assert "counts rows here" in make(packing=True).warnings[0]

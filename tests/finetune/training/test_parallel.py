@@ -37,6 +37,10 @@ SAME = {
     # Every third row has no image, so that one process has some where the other has none.
     "fsdp-full-mixed": FULL
     | {"fsdp": "full_shard", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    "fsdp-lora-mixed": {
+        **{"fsdp": "full_shard", "freeze_vision_tower": False, "lora_target": "all"},
+        **{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    },
 }
 LONG = {"max_steps": 40, "val_size": 0.0, "eval_strategy": "no"}
 BROKEN = {"ddp": LONG | {"lora_dropout": 0.2}, "fsdp": LONG | {"fsdp": "full_shard"}}

@@ -17,6 +17,7 @@ from gateway.api.completions import check_completion
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
 from gateway.contract.requests import ChatRequest, CompletionRequest, Message
 from gateway.contract.validation import explain_validation
+from gateway.engines.remote import spec_at_url
 from gateway.engines.spec import LMDEPLOY, OPENAI, TRANSFORMERS, VLLM, EngineSpec
 from gateway.errors import ApiError
 from modelfiles.folder.chat_template import render_chat_template
@@ -222,6 +223,26 @@ def test_an_instruction_behind_an_answer_does_not_make_it_one_to_go_on_with(spec
     messages = [ASKED, {"role": "assistant", "content": "A"}, {"role": "system", "content": "S"}]
     with pytest.raises(ApiError, match="end with a user's message"):
         check_chat({"model": "m", "messages": messages}, spec)
+
+
+def test_a_function_that_must_be_called_is_the_only_one_where_the_engine_takes_its_name_for_a_hint() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    choice = {"type": "function", "function": {"name": "g"}}
+    body = {"model": "m", "messages": [ASKED], "tools": tools, "tool_choice": choice}
+    spec = spec_at_url(LMDEPLOY)
+    for named, expected in ((choice, ([tools[1]], "required", False)), ("auto", (tools, "auto", None))):
+        written = check_chat(copy.deepcopy({**body, "tool_choice": named}), spec).body
+        assert (written["tools"], written["tool_choice"], written.get("parallel_tool_calls")) == expected
+    assert check_chat(copy.deepcopy(body), OPENAI).body == body
+
+
+@pytest.mark.parametrize("spec", [OPENAI, spec_at_url(LMDEPLOY), TRANSFORMERS], ids=lambda spec: str(spec.name))
+def test_a_function_that_must_be_called_is_among_the_tools(spec: EngineSpec) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    choice = {"type": "function", "function": {"name": "g"}}
+    with pytest.raises(ApiError) as caught:
+        check_chat({"model": "m", "messages": [ASKED], "tools": tools, "tool_choice": choice}, spec)
+    assert (caught.value.param, caught.value.code) == ("tool_choice", "invalid_value")
 
 
 def test_all_tokens_are_zero_where_minus_one_is_refused() -> None:

@@ -150,7 +150,7 @@ def test_models_are_listed_and_shown(client: ollama.Client) -> None:
     assert model.modified_at is not None
     assert [model.model for model in client.ps().models] == ["fake"]
     shown = client.show("fake")
-    assert shown.capabilities == ["completion", "vision"]
+    assert shown.capabilities == ["completion", "vision", "tools"]
     with pytest.raises(ollama.ResponseError, match="not found") as caught:
         client.show("other")
     assert caught.value.status_code == 404

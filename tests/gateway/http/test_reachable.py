@@ -101,6 +101,7 @@ def test_other_pages_may_not(guarded: tuple[Process, str], gateway: Process) -> 
     answer = httpx.get(with_a_list.url + "/v1/models", headers=headers)
     assert "access-control-allow-origin" not in answer.headers
     assert preflight(gateway, ORIGIN).status_code == 405, "off by default"
+    assert "--cors-origins" in preflight(gateway, ORIGIN).json()["error"]["message"]
 
 
 def test_an_origin_is_scheme_and_host(engine: Process) -> None:

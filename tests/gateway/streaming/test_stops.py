@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import Any
@@ -234,6 +235,67 @@ def test_a_stop_string_ends_the_engines_work(served: Process, client: openai.Ope
     aborted = httpx.get(stats).json()["aborted"]
     list(client.chat.completions.create(model="fake", messages=ask("count 500 0.02"), stop="2 3", stream=True))
     until("the engine's abort", lambda: httpx.get(stats).json()["aborted"] == aborted + 1)
+
+
+def last_count(answer: str, names: str) -> int:
+    return int(re.findall(rf'"(?:{names})":\s*(\d+)', answer)[-1])
+
+
+LONG = 400  # tokens of an answer, far more than come before its stop string
+
+
+def test_a_stop_string_ends_an_answer_whose_usage_is_asked_for_and_the_usage_is_the_engines(served: Process) -> None:
+    question, stop = {"messages": ask(f"count {LONG} 0.02")}, ["never there", "2 3"]
+    text = {"prompt": f"count {LONG} 0.02", "max_tokens": LONG}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {**question, "stop": stop}),
+        (CHAT, {**question, "stop": stop, **streamed}),
+        ("/v1/completions", {**text, "stop": stop}),
+        ("/v1/completions", {**text, "stop": stop, **streamed}),
+        ("/v1/messages", {**question, "max_tokens": LONG, "stop_sequences": stop}),
+        ("/v1/messages", {**question, "max_tokens": LONG, "stop_sequences": stop, "stream": True}),
+        ("/api/chat", {**question, "options": {"stop": stop}, "stream": False}),
+        ("/api/chat", {**question, "options": {"stop": stop}}),
+    ]
+    for path, body in requests:
+        answer = httpx.post(served.url + path, json={"model": "fake", **body}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert '"abort"' not in answer.text
+        assert 3 < last_count(answer.text, "completion_tokens|output_tokens|eval_count") < LONG // 2, answer.text[-500:]
+        assert last_count(answer.text, "prompt_tokens|input_tokens|prompt_eval_count") == 7
+
+
+def test_a_whole_answer_that_was_ended_at_a_stop_string_is_one_like_any_other(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "fake", "messages": ask("count 6"), "logprobs": True, "top_logprobs": 2}
+    answer, other = (client.chat.completions.create(**fields, stop=stop) for stop in (["3 4"], None))
+    assert answer.model_dump(exclude={"id", "created", "choices", "usage"}) == other.model_dump(
+        exclude={"id", "created", "choices", "usage"}
+    )
+    assert answer.choices[0].model_fields_set == other.choices[0].model_fields_set
+    assert answer.choices[0].message.content == "0 1 2 "
+    assert answer.choices[0].logprobs.content == other.choices[0].logprobs.content[:3]
+    thought = client.chat.completions.create(model="fake", messages=ask("think"), stop="wör")
+    assert thought.choices[0].message.model_dump(exclude_none=True) == {
+        "role": "assistant",
+        "content": "Hello ",
+        "reasoning_content": "Let me see.",
+    }
+
+
+def test_an_error_before_the_stop_string_is_the_answer(served: Process) -> None:
+    for fault, status in (("status 404", 404), ("first-event", 502), ("mid-event flat", 400), ("mid-end", 502)):
+        body = {"model": "fake", "messages": ask(f"fault {fault}"), "stop": "x"}
+        envelope(httpx.post(served.url + CHAT, json=body), status)
+
+
+def test_an_engine_that_cannot_end_an_answer_goes_on_to_its_end() -> None:
+    with serve_fake("--no-abort") as gateway:
+        gateway.wait_until("/ready", 200)
+        body = {"model": "fake", "messages": ask("count 30 0.005"), "stop": "2 3"}
+        answer = httpx.post(gateway.url + CHAT, json=body).json()
+        assert answer["choices"][0]["message"]["content"] == "0 1 "
+        assert answer["usage"]["completion_tokens"] == 30
 
 
 def test_a_developer_message_becomes_a_system_message(client: openai.OpenAI) -> None:

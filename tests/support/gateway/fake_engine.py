@@ -1,8 +1,9 @@
 """A tiny engine that speaks OpenAI's HTTP and misbehaves on request. Same command line as `python -m gateway.embedded`.
 
 The last message's text decides: `count 5` answers five tokens, `echo` answers with what the engine was sent, `tools`
-calls the first tool, `cut` ends at the limit, and `fault NAME` fails in that way. GET /stats tells
-what happened here; `--start-fault` fails before anything is served.
+calls the first tool, as a tool_choice of `required` does, a response_format gets the least that it allows, `cut` ends
+at the limit, and `fault NAME` fails in that way. GET /stats tells what happened here; `--start-fault` fails before
+anything is served; `--no-abort` cannot end an answer early.
 """
 
 from __future__ import annotations
@@ -62,11 +63,21 @@ def raw_log_prob(token: str) -> dict:
     return {"token": token.replace(" ", "Ġ"), "logprob": -1.0, "bytes": [], "top_logprobs": others}
 
 
+def least(schema: dict) -> object:
+    """The least that a JSON schema allows, of the kinds that the tests use."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    values = {"string": "", "boolean": False, "integer": 0, "number": 0, "array": []}
+    return values.get(schema.get("type", ""), {name: least(of) for name, of in schema.get("properties", {}).items()})
+
+
 class FakeEngine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.stats = {"started": 0, "aborted": 0, "finished": 0, "connections": 0}
         self.running = 0
+        self.aborts = True
+        self.sessions: dict[int, bool] = {}  # of answers in progress: whether each is to end
         self.seen_connections: set[object] = set()
 
     async def models(self, request: web.Request) -> web.Response:
@@ -118,11 +129,22 @@ class FakeEngine:
             tokens = ["late"]
         elif words[:1] == ["count"]:
             tokens = [f"{n} " for n in range(int(words[1]))]
+        elif body.get("response_format", {}).get("type") in ("json_object", "json_schema"):
+            tokens = [
+                json.dumps(least(body["response_format"].get("json_schema", {}).get("schema", {"type": "object"})))
+            ]
         else:
             tokens = ["Hello", " wörld", " 🙂"]
         if words[:1] == ["tools"]:
             return await self._call_tool(request, body, body["tools"][0]["function"]["name"])
+        if body.get("tool_choice") == "required":
+            function = body["tools"][0]["function"]
+            arguments = json.dumps(least(function.get("parameters", {})))
+            return await self._call_tool(request, body, function["name"], arguments)
         pause = float(words[2]) if words[:1] == ["count"] and len(words) > 2 else 0.0
+        if body.get("ignore_eos"):
+            tokens, pause = tokens * body["max_tokens"], 0.01
+            tokens = tokens[: body["max_tokens"]]
         finish = "length" if words[:1] == ["cut"] else "stop"
         if not body.get("stream"):
             whole = self._whole("".join(tokens), len(tokens))
@@ -138,16 +160,40 @@ class FakeEngine:
         if words[:1] == ["think"]:
             for thought in ("Let me", " see."):
                 await stream.write(self._chunk({"reasoning_content": thought}))
+        session, count = self._begin_session(body), 0
         for token in tokens:
             log_prob = raw_log_prob(token) if body.get("logprobs") else None
             await stream.write(self._chunk({"content": token}, log_prob=log_prob))
+            count += 1
             if pause:
                 await asyncio.sleep(pause)
+            if self.sessions.get(session):
+                finish = "abort"
+                break
+        self.sessions.pop(session, None)
         await stream.write(self._chunk({}, finish))
         if (body.get("stream_options") or {}).get("include_usage") and body.get("user") != "uncounted":
-            await stream.write(self._usage(len(tokens)))
+            await stream.write(self._usage(count))
         await stream.write(b"data: [DONE]\n\n")
         return stream
+
+    def _begin_session(self, body: dict) -> int:
+        session = body.get("session_id", -1)
+        assert session == -1 or session not in self.sessions, "LMDeploy would refuse it"
+        self.sessions[session] = False
+        return session
+
+    async def abort(self, request: web.Request) -> web.Response:
+        """LMDeploy's: ends one answer, with its usage."""
+        if KEY and request.headers.get("authorization") != f"Bearer {KEY}":
+            return web.json_response(FLAT, status=401)
+        if not self.aborts:
+            return web.Response(status=501, text="Enable with --enable-abort-handling flag.")
+        session = json.loads(await request.text())["session_id"]
+        if session not in self.sessions:
+            return web.json_response({**FLAT, "message": f"Session {session} not found."}, status=400)
+        self.sessions[session] = True
+        return web.Response()
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """A text completion: `count`, `echo` and `fault` as in a chat."""
@@ -163,10 +209,16 @@ class FakeEngine:
             return web.json_response({**head, "choices": [choice], "usage": usage})
         stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await stream.prepare(request)
+        session = self._begin_session(body)
         for at, token in enumerate(tokens):
-            finish = "length" if at == len(tokens) - 1 else None
+            finish = "abort" if self.sessions.get(session) else "length" if at == len(tokens) - 1 else None
             choice = {"index": 0, "text": token, "logprobs": None, "finish_reason": finish}
             await stream.write(b"data: " + json.dumps({**head, "choices": [choice]}).encode() + b"\n\n")
+            if finish == "abort":
+                usage = {"prompt_tokens": 7, "completion_tokens": at + 1, "total_tokens": 8 + at}
+                break
+            await asyncio.sleep(float(words[2]) if words[:1] == ["count"] and len(words) > 2 else 0.0)
+        self.sessions.pop(session, None)
         await stream.write(b"data: " + json.dumps({**head, "choices": [], "usage": usage}).encode() + b"\n\n")
         await stream.write(b"data: [DONE]\n\n")
         return stream
@@ -176,9 +228,11 @@ class FakeEngine:
         ids = [ord(letter) for letter in json.loads(await request.text())["input"]]
         return web.json_response({"input_ids": ids, "length": len(ids)})
 
-    async def _call_tool(self, request: web.Request, body: dict, name: str) -> web.StreamResponse:
+    async def _call_tool(
+        self, request: web.Request, body: dict, name: str, arguments: str = '{"city": "Oslo"}'
+    ) -> web.StreamResponse:
         """Streams cut the arguments in two, as engines do."""
-        call = {"id": "call_7", "type": "function", "function": {"name": name, "arguments": '{"city": "Oslo"}'}}
+        call = {"id": "call_7", "type": "function", "function": {"name": name, "arguments": arguments}}
         if not body.get("stream"):
             whole = self._whole("", 3)
             whole["choices"][0] |= {"finish_reason": "tool_calls"}
@@ -187,8 +241,8 @@ class FakeEngine:
         stream = await self._open(request)
         for piece in (
             {**call, "index": 0, "function": {"name": name, "arguments": ""}},
-            {"index": 0, "function": {"arguments": '{"city": '}},
-            {"index": 0, "function": {"arguments": '"Oslo"}'}},
+            {"index": 0, "function": {"arguments": arguments[:9]}},
+            {"index": 0, "function": {"arguments": arguments[9:]}},
         ):
             await stream.write(self._chunk({"tool_calls": [piece]}))
         await stream.write(self._chunk({}, "tool_calls") + self._usage(3) + b"data: [DONE]\n\n")
@@ -287,6 +341,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="fake")
     parser.add_argument("--start-fault", action="store_true")
+    parser.add_argument("--no-abort", action="store_true")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     given = parser.parse_args()
     if given.start_fault:
@@ -294,6 +349,7 @@ def main() -> None:
     print(f"fake engine: loading {given.model_dir}", flush=True)
     time.sleep(given.load_seconds)
     engine = FakeEngine(given.served_model_name)
+    engine.aborts = not given.no_abort
     app = web.Application(client_max_size=128 * 1024 * 1024, handler_args={"auto_decompress": False})
     app.add_routes(
         [
@@ -304,6 +360,7 @@ def main() -> None:
             web.post("/v1/chat/completions", engine.chat),
             web.post("/v1/completions", engine.complete),
             web.post("/v1/encode", engine.encode),
+            web.post("/abort_request", engine.abort),
         ]
     )
     # `handler_cancellation` ends a handler when its client goes, which is what the stats count.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,6 +31,16 @@ def until(what: str, check: Callable[[], Any]) -> Any:
     raise AssertionError(f"{what} did not come true within {DEADLINE:g} s")
 
 
+def _as_at_a_terminal(line: str) -> str:
+    try:
+        read = json.loads(line)
+    except json.JSONDecodeError:
+        return line
+    if not isinstance(read, dict) or "message" not in read:
+        return line
+    return f"{read['source']}: {read['message']}\n{read.get('traceback', '')}"
+
+
 class Process:
     """A running command at a port of this machine."""
 
@@ -41,9 +52,13 @@ class Process:
             argv, stdout=self._log, stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **environment}
         )
 
-    def log(self) -> str:
+    def raw_log(self) -> str:
         self._log.seek(0)
         return self._log.read().decode()
+
+    def log(self) -> str:
+        """What it wrote, with messages as a terminal shows them: `lensmith: Listening on …`."""
+        return "".join(map(_as_at_a_terminal, self.raw_log().splitlines(keepends=True)))
 
     def get(self, path: str) -> httpx.Response | None:
         try:

@@ -31,6 +31,7 @@ def main() -> None:
         encode_path=LMDEPLOY.encode_path,
         developer_role=LMDEPLOY.developer_role,
         drops_stop=LMDEPLOY.drops_stop,
+        abort_path=LMDEPLOY.abort_path,
     )
 
     def load(metrics: Metrics, before: Models | None) -> tuple[Config, Models]:

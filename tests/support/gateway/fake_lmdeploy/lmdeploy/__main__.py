@@ -73,6 +73,11 @@ class FakeLmdeploy(fake_engine.FakeEngine):
         whole["choices"][0]["logprobs"] = {"content": [{"token": "red", "logprob": number, "top_logprobs": []}]}
         return web.json_response(whole)
 
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "lmdeploy"}]}
+        )
+
     async def health(self, request: web.Request) -> web.Response:
         if request.app.get("stalled"):
             return web.json_response({"status": "unhealthy"}, status=503)
@@ -119,6 +124,7 @@ def main() -> None:
             web.get("/v1/models", engine.models),
             web.get("/health", engine.health),
             web.post("/v1/chat/completions", engine.chat),
+            web.post("/abort_request", engine.abort),
         ]
     )
     web.run_app(app, host="127.0.0.1", port=given.server_port, print=None, handler_cancellation=True)
