@@ -9,26 +9,10 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from finetune.compute import adapted_linear
-from finetune.compute.adapted_linear import adapter_of, base_of, dropped, linear
+from finetune.compute.adapted_linear import backward, forward, keep, linear
 from finetune.compute.fixed_inputs import IGNORED, FixedInputs
 from finetune.compute.randomness import LayerDraws
 from finetune.model.attention import PACKED, REPEATED_HEADS
-
-
-class _Gated(torch.autograd.Function):  # type: ignore[misc]
-    """silu(gate) * up; keeps only its inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Any, up: Any) -> Any:
-        ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        gate, up = ctx.saved_tensors
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, silu(gate).mul_(grad)
 
 
 class _Rotated(torch.autograd.Function):  # type: ignore[misc]
@@ -55,8 +39,33 @@ def _rotate(x: Any, cos: Any, sin: Any, sign: int) -> Any:
     return out
 
 
-def before_down(layer: Any, x: Any, rotary: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The layer on x [B, L, hidden] up to its last linear: what its output is added to, and its input [B L, inner]."""
+def layer_forward(layer: Any, x: Any, rotary: tuple[Any, Any]) -> Any:
+    """[B, L, hidden] -> [B, L, hidden], without autograd."""
+    mlp = layer.mlp
+    with torch.no_grad():
+        x, states = _attended(layer, x, rotary)
+        gate, _ = forward(mlp.gate_proj, states)
+        up, _ = forward(mlp.up_proj, states)
+        out, _ = forward(mlp.down_proj, silu(gate).mul_(up))
+        return out.view(x.shape).add_(x)
+
+
+def layer_backward(layer: Any, x: Any, rotary: tuple[Any, Any], grad: Any) -> Any:
+    """The gradient of the layer's input for that of its output; adds those of its adapters to their `.grad`.
+
+    The layer is computed again but for its last product, which no gradient needs.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        middle, states = _attended(layer, x, rotary)
+    with torch.no_grad():
+        grad_states = _gated_backward(layer.mlp, states.detach(), grad.view(-1, grad.shape[-1]))
+    torch.autograd.backward([middle, states], [grad, grad_states])
+    return x.grad
+
+
+def _attended(layer: Any, x: Any, rotary: tuple[Any, Any]) -> tuple[Any, Any]:
+    """x [B, L, hidden] after attention, and its normed states [B L, hidden] for what follows."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attention = layer.self_attn
@@ -68,51 +77,27 @@ def before_down(layer: Any, x: Any, rotary: tuple[Any, Any]) -> tuple[Any, Any]:
     )
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    query, key = (_Rotated.apply(states, *rotary).transpose(1, 2) for states in (query, key))
+    query, key = (_Rotated.apply(part, *rotary).transpose(1, 2) for part in (query, key))
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
-    states = attend(attention, query, key, value.transpose(1, 2), None, dropout=0.0, scaling=attention.scaling)[0]
-    x = x + linear(attention.o_proj, states.flatten(0, 1).flatten(1)).view(x.shape)
-    states = _norm(layer.post_attention_layernorm, x).view(-1, hidden)
-    return x, _Gated.apply(linear(layer.mlp.gate_proj, states), linear(layer.mlp.up_proj, states))
+    out, _ = attend(attention, query, key, value.transpose(1, 2), None, dropout=0.0, scaling=attention.scaling)
+    x = x + linear(attention.o_proj, out.flatten(0, 1).flatten(1)).view(x.shape)
+    return x, _norm(layer.post_attention_layernorm, x).view(-1, hidden)
 
 
-def layer_forward(layer: Any, x: Any, rotary: tuple[Any, Any]) -> Any:
-    """[B, L, hidden] -> [B, L, hidden], without autograd."""
-    with torch.no_grad():
-        x, inner = before_down(layer, x, rotary)
-        down = layer.mlp.down_proj
-        out, _ = adapted_linear.forward(inner, dropped(down, inner), adapter_of(down), base_of(down))
-        return out.view(x.shape).add_(x)
+def _gated_backward(mlp: Any, states: Any, grad: Any) -> Any:
+    """The gradient of an MLP's input for that of its output, both [N, hidden].
 
-
-def layer_backward(layer: Any, x: Any, rotary: tuple[Any, Any], grad: Any, wanted: bool) -> Any:
-    """The gradient of the layer's input for that of its output; adds those of its adapters to their `.grad`.
-
-    The layer is computed again but for its last product, which no gradient needs. wanted: whether the input's is.
+    The widest tensors of a training step are here, so that each is freed or written over as soon as it can be.
     """
-    x = x.detach().requires_grad_(wanted)
-    down = layer.mlp.down_proj
-    adapter = adapter_of(down)
-    with torch.enable_grad():
-        residual, inner = before_down(layer, x, rotary)
-        seen = dropped(down, inner)
-    apart = seen is not inner
-    flat = grad.view(-1, grad.shape[-1])
-    with torch.no_grad():
-        product = None if adapter is None else seen @ adapter[0].to(seen.dtype).T
-        grad_inner, grad_seen, *grads = adapted_linear.backward(
-            flat, seen, product, adapter, base_of(down), apart, True
-        )
-        for parameter, its in zip(adapter[:2] if adapter else (), grads, strict=False):
-            parameter.grad = its.to(parameter.dtype) if parameter.grad is None else parameter.grad.add_(its)
-    roots, seeds = [residual, inner], [grad, grad_inner]
-    if apart:
-        roots, seeds = [*roots, seen], [*seeds, grad_seen]
-    if not residual.requires_grad:
-        roots, seeds = roots[1:], seeds[1:]
-    if any(root.requires_grad for root in roots):
-        torch.autograd.backward(roots, seeds)
-    return x.grad
+    gate, kept_gate = forward(mlp.gate_proj, states)
+    up, kept_up = forward(mlp.up_proj, states)
+    grad_inner = backward(mlp.down_proj, keep(mlp.down_proj, silu(gate).mul_(up)), grad)
+    grad_up = silu(gate).mul_(grad_inner)
+    grad_gate = torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=gate)
+    del up, grad_inner
+    out = backward(mlp.up_proj, kept_up, grad_up)
+    del grad_up
+    return out.add_(backward(mlp.gate_proj, kept_gate, grad_gate))
 
 
 def _norm(module: Any, x: Any) -> Any:
@@ -182,7 +167,7 @@ class LayeredStep:
         del x
         for number in reversed(range(len(kept))):
             with self._drawn(number, True):
-                grad = layer_backward(self.model.layers[number], kept.pop(), rotary, grad, number > 0)
+                grad = layer_backward(self.model.layers[number], kept.pop(), rotary, grad)
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -54,6 +54,12 @@ class Buffers:
             return False
         return bool(4 * rows * rounded(length, self.longest) <= len(self.numbers))
 
+    def blank(self) -> FixedInputs:
+        """A few tokens without labels, whose loss and gradients are 0."""
+        numbers, places = self.numbers[:64].view(4, 1, 16), self.places[:, :FEWEST_LABELS]
+        places[1] = IGNORED
+        return FixedInputs(numbers[0], numbers[1:], self.features, places[0], places[1])
+
     def put(self, batch: Any, features: Any) -> FixedInputs:
         """The batch in the buffers, padded on the right. features: [1 + D, image tokens, hidden], or None."""
         rows, own = batch.ids.shape

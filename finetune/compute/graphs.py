@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
 
-KEPT = 32  # graphs; a captured step's description takes a few MB of the card
-
 
 class Graphs:
-    """Work on tensors of fixed places, captured the first time and replayed from then on.
+    """Work on tensors of fixed places, captured and from then on replayed.
 
-    All graphs share a pool of memory, as only one runs at a time: it grows to what the largest needs. The very first
-    work runs as it is, in which libraries prepare themselves as they could not while they are captured.
+    The graphs of a process share a pool of memory, as only one runs at a time: it grows to what the largest needs. So
+    nothing that a later work reads may be left in memory that was taken while capturing.
 
-    prepare: called with each graph before it is captured.
+    kept: graphs that are remembered, those used last; prepare: called with each graph before it is captured.
     """
 
-    def __init__(self, prepare: Callable[[Any], None] = lambda graph: None, kept: int = KEPT) -> None:
-        self.prepare, self.kept, self.warm = prepare, kept, False
-        self.pool = torch.cuda.graph_pool_handle()
+    def __init__(self, kept: int, prepare: Callable[[Any], None] = lambda graph: None) -> None:
+        self.kept, self.prepare = kept, prepare
         self.graphs: OrderedDict[Hashable, Any] = OrderedDict()
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Does the work, which is the same for the same key. Raises torch.OutOfMemoryError."""
-        if not self.warm:
-            work()
-            self.warm = True
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # the pool takes what this needed
-            return
+        """Does the work, which must be the same for the same key. Raises RuntimeError if it cannot be captured."""
         if key not in self.graphs:
             self.graphs[key] = self._captured(work)
             if len(self.graphs) > self.kept:
@@ -40,18 +32,17 @@ class Graphs:
         self.graphs.move_to_end(key)
         self.graphs[key].replay()
 
-    def clear(self) -> None:
-        """Gives the memory back."""
-        self.graphs.clear()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-
     def _captured(self, work: Callable[[], None]) -> Any:
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # the pool cannot use what is left over elsewhere
         graph = torch.cuda.CUDAGraph()
         self.prepare(graph)
         # Relaxed: kernels that no earlier work used are loaded meanwhile, and other threads pin memory.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="relaxed"):
+        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="relaxed"):
             work()
         return graph
+
+
+@cache
+def _pool() -> Any:
+    return torch.cuda.graph_pool_handle()

@@ -1,16 +1,19 @@
-"""The vision tower on images in groups, without a wait for the GPU in between."""
+"""The frozen vision tower on images in groups, without a wait for the GPU in between."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from finetune.compute.graphs import Graphs
+
 CHUNK_PATCHES = 4096  # patches that go through the tower at once
-KEPT = 64  # layouts
+LAYOUTS, GRAPHS = 64, 16  # that are remembered
+COMMON = 2  # times that images of the same sizes went through the tower, after which it is captured for them
 
 Grid = tuple[int, int, int]
 
@@ -30,7 +33,7 @@ class Layouts:
         key = tuple(grids)
         if key not in self.made:
             self.made[key] = self._make(torch.tensor(key))
-            if len(self.made) > KEPT:
+            if len(self.made) > LAYOUTS:
                 self.made.popitem(last=False)
         return self.made[key]
 
@@ -66,3 +69,58 @@ def chunks(grids: Sequence[Grid]) -> list[slice]:
             first, size = number, 0
         size += math.prod(grid)
     return [*found, slice(first, len(grids))]
+
+
+class Tower:
+    """Features of images: `encode(patches, **layout)` in chunks, as CUDA graphs where the same sizes come again.
+
+    encode: patches of a chunk, on the device, to [1 + D, tokens, hidden].
+    """
+
+    def __init__(self, visual: Any, encode: Callable[..., Any], device: torch.device) -> None:
+        self.encode, self.device, self.layouts = encode, device, Layouts(visual, device)
+        self.graphs = Graphs(GRAPHS) if device.type == "cuda" else None
+        self.seen: Counter[tuple[Grid, ...]] = Counter()
+        self.unit = 0  # patches of a token
+        self.patches: Any = None  # [CHUNK_PATCHES, patch dimension], what graphs read, and where they put features
+        self.features: Any = None
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def __call__(self, patches: Any, grids: Sequence[Grid]) -> Any:
+        """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order."""
+        parts, start = [], 0
+        for images in chunks(grids):
+            end = start + sum(map(math.prod, grids[images]))
+            parts.append(self._chunk(patches[start:end], tuple(grids[images])))
+            start = end
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _chunk(self, patches: Any, grids: tuple[Grid, ...]) -> Any:
+        layout = self.layouts.of(grids)
+        if self.graphs is not None and self._is_common(patches, grids):
+            tokens = len(patches) // self.unit
+            self.patches[: len(patches)].copy_(patches, non_blocking=True)
+
+            def work() -> None:
+                self.features[:, :tokens] = self.encode(self.patches[: len(patches)], **layout)
+
+            try:
+                self.graphs.run(grids, work)
+                return self.features[:, :tokens].clone()
+            except RuntimeError:  # no memory for it, or a kernel that cannot be captured
+                self.graphs = None
+        return self.encode(patches.to(self.device, non_blocking=True), **layout)
+
+    def _is_common(self, patches: Any, grids: tuple[Grid, ...]) -> bool:
+        """Whether images of these sizes are worth a graph; makes room for the first."""
+        if patches.dtype != torch.uint8 or len(patches) > CHUNK_PATCHES:
+            return False
+        self.seen[grids] += 1
+        if self.seen[grids] <= COMMON:
+            return False
+        if self.patches is None:
+            made = self.encode(patches.to(self.device), **self.layouts.of(grids))
+            self.unit = len(patches) // made.shape[1]
+            self.patches = patches.new_zeros(CHUNK_PATCHES, patches.shape[1], device=self.device)
+            self.features = made.new_zeros(len(made), CHUNK_PATCHES // self.unit, made.shape[2])
+        return True

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from finetune.compute.vision import CHUNK_PATCHES, Layouts, chunks
+from finetune.compute.vision import CHUNK_PATCHES, Tower
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
 from finetune.media.normalised import Normalisation
@@ -115,7 +115,8 @@ class FrozenFeatures:
     ) -> None:
         self.model, self.bank = model, bank
         self.device = next(model.model.visual.parameters()).device
-        self.loader, self.layouts = PixelLoader(bank, processor, self.device), Layouts(model.model.visual, self.device)
+        self.loader = PixelLoader(bank, processor, self.device)
+        self.tower = Tower(model.model.visual, self._encode, self.device)
         self.chunk_of: dict[int, int] = {}
         self.chunks: list[list[int]] = []
         config = model.config.vision_config
@@ -166,12 +167,8 @@ class FrozenFeatures:
     def _compute(self, images: tuple[int, ...]) -> list[Any]:
         """The images' features, [1 + D, tokens, hidden] each."""
         patches, grids = self.loader.get(images)
-        sizes, start, parts = list(map(tuple, grids.tolist())), 0, []
-        for part in chunks(sizes):
-            end = start + sum(map(math.prod, sizes[part]))
-            with torch.no_grad():
-                pixels = self.loader.placed(patches[start:end])
-                parts.append(encode_images(self.model, pixels, **self.layouts.of(sizes[part])))
-            start = end
-        features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        features = self.tower(patches, [(time, rows, columns) for time, rows, columns in grids.tolist()])
         return list(features.split([self.bank.tokens(index) for index in images], dim=1))
+
+    def _encode(self, patches: Any, **layout: Any) -> Any:
+        return encode_images(self.model, self.loader.normalisation(patches), **layout)

@@ -17,6 +17,8 @@ from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
 from finetune.training.parallel import World, no_sync
 
+GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
+
 
 class ModulePasses:
     """What the models' modules compute, under autograd. parallel: the loss as DDP or FSDP have wrapped it."""
@@ -64,7 +66,10 @@ class GraphPasses:
             parameter.grad = torch.zeros_like(parameter)
         self.graphs: Graphs | None = None
         if device.type == "cuda":
-            self.graphs = Graphs(self.step.prepare)
+            self.graphs = Graphs(GRAPHS, self.step.prepare)
+            self.step.learn(
+                self.buffers.blank(), self.factor
+            )  # libraries prepare themselves, as they cannot in a graph
 
     def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
         """See ModulePasses.learn."""
@@ -82,10 +87,8 @@ class GraphPasses:
                 self.graphs.run(inputs.shape, work)
                 return self.loss.double() * share
             except RuntimeError as error:  # torch.OutOfMemoryError, or a kernel that cannot be captured
-                if not self.graphs.warm:
-                    raise
-                self.graphs.clear()
                 self.graphs = None
+                torch.cuda.empty_cache()
                 self.console.print(
                     f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}",
                     highlight=False,
