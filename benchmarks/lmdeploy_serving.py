@@ -47,7 +47,7 @@ from benchmarks.servers import (
     start_load,
     versions,
 )
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 AT_ONCE = 64
 TOKENS = 32

@@ -15,7 +15,7 @@ from statistics import median
 import httpx
 import psutil
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from studio.workspace.folder import Workspace
 
 STARTS = 5

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 PICTURES = 2000
 QUERIES = ("", "order=file", "order=longest", "show=sound&order=shortest", "text=number%20777", "min_tokens=400")

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.lmdeploy_serving import Run, common_options, prepare
 from benchmarks.servers import Server, descendants, engines_behind, get, read_load, start_load
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 BAR = 1.9
 REQUESTS = 512  # for each engine

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 EXAMPLES = Path(__file__).resolve().parent
 RECIPES = EXAMPLES / "recipes"

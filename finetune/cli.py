@@ -130,11 +130,20 @@ def check(
 @click.option(
     "--endpoint", metavar="URL", help="Score what this OpenAI API serves (http://host:port/v1); key: OPENAI_API_KEY."
 )
-def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(["lmdeploy", "transformers", "vllm"]),
+    help="Let this engine answer: it is started on the merged model, asked many questions at once, and ended.",
+)
+def evaluate(
+    recipe: str, overrides: tuple[str, ...], against: str | None, endpoint: str | None, engine: str | None
+) -> None:
     """Answer RECIPE's eval_dataset greedily and score the answers."""
+    if endpoint and engine:
+        raise click.UsageError("Give --endpoint for a server that is running, or --engine to start one, not both.")
     loaded = _load(recipe, overrides)
     if loaded.stage == "dpo":
-        _evaluate_preferences(loaded, against, endpoint)
+        _evaluate_preferences(loaded, against, endpoint, engine)
         return
     from finetune.evaluation.evaluate import compare_runs
     from finetune.evaluation.evaluate import evaluate as run
@@ -142,7 +151,12 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
 
     if against:  # before hours of answers
         read_predictions(Path(against))
-    result = run(loaded, endpoint=endpoint)
+    chosen = None
+    if engine:
+        from finetune.export.merge import merge
+
+        chosen = (engine, merge)
+    result = run(loaded, endpoint=endpoint, engine=chosen)
     for name, score in result.scores.items():
         scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
         values = [scale * value for value in (score.mean, score.low, score.high)]
@@ -161,9 +175,9 @@ def evaluate(recipe: str, overrides: tuple[str, ...], against: str | None, endpo
             )
 
 
-def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | None) -> None:
-    if against or endpoint:
-        raise FinetuneError("With stage: dpo, eval compares answers here: leave --against and --endpoint out.")
+def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | None, engine: str | None) -> None:
+    if against or endpoint or engine:
+        raise FinetuneError("With stage: dpo, eval compares answers here: leave --against, --endpoint, --engine out.")
     from finetune.evaluation.preferences import evaluate_preferences
 
     result = evaluate_preferences(recipe)

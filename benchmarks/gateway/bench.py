@@ -25,7 +25,7 @@ from statistics import median, quantiles
 
 import psutil
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 HERE = Path(__file__).parent
 STREAM_TOKENS = 20_000

@@ -20,7 +20,7 @@ import aiohttp
 import psutil
 
 from benchmarks.gateway.bench import HERE, picture, started
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 IDLE = 9.0  # seconds; idle connections to the engine are kept for 4, and looked for as often
 SPARE = 8  # file descriptors: of an image worker more, and the connections that ask for metrics and health

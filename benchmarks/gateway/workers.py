@@ -20,7 +20,7 @@ from statistics import median
 import psutil
 
 from benchmarks.gateway.bench import HERE, many_at_a_time, one_at_a_time, picture, request, started
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 
 def cpu_seconds(parent: psutil.Process) -> float:

@@ -9,7 +9,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,18 @@ TIMEOUT_SECONDS = 600.0  # of one answer
 
 
 class Endpoint:
-    """The model of an OpenAI API, asked per_device_eval_batch_size questions at once. Raises FinetuneError.
+    """The model of an OpenAI API, asked `at_once` questions at once. Raises FinetuneError.
 
     The first model it lists answers. Images are sent as files, so the server's own limits shrink them.
+    at_once: default per_device_eval_batch_size; check: raises FinetuneError if the server is known to have ended.
     """
 
-    def __init__(self, url: str, recipe: Recipe, data: Dataset, console: Console) -> None:
-        if with_video := next((row for row in data.rows if row.videos), None):
-            raise FinetuneError(
-                f"{with_video.source}: rows with videos are not sent to an endpoint: Lensmith's gateway takes images "
-                "only, and others choose frames of their own; evaluate without --endpoint."
-            )
-        if recipe.box_format:
-            raise FinetuneError(
-                "box_format: how an endpoint resizes images is not known, so boxes cannot be moved to its coordinates; "
-                "evaluate without --endpoint, or write the boxes as its model does and unset box_format."
-            )
+    def __init__(
+        self, url: str, recipe: Recipe, data: Dataset, console: Console, at_once: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        refuse_unsent(recipe, data, "--endpoint")
+        self.at_once, self.check = at_once or recipe.per_device_eval_batch_size, check
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"  # with or without it, as `lensmith bench` takes it
         self.recipe = recipe
         self.rows: Sequence[Row] = data.rows
@@ -98,7 +94,7 @@ class Endpoint:
 
         limits = httpx.Limits(max_connections=None)  # the number of questions in flight is the limit
         async with httpx.AsyncClient(headers=self.headers, timeout=TIMEOUT_SECONDS, limits=limits) as client:
-            await asyncio.gather(*[ask_waiting(client) for _ in range(self.recipe.per_device_eval_batch_size)])
+            await asyncio.gather(*[ask_waiting(client) for _ in range(self.at_once)])
 
     async def _ask(self, client: httpx.AsyncClient, row: Row) -> str:
         """The answer to a row's chat before its last turn; waits as long as a busy server asks to."""
@@ -118,6 +114,7 @@ class Endpoint:
                 if response.status_code not in (429, 500, 502, 503, 504):
                     attempt = MAX_ATTEMPTS
             except httpx.HTTPError as error:
+                self.check()
                 why, wait = f"{type(error).__name__} {error}", 2**attempt / 2
             except (ValueError, KeyError, IndexError, TypeError):
                 raise FinetuneError(f"{row.source}: {self.url} gave no chat completion.") from None
@@ -125,6 +122,22 @@ class Endpoint:
                 break
             await asyncio.sleep(min(wait, 30))
         raise FinetuneError(f"{row.source}: {self.url} does not answer ({why}); the same command goes on from here.")
+
+
+def refuse_unsent(recipe: Recipe, data: Dataset, option: str) -> None:
+    """Raises FinetuneError for what cannot be asked over an API, by the option that asks for one."""
+    if with_video := next((row for row in data.rows if row.videos), None):
+        raise FinetuneError(
+            f"{with_video.source}: rows with videos are not sent to an endpoint: Lensmith's gateway takes images "
+            f"only, and others choose frames of their own; evaluate without {option}."
+        )
+    if recipe.box_format:
+        raise FinetuneError(
+            "box_format: how an endpoint resizes images is not known, so boxes cannot be moved to its coordinates; "
+            f"evaluate without {option}, or write the boxes as its model does and unset box_format."
+        )
+    if recipe.image_sizes:
+        raise FinetuneError("image_sizes is for this machine's answers; an endpoint sizes images itself: unset it.")
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -26,6 +26,9 @@ from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.comparison import write_comparison
 from finetune.reporting.progress import progress_bar
+
+if TYPE_CHECKING:
+    from finetune.evaluation.engine import Merge
 
 FIGURES = "exact match {task.fields[score]:.1f} %"
 
@@ -64,10 +67,13 @@ class RunComparison:
     p: dict[str, float]
 
 
-def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | None = None) -> EvalResult:
+def evaluate(
+    recipe: Recipe, console: Console | None = None, endpoint: str | None = None, engine: tuple[str, Merge] | None = None
+) -> EvalResult:
     """Answers the last turn of every row of eval_dataset greedily and scores it. Raises FinetuneError.
 
-    endpoint: the URL of an OpenAI API whose model answers, in place of the recipe's base and adapter.
+    endpoint: the URL of an OpenAI API whose model answers, in place of the recipe's base and adapter; engine: the name
+    of the engine that is to answer for them, and what merges them for it (see EngineModel).
     """
     began = time.monotonic()
     console = console or Console(stderr=True, soft_wrap=True)
@@ -75,9 +81,11 @@ def evaluate(recipe: Recipe, console: Console | None = None, endpoint: str | Non
     output = Path(str(recipe.output_dir))
     data = load_rows(str(recipe.eval_dataset), recipe)
     answerer: Answerer
-    if endpoint is not None and recipe.image_sizes:
-        raise FinetuneError("image_sizes is for this machine's answers; an endpoint sizes images itself: unset it.")
-    if endpoint is None:
+    if engine is not None:
+        from finetune.evaluation.engine import EngineModel
+
+        answerer = EngineModel(engine[0], recipe, data, console, engine[1])
+    elif endpoint is None:
         from finetune.evaluation.local_model import LocalModel
 
         answerer = LocalModel(recipe, data, console)

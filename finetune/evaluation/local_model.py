@@ -53,23 +53,23 @@ class LocalModel:
         self.identity = _identity(recipe, self.folder.fingerprint(), data.digest, bool(self.reader.bank.clips))
 
     def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """The longest prompts first, so that memory runs out at once or not at all."""
-        recipe, prompts = self.recipe, self.prompts
+        """As many at once as the recipe says, or else as the memory holds."""
+        recipe, prompts = self.recipe, [self.prompts[index] for index in open_rows]
         model = load_base(self.folder, recipe, self.device, self.dtype)
         if recipe.adapter_name_or_path:
             load_trained(model, recipe.adapter_name_or_path)  # adapters work inside the base
-        by_length = sorted(open_rows, key=lambda index: -len(prompts[index]))
-        size = recipe.per_device_eval_batch_size
-        batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        feed = self.family.feed(model, self.reader, [image for index in by_length for image in prompts[index].images])
+        feed = self.family.feed(model, self.reader, [image for prompt in prompts for image in prompt.images])
         autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         tokenizer = self.reader.processor.tokenizer
+        asked = "per_device_eval_batch_size" in recipe.model_fields_set
+        answers = feed.generate(prompts, recipe.max_new_tokens, recipe.per_device_eval_batch_size if asked else None)
         try:
-            for batch in batches:
+            while True:
                 with autocast, torch.no_grad():
-                    answers = feed.generate([prompts[index] for index in batch], recipe.max_new_tokens)
-                for index, answer in zip(batch, answers, strict=True):
-                    yield index, tokenizer.decode(answer, skip_special_tokens=True)
+                    found = next(answers, None)
+                if found is None:
+                    return
+                yield open_rows[found[0]], tokenizer.decode(found[1], skip_special_tokens=True)
         finally:
             feed.close()
 

@@ -6,7 +6,7 @@ loss of a batch is (`loss`), and what can be merged. All else, the loop and its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,10 +37,13 @@ class Feed(Protocol):
     def batch(self, rows: Sequence[Encoded]) -> tuple[Batch, Any]:
         """The rows padded on the right with their labels, and their images, for `Family.loss`. Raises FinetuneError."""
 
-    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
-        """The greedy answer ids of each prompt, at most `max_new_tokens`, without the end-of-turn token.
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, rows: int | None = None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """(index, greedy answer ids) of each prompt, in any order, without the end-of-turn token.
 
-        To be called under `torch.no_grad()`.
+        rows: most prompts answered at once; None: what suits the model and the memory. To be resumed under
+        `torch.no_grad()`. Raises FinetuneError.
         """
 
     def question(self, prompt: Encoded) -> str:

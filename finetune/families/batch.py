@@ -71,19 +71,17 @@ def collate_train(rows: Sequence[Encoded], device: torch.device, packing: bool =
 
 
 def collate_prompts(rows: Sequence[Encoded], device: torch.device) -> Batch:
-    """Pads prompts on the left, so that all answers begin at the same place."""
+    """Pads prompts on the right to the longest; nothing needs a mask, see `collate_train`."""
     length = max(len(row) for row in rows)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((4, len(rows), length), dtype=np.int64)
-    attended = np.zeros((len(rows), length), dtype=bool)
     positions[0] = np.arange(length)
     for n, row in enumerate(rows):
-        at = slice(length - len(row), length)
-        ids[n, at], positions[1:, n, at], attended[n, at] = row.ids, row.positions, True
+        ids[n, : len(row)], positions[1:, n, : len(row)] = row.ids, row.positions
     return Batch(
         ids=_tensor(ids, device),
         positions=_tensor(positions, device),
-        attended=None if attended.all() else _tensor(attended, device),
+        attended=None,
         images=[image for row in rows for image in row.images],
     )
 

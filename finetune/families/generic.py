@@ -6,7 +6,7 @@ the vision tower runs in each forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,8 @@ from finetune.media.image_files import decode
 from finetune.model.supported import refuse_keys
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
+
+ROWS = 8  # answered at once, unless the recipe says how many
 
 
 class OtherVL:
@@ -122,7 +124,16 @@ class ProcessorFeed:
         )
         return batch, inputs
 
-    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, rows: int | None = None
+    ) -> Iterator[tuple[int, list[int]]]:
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        size = rows or ROWS
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            yield from zip(indices, self._answers([prompts[index] for index in indices], max_new_tokens), strict=True)
+
+    def _answers(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
         from transformers import GenerationConfig
 
         inputs = self._moved(self._process(prompts, "left"))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from finetune.encoding.chat_encoder import ChatEncoder
 from finetune.encoding.encoded import Encoded
+from finetune.errors import FinetuneError
 from finetune.families.base import Reader
 from finetune.families.batch import Batch, collate_train
 from finetune.families.features import FrozenFeatures, TrainedVision
 from finetune.families.forward import LabelLoss
-from finetune.families.generate import greedy
+from finetune.families.generation.greedy import greedy
 from finetune.media.bank import ImageBank
 from finetune.media.pixel_limits import PixelLimits, pixel_limits
 from finetune.media.videos import VideoRules
@@ -22,6 +23,7 @@ from finetune.model.attention import packs
 from finetune.model.structure import trains_vision
 from finetune.model.whole_base import refuse_incomplete
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.image_processor import differing_pixels
 from modelfiles.folder.model_folder import ModelFolder
 
 # What stands around images and videos in a chat's text, with the times of videos.
@@ -33,6 +35,11 @@ class QwenVL:
 
     def read(self, folder: ModelFolder, recipe: Recipe) -> Reader:
         refuse_incomplete(folder)
+        if difference := differing_pixels(folder.path):
+            raise FinetuneError(
+                f"{folder.path}: {difference}, so what the model sees would depend on the program that reads them; "
+                "copy the right value into the other file."
+            )
         limits = pixel_limits(folder, recipe)
         processor = load_processor(folder, limits)
         bank = ImageBank(limits, VideoRules(folder, processor, recipe))
@@ -68,11 +75,13 @@ class QwenFeed:
         batch = collate_train(rows, self.device, self.packing)
         return batch, self.images.get(batch.images)
 
-    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, rows: int | None = None
+    ) -> Iterator[tuple[int, list[int]]]:
         images = self.images
         if isinstance(images, TrainedVision):  # features of the tower as it is now
             images = FrozenFeatures(self.base, self.bank, self.processor, _images(prompts))
-        return greedy(self.base, prompts, images, self.eos, max_new_tokens, self.device)
+        return greedy(self.base, prompts, images, self.eos, max_new_tokens, rows)
 
     def question(self, prompt: Encoded) -> str:
         config = self.base.config

@@ -35,11 +35,19 @@ def trained_state(model: Any) -> dict[str, Any]:
 
 
 def save_trained(model: Any, state: dict[str, Any], path: Path) -> None:
-    """Writes `state`, the model's trained_state, deterministically; for an adapter its configuration too."""
+    """Writes `state`, the model's trained_state, deterministically; for an adapter its configuration too.
+
+    Raises OSError.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     config = getattr(model, "peft_config", None)
-    save_file(state, path / (TRAINED_WEIGHTS if config is None else ADAPTER), metadata={"format": "pt"})
+    file = path / (TRAINED_WEIGHTS if config is None else ADAPTER)
+    try:
+        save_file(state, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # what it makes of an OSError
+        raise OSError(f"{file}: {error}") from None
     if config is not None:
         values = config["default"].to_dict() | {"inference_mode": True}
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from finetune.media.pixel_limits import pixel_limits
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.image_processor import differing_limits
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.image_limits import image_unit, ollama_image_tokens
@@ -13,10 +14,12 @@ from modelfiles.ollama.versions import NEWEST
 
 
 def size_warnings(recipe: Recipe, folder: ModelFolder) -> Iterator[str]:
-    """One sentence for each limit that Ollama does not keep, with the keys to change.
+    """One sentence for each limit that Ollama does not keep, with the keys to change, or that the base says twice.
 
     Lensmith's engine and LMDeploy keep every size: they read the merged model's own limits. Raises FinetuneError.
     """
+    if difference := differing_limits(folder.path):
+        yield f"The base says {difference}; training goes by the first, and export writes its limits to both."
     architecture = find_architecture(folder.architecture)
     if "ollama" not in (recipe.serve_with or "") or architecture is None or not architecture.resized_by_ollama:
         return

@@ -3,45 +3,69 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
+
+from finetune.errors import writing
 
 
 class RunLog:
     """trainer_log.jsonl (LLaMA-Factory's fields) and runs/, one record a line.
 
-    resume_step: records after it, left by a run that was killed, are removed.
+    resume_step: records after it, left by a run that was killed, are removed. Every method raises FinetuneError if the
+    disk refuses.
     """
 
     def __init__(self, folder: Path, tensorboard: bool, resume_step: int) -> None:
         self.path = folder / "trainer_log.jsonl"
-        kept = [r for r in read_log(self.path) if r["current_steps"] <= resume_step] if resume_step else []
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._writer: Any = None
-        if tensorboard:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-            self._writer = EventFileWriter(str(folder / "runs"))
+        with writing(folder):
+            kept = [r for r in read_log(self.path) if r["current_steps"] <= resume_step] if resume_step else []
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            self._events = EventFile(folder / "runs") if tensorboard else None
 
     def write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            values = [
-                Summary.Value(tag=f"train/{key}", simple_value=float(record[key]))
-                for key in ("loss", "lr", "epoch", "samples_per_second", "throughput", "grad_norm", "eval_loss")
-                if key in record
-            ]
-            event = Event(wall_time=time.time(), step=record["current_steps"], summary=Summary(value=values))
-            self._writer.add_event(event)
+        with writing(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            if self._events is not None:
+                self._events.write(record)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class EventFile:
+    """A file of TensorBoard's, written at once: TensorBoard's own writer has a thread, which dies of a full disk."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb", buffering=0))
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def write(self, record: dict[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=f"train/{key}", simple_value=value) for key, value in curve_points(record).items()]
+        event = Event(wall_time=time.time(), step=record["current_steps"], summary=Summary(value=values))
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._records.close()
+
+
+def curve_points(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record that make curves."""
+    keys = ("loss", "lr", "epoch", "samples_per_second", "throughput", "grad_norm", "eval_loss")
+    return {key: float(record[key]) for key in keys if key in record}
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from finetune.errors import FinetuneError
 from finetune.model.trained import save_trained
@@ -64,7 +63,7 @@ def save_checkpoint(
             save_trained(model, trained, partial)
             save_recipe(recipe, partial / RECIPE)
             torch.save(state, partial / "state.pt")
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         last = last_checkpoint(folder)
         raise FinetuneError(
             f"The checkpoint {final} could not be written ({error}); "
@@ -82,7 +81,7 @@ def save_best(folder: Path, model: Any, trained: Trained) -> None:
     try:
         with new_folder(final) as partial:
             save_trained(model, trained, partial)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise FinetuneError(f"The best weights {final} could not be written: {error}.") from None
 
 

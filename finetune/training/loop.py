@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, writing
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.plots import plot_loss, plot_rewards
@@ -104,10 +104,11 @@ class TrainingLoop:
 
     def _write_surroundings(self) -> None:
         """What the run is made of: recipe.yaml and environment.json."""
-        save_recipe(self.recipe, self.output / "recipe.yaml")
         surroundings = environment(self.trainer.device, self.data.folder, self.data.digest)
         text = json.dumps(surroundings | {"processes": self.world.size}, indent=2) + "\n"
-        (self.output / "environment.json").write_text(text, encoding="utf-8")
+        with writing(self.output):
+            save_recipe(self.recipe, self.output / "recipe.yaml")
+            (self.output / "environment.json").write_text(text, encoding="utf-8")
 
     def _steps(self, stopped: list[int]) -> None:
         state, total = self.state, self.trainer.total
@@ -234,7 +235,8 @@ class TrainingLoop:
     def _end(self, interrupted: int | None) -> TrainResult:
         """Writes the weights that are kept, the results, the curve and the report."""
         if interrupted is None:
-            self.trainer.write_final()
+            with writing(self.output):
+                self.trainer.write_final()
         if self.state.skipped:
             self.console.print(
                 f"[yellow]Warning:[/] {self.state.skipped} steps had no finite gradient and were skipped."
@@ -243,10 +245,14 @@ class TrainingLoop:
             self.console.print(skipped(self.data.broken), markup=False, highlight=False)
         result = self._result(interrupted)
         if self.world.main:
+            samples = []
             if interrupted is None:
                 text = json.dumps(asdict(result), indent=2) + "\n"
-                (self.output / "train_results.json").write_text(text, encoding="utf-8")
-            self._show(result, self.trainer.samples() if interrupted is None else [])
+                with writing(self.output):
+                    (self.output / "train_results.json").write_text(text, encoding="utf-8")
+                samples = self.trainer.samples()
+            with writing(self.output):
+                self._show(result, samples)
         self.trainer.close()
         return result
 

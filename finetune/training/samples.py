@@ -103,10 +103,9 @@ def _answers(
     device = base.lm_head.weight.device
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast, torch.no_grad():
-        ids: list[list[int]] = []
-        for start in range(0, len(prompts), size):
-            ids += feed.generate(prompts[start : start + size], max_new_tokens)
-    return [data.processor.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+        ids = dict(feed.generate(prompts, max_new_tokens, size))
+    tokenizer = data.processor.tokenizer
+    return [tokenizer.decode(ids[index], skip_special_tokens=True).strip() for index in range(len(prompts))]
 
 
 def _restore_base(model: Any, data: TrainingData) -> None:

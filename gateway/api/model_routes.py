@@ -23,6 +23,8 @@ def model_routes(models: Callable[[Request], list[str]]) -> APIRouter:
 
     @router.get("/{name:path}", summary="One model", responses=problems(401, 404, 500))
     async def one_model(request: Request, name: str) -> ListedModel:
+        if not name:
+            raise ApiError(404, "There is nothing at this path; use /v1/models.", code="not_found")
         if name not in models(request):
             raise ApiError(404, "The model does not exist.", code="model_not_found", param="model")
         return ListedModel(id=name, created=created)

@@ -15,10 +15,9 @@ import yaml
 from yarl import URL
 
 from gateway.engines.base import EngineUnreachable, base_url, fetch_models
-from gateway.engines.process import free_port
 from gateway.verify.servers import RunningEngine, ready_child
 from modelfiles.adapter.reader import CONFIG, AdapterError, read_adapter_config
-from modelfiles.hardware.python_child import module_command
+from modelfiles.hardware.python_child import free_port, module_command
 
 KEY = "LENSMITH_API_KEY"  # the environment variable with the key that a server at a URL wants
 ADAPTER = "adapter"  # the adapter's model name beside its base's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TypeVar
 
 import orjson
@@ -40,9 +41,9 @@ CODES = dict.fromkeys(("missing", "too_short", "missing_required_parameter"), "m
 
 
 def parse_json(raw: bytes) -> Object:
-    """The request body as an object. Raises ApiError 400."""
+    """The request body as an object. A byte order mark, as Windows writes it, is passed over. Raises ApiError 400."""
     try:
-        body = orjson.loads(raw)
+        body = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         # Its message gives the position, never the text.
         raise ApiError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
@@ -71,6 +72,13 @@ def explain_validation(error: ValidationError) -> ApiError:
         param += ".type"
     context = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
     sentence = SENTENCES[kind].format_map(context) if kind in SENTENCES else first["msg"]
+    if kind == "union_tag_not_found" and context.get("discriminator") == "'type'":
+        sentence = SENTENCES["missing"]
+    kinds = context.get("expected_tags", "<")
+    if "<" not in kinds:  # names that clients write, not those of our own branches
+        sentence = f"must be one of {kinds}"
+    if " or " not in sentence and "," not in sentence:
+        sentence = sentence.replace("must be one of", "must be")
     if or_string and kind == "list_type":
         sentence = "must be a string or a list"
     code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")

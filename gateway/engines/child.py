@@ -16,10 +16,11 @@ from pathlib import Path
 
 from yarl import URL
 
-from gateway.engines.process import die_with_parent, free_port, signal_group
+from gateway.engines.process import signal_group
 from gateway.engines.spec import EngineSpec
 from gateway.engines.startup.log import MEMORY, Cause, Startup
 from gateway.telemetry.logs import engine_log
+from modelfiles.hardware.python_child import die_with_parent, free_port
 
 LOG_LINES = 200
 LINE_LIMIT = 2000  # bytes

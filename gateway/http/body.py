@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope
 from gateway.errors import ApiError
 from gateway.http.disconnect import ClientGone
 from gateway.http.respond import header
+from gateway.http.timers import timers_of
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, hold: Callable[[int], None]) -> bytes:
@@ -64,7 +65,7 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.passed = False
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._pass)
+        self._timer = timers_of(asyncio.get_running_loop()).call_later(seconds, self._pass)
 
     def _pass(self) -> None:
         self.passed = True

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
+from gateway.http.timers import Timer, timers_of
 
 # An offer to go on in another protocol, such as HTTP/2 by Java's client. httptools 0.9 takes the body of such a request
 # for the other protocol's bytes; a server may ignore the offer (RFC 9110, section 7.8), so this line is taken out.
@@ -37,6 +38,7 @@ class LingeringTransport:
         self._transport = transport
         self._connection = connection
         self.lingers = False
+        self._held: list[bytes] = []
         self.write = transport.write  # the one that every answer calls
 
     def __getattr__(self, name: str) -> Any:
@@ -46,6 +48,7 @@ class LingeringTransport:
         return self.lingers or self._transport.is_closing()
 
     def close(self) -> None:
+        self.let_go()
         if self.lingers or not self._connection.in_body or self._transport.is_closing():
             self._transport.close()
             return
@@ -53,6 +56,61 @@ class LingeringTransport:
         self._transport.write_eof()
         self._connection.flow.resume_reading()
         self._connection.loop.call_later(LINGER_SECONDS, self._transport.close)
+
+    def hold(self) -> None:
+        """What is written from now on goes out in one piece, with `let_go` or `close`."""
+        self._held = []
+        self.write = self._held.append  # type: ignore[assignment]
+
+    def let_go(self) -> None:
+        held, self._held, self.write = self._held, [], self._transport.write
+        if held:
+            self._transport.write(b"".join(held))
+
+
+class Pieces:
+    """A request's body as uvicorn keeps it until it is asked for, of which a single piece is not copied."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, piece: bytes) -> Pieces:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
+def _in_one_write(cycle: RequestResponseCycle, transport: LingeringTransport) -> Callable[[Any], Awaitable[None]]:
+    """The `send` of an answer whose head goes out with the beginning of its body, where the body has a length."""
+    send, start = cycle.send, None
+
+    async def send_together(message: Any) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start":
+            if any(name == b"content-length" for name, _ in message.get("headers", ())):
+                start = message
+            else:
+                await send(message)
+            return
+        if start is None:
+            await send(message)
+            return
+        head, start = start, None
+        transport.hold()
+        try:
+            await send(head)
+            await send(message)
+        finally:
+            transport.let_go()
+
+    return send_together
 
 
 def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
@@ -77,10 +135,11 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.loop = timers_of(self.loop)  # type: ignore[assignment]
         self._in_head = False
         self.in_body = False
         self._head_bytes = 0
-        self._deadline: asyncio.TimerHandle | None = None  # runs while nothing is being served
+        self._deadline: asyncio.TimerHandle | Timer | None = None  # runs while nothing is being served
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(LingeringTransport(transport, self))  # type: ignore[arg-type]
@@ -98,6 +157,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self.in_body = False, True
         super().on_headers_complete()
+        self.cycle.body = Pieces()  # type: ignore[assignment]
+        self.cycle.send = _in_one_write(self.cycle, self.transport)  # type: ignore[method-assign, assignment, arg-type]
         if self.parser.get_http_version() == "1.0":
             self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign, assignment]
         if self.parser.should_upgrade():  # its line came in pieces: what follows must not be read as a request

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from starlette.types import Receive
 
+from gateway.http.timers import timers_of
+
 
 class ClientGone(Exception):
     """The client closed the connection before it had its answer."""
@@ -28,7 +30,7 @@ class UntilDisconnect:
     async def __aenter__(self) -> UntilDisconnect:
         self._task = asyncio.current_task()
         self._watch: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
+        self._timer = timers_of(asyncio.get_running_loop()).call_later(WATCH_AFTER, self._start)
         return self
 
     def _start(self) -> None:

@@ -41,6 +41,8 @@ def explain_missing(path: str, known: Iterable[str]) -> str:
     for right in ("/" + "/".join(pieces), "/v1/" + "/".join(rest), "/" + "/".join(rest), "/api/" + "/".join(rest)):
         if right in paths and right != "/":
             return f"There is nothing at this path; use {right}."
+    if rest[:2] == ["messages", "batches"]:
+        rest = rest[1:]
     if rest[:1] and rest[0] in NOT_SERVED:
         return f"{NOT_SERVED[rest[0]]} not served here; GET /openapi.json lists what is."
     return "There is nothing at this path; GET /openapi.json lists what there is."

@@ -67,7 +67,8 @@ def decode_base64(text: str) -> bytes:
 def read_data_uri(uri: str) -> ImageFile:
     """The file in a base64 `data:` URI. Raises BadImage."""
     if uri[:5].lower() != "data:":
-        raise BadImage("is not a data: URI; this server does not fetch images, so send the file itself as base64")
+        hint = "this server does not fetch images, so send the file itself: data:image/png;base64,…"
+        raise BadImage(f"is not a data: URI; {hint}")
     match = DATA_URI.match(uri)
     if match is None:
         raise BadImage("is not a data: URI of the form data:image/png;base64,…")

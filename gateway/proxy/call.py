@@ -179,5 +179,5 @@ def account(call: Call, metrics: Metrics) -> None:
         child(metrics.upstream_seconds, attempt.engine).observe(attempt.ended - attempt.started)
         if attempt.answered is not None:
             child(metrics.upstream_first_byte, attempt.engine).observe(attempt.answered - attempt.started)
-    call.trace.end(call.steps, call.attributes(), call.reason if call.status >= 500 else "")
+    call.trace.end(call.steps, call.attributes, call.reason if call.status >= 500 else "")
     write_line(call.line())

@@ -30,7 +30,8 @@ class KeepAlive:
 
     async def __aenter__(self) -> KeepAlive:
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._seconds, self._fire)
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(self._seconds, self._look)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -39,12 +40,14 @@ class KeepAlive:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def put_off(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._seconds, self._fire)
+        self._last = self._loop.time()  # the timer looks at it; to set a new one with each event costs more
 
-    def _fire(self) -> None:
-        self._task = self._loop.create_task(self._ping())
-        self.put_off()
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._last + self._seconds:
+            self._last = now
+            self._task = self._loop.create_task(self._ping())
+        self._timer = self._loop.call_at(self._last + self._seconds, self._look)
 
     async def _ping(self) -> None:
         comment = COMMENT if self._call.translation is None else self._call.translation.writer.comment

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import lru_cache
 
-import aiohttp
 import orjson
 from starlette.types import Send
+from yarl import URL
 
 from gateway.api.chat import CHAT_PATH, EngineRequest
 from gateway.api.translation import write_answer, write_events
 from gateway.engines.base import Engine
 from gateway.engines.client import post, read_all
 from gateway.errors import ApiError, engine_lost
+from gateway.http.client_protocol import CallFailed, Response
 from gateway.http.disconnect import UntilDisconnect
 from gateway.http.respond import JSON_TYPE, respond
 from gateway.proxy.call import Call
@@ -97,8 +99,8 @@ class Handover:
         if request.top_log_probs is not None and engine.spec.raw_tokens:
             log_probs = RawLogProbs(request.top_log_probs, engine.spec.byte_level)
         with call.attempt(engine.name) as called:
-            url = engine.url / request.path
-            async with post(self._gateway.session, url, body, engine.key, called.headers, resend=last) as response:
+            url = _joined(engine.url, request.path)
+            async with post(self._gateway.client, url, body, engine.key, called.headers, resend=last) as response:
                 called.answered = call.since()
                 if request.stream:
                     await self._stream(response, log_probs, engine, assignment)
@@ -115,7 +117,7 @@ class Handover:
                 await respond(self._send, 200, answer, [JSON_TYPE])
 
     async def _stream(
-        self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, engine: Engine, assignment: Assignment
+        self, response: Response, log_probs: RawLogProbs | None, engine: Engine, assignment: Assignment
     ) -> None:
         await _expect_stream(response)
         call, send = self._call, self._send
@@ -123,11 +125,11 @@ class Handover:
         include_usage = self._request.include_usage or writer is not None
         request = self._request
         relay = Relay(include_usage, request.stops, log_probs, self._normaliser(), request.usage_everywhere)
-        gaps = self._gateway.metrics.gap_seconds.labels(call.model)
+        gaps = self._gateway.metrics.child(self._gateway.metrics.gap_seconds, call.model)
         last, ended = 0.0, False
         async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
             while True:
-                data = await response.content.readany()
+                data = await response.read_some()
                 try:
                     events = relay.feed(data)
                 except EventTooLong:
@@ -162,16 +164,18 @@ class Handover:
                     ended = True
                     await self._end_early(engine)
         # The client has its answer, so whatever happens here is no longer its business.
-        with suppress(asyncio.TimeoutError, aiohttp.ClientError, OSError, ApiError):
+        if response.complete:
+            return
+        with suppress(asyncio.TimeoutError, CallFailed, ApiError):
             await asyncio.wait_for(read_all(response), TAIL_SECONDS)
 
-    async def _collect(self, response: aiohttp.ClientResponse, log_probs: RawLogProbs | None, engine: Engine) -> bytes:
+    async def _collect(self, response: Response, log_probs: RawLogProbs | None, engine: Engine) -> bytes:
         """The whole answer, of a stream that is ended at a stop string: asked for a whole one, LMDeploy would go on."""
         await _expect_stream(response)
         request, collected, ended = self._request, CollectedAnswer(), False
         relay = Relay(True, request.stops, log_probs, self._normaliser())
         while not relay.done:
-            data = await response.content.readany()
+            data = await response.read_some()
             try:
                 collected.feed(relay.feed(data))
             except EventTooLong:
@@ -194,7 +198,7 @@ class Handover:
         url, body = engine.url / engine.spec.abort_path, orjson.dumps({"session_id": self._request.session})
 
         async def abort() -> None:
-            async with post(self._gateway.session, url, body, engine.key, {}) as response:
+            async with post(self._gateway.client, url, body, engine.key, {}) as response:
                 await read_all(response)
 
         with suppress(asyncio.TimeoutError, ApiError):
@@ -204,6 +208,9 @@ class Handover:
         request = self._request
         chat = request.path == CHAT_PATH
         return Normaliser(self._call.request_id, request.model, request.n, self._payload.prompt_tokens, chat)
+
+
+_joined = lru_cache(maxsize=256)(URL.joinpath)  # URLs take microseconds to put together
 
 
 def _outcome(error: ApiError) -> Outcome:
@@ -220,7 +227,7 @@ def _endless() -> ApiError:
     return ApiError(502, "The engine sent an endless event.", code="engine_error")
 
 
-async def _expect_stream(response: aiohttp.ClientResponse) -> None:
+async def _expect_stream(response: Response) -> None:
     """Raises ApiError if this is none. Some servers call every stream text or bytes."""
     if response.content_type in ("application/json", "text/html"):
         read_completion(await read_all(response))  # an error answered with status 200 is the likely cause

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gateway.config.schema import Config, ConfigError
 from gateway.config.settings import Settings
 from gateway.engines.base import Engine
-from gateway.engines.client import new_session
+from gateway.http.client import Client
 from gateway.media.fetch import ImageFetcher
 from gateway.media.pool import ImagePool
 from gateway.runtime.cores import cores_for_images
@@ -60,7 +60,7 @@ class Gateway:
             math.ceil(settings.max_waiting / shares.processes),
         )
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
-        self.session = new_session(settings.engine_timeout)
+        self.client = Client(settings.engine_timeout)
         self.bytes = shares.byte_budget(settings.max_bytes_in_flight)
         self.requests = 0  # in progress
         self._idle: asyncio.Event | None = None
@@ -83,7 +83,7 @@ class Gateway:
         await self.pool.close()
         if self.fetcher is not None:
             await self.fetcher.close()
-        await self.session.close()
+        await self.client.close()
 
 
 class Service:

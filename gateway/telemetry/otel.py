@@ -7,8 +7,6 @@ request is over, from the times in its account, so that tracing costs little whi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -18,7 +16,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from gateway.telemetry.tracing import Trace, Tracing, incoming
+from gateway.telemetry.tracing import Attributes, Steps, Trace, Tracing, incoming
 
 PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -66,12 +64,12 @@ class OtelTrace(Trace):
             _finish(self._engine_span, "" if outcome == "ok" else outcome)
             self._engine_span = None
 
-    def end(self, steps: Mapping[str, tuple[float, float]], attributes: Mapping[str, Any], failure: str) -> None:
+    def end(self, steps: Steps, attributes: Attributes, failure: str) -> None:
         if self._span.is_recording():
             for name, (start, end) in steps.items():
                 step = self._tracer.start_span(name, self._context, start_time=self._at(start))
                 step.end(self._at(end))
-            self._span.set_attributes(attributes)
+            self._span.set_attributes(attributes())
         _finish(self._span, failure)
 
     def _at(self, seconds: float) -> int:

@@ -7,7 +7,7 @@ The variables are OpenTelemetry's own, https://opentelemetry.io/docs/languages/s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import Scope
@@ -17,6 +17,9 @@ from gateway.http.respond import header
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 TRACESTATE_LIMIT = 512
+
+Steps = Mapping[str, tuple[float, float]]
+Attributes = Callable[[], Mapping[str, Any]]
 
 
 def incoming(scope: Scope) -> dict[str, str]:
@@ -51,10 +54,10 @@ class Trace:
     def called_engine(self, outcome: str) -> None:
         """The call is over."""
 
-    def end(self, steps: Mapping[str, tuple[float, float]], attributes: Mapping[str, Any], failure: str) -> None:
+    def end(self, steps: Steps, attributes: Attributes, failure: str) -> None:
         """The request is over.
 
-        steps: name -> (start, end) in seconds after the request's head; attributes: of the request's span;
+        steps: name -> (start, end) in seconds after the request's head; attributes: gives those of the request's span;
         failure: why the server failed it, or empty.
         """
 

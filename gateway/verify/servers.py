@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import subprocess
-import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +15,10 @@ from yarl import URL
 
 from gateway.bench.cli import KEY
 from gateway.engines.base import EngineUnreachable, base_url, fetch_models
-from gateway.engines.process import free_port
 from gateway.engines.spec import LAUNCHED
 from modelfiles.folder.model_folder import ModelFolder
-from modelfiles.hardware.python_child import module_command
-
-START_SECONDS = 900
+from modelfiles.hardware.python_child import free_port, module_command
+from modelfiles.hardware.server_child import ServerChildError, server_child
 
 
 @dataclass(frozen=True)
@@ -71,22 +65,13 @@ def running(engine: str, folder: ModelFolder) -> Iterator[RunningEngine]:
 def ready_child(command: list[str], health: URL, name: str, own_session: bool = False) -> Iterator[None]:
     """Starts a server, waits until `health` says that it is ready, and ends it.
 
-    own_session: a Ctrl-C in the terminal does not reach it. Raises what `wait_until_ready` raises.
+    own_session: a Ctrl-C in the terminal does not reach it. Raises ClickException.
     """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
-        )
-        try:
-            wait_until_ready(process, health, name, log.fileno())
+    try:
+        with server_child(command, str(health), name, own_session):
             yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    except ServerChildError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def remote_engine(address: str, folder: ModelFolder) -> RunningEngine:
@@ -104,20 +89,3 @@ def remote_engine(address: str, folder: ModelFolder) -> RunningEngine:
     except EngineUnreachable as error:
         raise click.ClickException(f"There is nothing to verify: {error}.") from None
     return RunningEngine(url, key, folder.name if folder.name in models else models[0])
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], url: URL, engine: str, log: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            size = os.fstat(log).st_size
-            lines = os.pread(log, 4000, max(0, size - 4000)).decode("utf-8", "replace").strip().splitlines()
-            raise click.ClickException(
-                f"The {engine} engine did not start: {lines[-1] if lines else 'it said nothing'}"
-            )
-        try:
-            with urllib.request.urlopen(str(url), timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise click.ClickException(f"The {engine} engine was not ready after {START_SECONDS} s.")

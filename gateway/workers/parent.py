@@ -21,7 +21,6 @@ import uvloop
 from prometheus_client.metrics_core import Metric
 
 from gateway.config.schema import Config
-from gateway.engines.process import die_with_parent
 from gateway.runtime.models import Models
 from gateway.runtime.service import Load, Service
 from gateway.server import announce, bind_shared
@@ -33,7 +32,7 @@ from gateway.workers.desk import Desk
 from gateway.workers.log import LOG
 from gateway.workers.merged_metrics import DIRECTORY, forget_gauges, make_directory
 from gateway.workers.setup import EngineState, Setup
-from modelfiles.hardware.python_child import module_command
+from modelfiles.hardware.python_child import die_with_parent, module_command
 
 PERIOD = 0.1  # seconds between two looks at what workers should know
 REFRESH_SECONDS = 1.0  # that a worker gets to bring its gauges up to date

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfiles.checks.finding import Finding
-from modelfiles.checks.image_rules import folder_image_findings
+from modelfiles.checks.image_rules import folder_image_findings, processor_findings
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.files import positive_int, read_json
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -60,6 +60,7 @@ def _findings(folder: ModelFolder, route: str, ollama: Version) -> Iterator[Find
         yield from folder_image_findings(folder, architecture, ollama)
         if architecture.experts_transposed:  # llama.cpp's converter transposes them as well
             yield from _check_experts(folder)
+    yield from processor_findings(folder)
     yield from _check_weights(folder, architecture, route)
     yield from _check_tokens(folder, facts)
 

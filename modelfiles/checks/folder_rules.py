@@ -190,6 +190,12 @@ FOLDER_RULES: dict[str, Rule] = {
         "Train with `image_min_pixels` of 1024 tokens (1048576 for Qwen3-VL, 802816 for Qwen2.5-VL); larger images are "
         "not concerned.",
     ),
+    "MF224": Rule(
+        WARNING,
+        "preprocessor_config.json and processor_config.json differ",
+        "Reads the first, as transformers 4.57 does. transformers 5 reads the second where both exist.",
+        "Copy the right values into the other file. `lensmith export` writes the limits of training to both.",
+    ),
     "MF501": Rule(
         ERROR,
         "A GGUF model without its mmproj",

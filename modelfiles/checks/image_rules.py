@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from modelfiles.checks.finding import Finding
+from modelfiles.folder.image_processor import PROCESSOR, differing_limits, differing_pixels, image_processor_files
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.ollama.architectures import Architecture
 from modelfiles.ollama.budget import IMAGE_MARKS, context_needed
@@ -26,9 +27,15 @@ def folder_image_findings(folder: ModelFolder, architecture: Architecture, ollam
         trained = trained_image_tokens(folder)
         context = context_needed((trained.max or 4096) + IMAGE_MARKS, 1)
         context = min(context, folder.max_position_embeddings or context)
-        source = "preprocessor_config.json"
-        source = source if (folder.path / source).exists() else "processor_config.json"
+        source = next(iter(image_processor_files(folder.path)))
         yield from size_findings(trained, allowed, source, llama_server_command(folder, context))
+
+
+def processor_findings(folder: ModelFolder) -> Iterator[Finding]:
+    """MF224 for each way in which the two files of the image processor differ."""
+    for difference in (differing_limits(folder.path), differing_pixels(folder.path)):
+        if difference:
+            yield Finding("MF224", f"what images become depends on the program: {difference}.", PROCESSOR)
 
 
 def size_findings(trained: ImageTokens, allowed: ImageTokens | None, file: str, serve: list[str]) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from modelfiles.folder.files import (
     read_text,
     regular_file,
 )
+from modelfiles.folder.image_processor import image_processor_files, pixel_limits
 from modelfiles.folder.provenance import PROVENANCE, without_verification
 from modelfiles.folder.safetensors_header import HeaderError, TensorInfo, header_length, read_header
 
@@ -178,11 +179,8 @@ class ModelFolder:
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
-        """The image processor's settings: preprocessor_config.json, or processor_config.json's (transformers 5)."""
-        if (self.path / "preprocessor_config.json").exists():
-            return read_json(self.path, "preprocessor_config.json")
-        nested = self._optional_json("processor_config.json").get("image_processor")
-        return nested if isinstance(nested, dict) else {}
+        """The image processor's settings, whichever file holds them; {} if none does."""
+        return next(iter(image_processor_files(self.path).values()), {})
 
     @property
     def patch_size(self) -> int:
@@ -197,21 +195,8 @@ class ModelFolder:
 
     @property
     def image_pixel_limits(self) -> tuple[int, int]:
-        """The fewest and most pixels (width x height) the processor resizes an image to; (0, 0) if it does not say.
-
-        `min_pixels`/`max_pixels` win over `size.shortest_edge`/`longest_edge`, which Qwen's processors also use for
-        pixel counts (transformers, image_processing_qwen2_vl.py); a fixed `size.height` x `width` gives both limits.
-        """
-        size = self.preprocessor.get("size")
-        size = size if isinstance(size, dict) else {}
-        fixed = positive_int(size.get("height")) * positive_int(size.get("width"))
-        min_pixels = (
-            positive_int(self.preprocessor.get("min_pixels")) or positive_int(size.get("shortest_edge")) or fixed
-        )
-        max_pixels = (
-            positive_int(self.preprocessor.get("max_pixels")) or positive_int(size.get("longest_edge")) or fixed
-        )
-        return min_pixels, max_pixels
+        """The fewest and most pixels (width x height) the processor resizes an image to; 0 where it does not say."""
+        return pixel_limits(self.preprocessor)
 
     def with_image_pixel_limits(self, min_pixels: int, max_pixels: int) -> ModelFolder:
         """The same folder with other `image_pixel_limits`, as if its processor named them."""

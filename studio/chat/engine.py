@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from studio.errors import StudioError
 from studio.jobs.devices import Device
 from studio.jobs.job import Job

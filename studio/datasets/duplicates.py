@@ -19,7 +19,8 @@ import numpy as np
 
 from finetune.errors import FinetuneError
 from finetune.media.image_files import thumbnail
-from studio.datasets.index import IndexedRow, RowIndex, picture_names
+from studio.datasets.index import IndexedRow, RowIndex
+from studio.datasets.records import picture_names
 from studio.datasets.store import Dataset
 from studio.datasets.versions import draft_of
 from studio.jobs.progress import Progress

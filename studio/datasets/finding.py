@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,9 @@ def _read_caption(path: Path) -> str:
         except UnicodeDecodeError:
             continue
     return data.decode("latin-1").strip()
+
+
+def common_tail(first: Path, second: Path) -> int:
+    """How many parts of the paths are the same, from the end."""
+    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -30,9 +30,9 @@ from finetune.errors import FinetuneError
 from modelfiles.folder.atomic_write import new_folder
 from studio.datasets import columns, finding
 from studio.datasets.archives import is_archive, unpack
-from studio.datasets.finding import Part, data_root, find_pictures, parts_of, picture_records
+from studio.datasets.finding import Part, common_tail, data_root, find_pictures, parts_of, picture_records
 from studio.datasets.index import IndexedRow, RowIndex
-from studio.datasets.records import raw_record, to_record, with_files
+from studio.datasets.records import line_at, raw_record, to_record, with_files
 from studio.datasets.store import IMPORT, OUTCOME, ROWS, Dataset, read_json, write_json
 from studio.datasets.thumbnails import Picture, inspect_picture
 from studio.datasets.versions import disk_sentences, next_number, problem_of, tokens_of, write_version
@@ -40,7 +40,7 @@ from studio.errors import StudioError
 from studio.jobs.progress import Progress
 
 BATCH = 256  # rows written at once
-PLACE = re.compile(r"^(.+?, row \d+)")  # how a problem with a row begins
+PLACE = re.compile(r"^(.+?, (?:row|line) (\d+))")  # how a problem with a row begins
 MAX_RAW = 20_000  # characters kept of a record that cannot be read
 
 
@@ -187,28 +187,33 @@ class Import:
     def _raw(self, part: Part, broken: dict[str, FinetuneError]) -> Iterator[tuple[FinetuneError, Any]]:
         """The broken rows with their records: read a second time, as a row that is broken has none."""
         for file in find_source(part.name, part.recipe).files:
+            media = os.path.relpath(file.media, self.target)
             for line, record in enumerate(read_records(file.path), 1):
-                error = broken.get(f"{file.path.name}, row {line}")
-                if error is not None:
+                if isinstance(record, FinetuneError):  # not even a record; its text begins with the file's path
+                    message = record.message.replace(str(file.path), file.path.name, 1)
+                    place = PLACE.match(message)
+                    text = line_at(file.path, int(place[2])) if place else ""
+                    yield FinetuneError(message), raw_record(text[:MAX_RAW], media)
+                elif (error := broken.get(f"{file.path.name}, row {line}")) is not None:
                     text = json.dumps(record, ensure_ascii=False, default=str)
-                    kept = json.loads(text) if len(text) <= MAX_RAW else text[:MAX_RAW]
-                    yield error, raw_record(kept, os.path.relpath(file.media, self.target))
+                    yield error, raw_record(json.loads(text) if len(text) <= MAX_RAW else text[:MAX_RAW], media)
 
     def _indexed(self, number: int, part: Part, row: Row | FinetuneError, raw: Any) -> IndexedRow:
         if isinstance(row, FinetuneError):
             match = PLACE.match(row.message)
             place = match[1] if match else part.name
-            source = "" if place.startswith("layout-") else place.rpartition(", row ")[0]
-            return IndexedRow(number, part.split, source, place, raw, row.message.removeprefix(f"{place}: "))
+            source = "" if place.startswith("layout-") else place.rpartition(", ")[0]
+            problem = row.message.removeprefix(f"{place}: " if ", row " in place else "")
+            return IndexedRow(number, part.split, source, place, raw, problem)
         pictures = {path: self.known[path] for path in _paths(row)}
-        problem = next((picture.problem for picture in pictures.values() if picture.problem), None) or problem_of(row)
+        wrong = next((picture.problem for picture in pictures.values() if picture.problem), None) or problem_of(row)
         sizes: dict[Path | str, tuple[int, int]] = {path: picture.size or (1, 1) for path, picture in pictures.items()}
         source, place = row.source.rpartition(", row ")[0], row.source
         if place.startswith("layout-") and row.images:  # our own file; a person knows the picture
             place = os.path.relpath(row.images[0], self.root if self.root.is_dir() else self.root.parent)
             source = os.path.dirname(place)
         record = to_record(row, self.target, self.dataset.folder)
-        return IndexedRow(number, part.split, source, place, record, problem, tokens_of(row, sizes))
+        return IndexedRow(number, part.split, source, place, record, wrong, tokens_of(row, sizes))
 
     def _name(self, path: Path) -> str:
         """A picture as records name it."""
@@ -239,8 +244,8 @@ class Import:
             return image
         assert self.by_name is not None
         found = self.by_name.get(image.name.replace("\\", "/").rpartition("/")[2], [])
-        alike = sorted(found, key=lambda path: _common_tail(path, image), reverse=True)
-        if len(alike) > 1 and _common_tail(alike[0], image) == _common_tail(alike[1], image):
+        alike = sorted(found, key=lambda path: common_tail(path, image), reverse=True)
+        if len(alike) > 1 and common_tail(alike[0], image) == common_tail(alike[1], image):
             return image  # nobody knows which
         return alike[0] if alike else image
 
@@ -250,12 +255,6 @@ class AskForColumns(Exception):
 
     def __init__(self, file: Path, examples: dict[str, list[str]]) -> None:
         self.file, self.examples = file, examples
-
-
-def _common_tail(first: Path, second: Path) -> int:
-    """How many parts of the paths are the same, from the end."""
-    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
-    return next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(first.parts), len(second.parts)))
 
 
 def _paths(row: Row) -> list[Path]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+
+from studio.datasets.records import picture_names
 
 SCHEMA = """
 CREATE TABLE rows (
@@ -51,6 +56,10 @@ ORDERS: dict[Order, str] = {
     "longest": "tokens DESC, number",
     "shortest": "tokens, number",
 }
+COUNTER = slice(24, 28)  # bytes of the file's header in which SQLite counts what was written
+SOURCES = 200  # files that a filter names
+MAX_SIZES = 10_000  # pictures of a page whose sizes are read; the marks of a query are limited
+KEPT = 16  # filters and summaries kept in memory: with 100,000 rows each has 400 KB
 BUSY_SECONDS = 10.0  # how long a reader waits for a writer
 COLUMNS = "number, split, source, place, problem, tokens, flagged, left_out, changed, line, twins"
 JOINED = f"SELECT {COLUMNS}, record FROM rows JOIN records USING (number)"
@@ -120,6 +129,20 @@ class Page:
         return max(1, -(-self.total // self.size))
 
 
+FileState = tuple[Path, int, bytes]  # an index file as it is now: path, inode, SQLite's counter of changes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """counts: rows of each kind that can be shown, and of each split ("split:train"); sources: (file, rows) of the
+    largest files; lengths: the tokens of each sound row, about, in order.
+    """
+
+    counts: dict[str, int]
+    sources: list[tuple[str, int]]
+    lengths: Sequence[int]
+
+
 class RowIndex:
     """The index file of a version, or of the changes that are not saved as one yet."""
 
@@ -146,7 +169,7 @@ class RowIndex:
         given = list(rows)
         with self.open(write=True) as connection:
             connection.executemany(f"INSERT INTO rows ({COLUMNS}) VALUES ({marks})", map(_as_values, given))
-            records = ((row.number, _as_json(row.record)) for row in given)
+            records = ((row.number, json.dumps(row.record, ensure_ascii=False)) for row in given)
             connection.executemany("INSERT INTO records VALUES (?, ?)", records)
 
     def add_pictures(self, pictures: Iterable[tuple[str, int | None, int | None, str | None]]) -> None:
@@ -156,20 +179,25 @@ class RowIndex:
 
     def page(self, wanted: Filter, number: int, size: int) -> Page:
         """The page of this number, or the nearest there is."""
-        where, values = wanted.where()
+        found = _numbers(self._state(), wanted)
+        total = len(found)
+        number = min(max(1, number), max(1, -(-total // size)))
         with self.open() as connection:
-            order = "twins, split = 'train', number" if wanted.show == "twins" else ORDERS[wanted.order]
-            found = connection.execute(f"SELECT number FROM rows WHERE {where} ORDER BY {order}", values).fetchall()
-            total = len(found)
-            number = min(max(1, number), max(1, -(-total // size)))
-            rows = [self._get(connection, row) for (row,) in found[(number - 1) * size : number * size]]
+            shown = found[(number - 1) * size : number * size]
+            query = f"{JOINED} WHERE number IN ({', '.join('?' * len(shown))})"
+            by_number = {row.number: row for row in map(_as_row, connection.execute(query, list(shown)))}
+            rows = [by_number[row] for row in shown if row in by_number]
             return Page(rows, number, size, total, self._sizes(connection, rows))
+
+    def _state(self) -> FileState:
+        with self.path.open("rb") as file:
+            return self.path, os.fstat(file.fileno()).st_ino, file.read(COUNTER.stop)[COUNTER]
 
     def get(self, number: int) -> IndexedRow | None:
         """The row of this number; None if there is none."""
         with self.open() as connection:
-            known = connection.execute("SELECT 1 FROM rows WHERE number = ?", [number]).fetchone()
-            return self._get(connection, number) if known else None
+            found = connection.execute(f"{JOINED} WHERE number = ?", [number]).fetchone()
+        return _as_row(found) if found else None
 
     def neighbours(self, wanted: Filter, row: IndexedRow) -> tuple[int | None, int | None]:
         """The numbers of the rows before and after this one among those that the filter lets through, by number."""
@@ -199,24 +227,13 @@ class RowIndex:
             found = connection.execute("SELECT number FROM rows WHERE split = ? AND line = ?", [split, line]).fetchone()
         return found[0] if found else None
 
+    def summary(self) -> Summary:
+        """What there is to say of all rows."""
+        return _summary(self._state())
+
     def counts(self) -> dict[str, int]:
         """How many rows there are of each kind that can be shown, and in each split ("split:train")."""
-        selected = ", ".join(f"coalesce(sum(({condition}) != 0), 0)" for condition in CONDITIONS.values())
-        with self.open() as connection:
-            numbers = connection.execute(f"SELECT {selected} FROM rows").fetchone()
-            splits = connection.execute("SELECT split, count(*) FROM rows GROUP BY split").fetchall()
-        return dict(zip(CONDITIONS, numbers, strict=True)) | {f"split:{name}": count for name, count in splits}
-
-    def sources(self, limit: int = 200) -> list[tuple[str, int]]:
-        """(file, rows) of the largest files."""
-        query = "SELECT source, count(*) FROM rows GROUP BY source ORDER BY count(*) DESC, source LIMIT ?"
-        with self.open() as connection:
-            return list(connection.execute(query, [limit]))
-
-    def lengths(self) -> list[int]:
-        """The tokens of each row, about, in no order."""
-        with self.open() as connection:
-            return [tokens for (tokens,) in connection.execute("SELECT tokens FROM rows WHERE problem IS NULL")]
+        return self.summary().counts
 
     def all_rows(self) -> Iterator[IndexedRow]:
         """Every row in order."""
@@ -236,35 +253,42 @@ class RowIndex:
                 f"UPDATE rows SET {assigned} WHERE number = ?", [[*given.values(), number] for number in numbers]
             )
             if record is not None:
+                text = json.dumps(record, ensure_ascii=False)
                 connection.executemany(
-                    "UPDATE records SET record = ? WHERE number = ?", [[_as_json(record), number] for number in numbers]
+                    "UPDATE records SET record = ? WHERE number = ?", [[text, number] for number in numbers]
                 )
 
-    def _get(self, connection: sqlite3.Connection, number: int) -> IndexedRow:
-        return _as_row(connection.execute(f"{JOINED} WHERE number = ?", [number]).fetchone())
-
     def _sizes(self, connection: sqlite3.Connection, rows: Sequence[IndexedRow]) -> dict[str, tuple[int, int]]:
-        names = list(dict.fromkeys(name for row in rows for name in picture_names(row.record)))
-        found = {}
-        for name in names:
-            size = connection.execute("SELECT width, height FROM pictures WHERE path = ?", [name]).fetchone()
-            if size and size[0]:
-                found[name] = (size[0], size[1])
-        return found
+        names = list(dict.fromkeys(name for row in rows for name in picture_names(row.record)))[:MAX_SIZES]
+        query = f"SELECT path, width, height FROM pictures WHERE width AND path IN ({', '.join('?' * len(names))})"
+        return {path: (width, height) for path, width, height in connection.execute(query, names)}
 
 
-def picture_names(record: Any) -> list[str]:
-    """The pictures of a record of ours; none for one that was kept as it was."""
-    images = record.get("images") if isinstance(record, dict) else None
-    return [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
+@lru_cache(KEPT)
+def _numbers(state: FileState, wanted: Filter) -> Sequence[int]:
+    """The numbers of the rows that a filter lets through, in its order."""
+    where, values = wanted.where()
+    order = "twins, split = 'train', number" if wanted.show == "twins" else ORDERS[wanted.order]
+    with RowIndex(state[0]).open() as connection:
+        found = connection.execute(f"SELECT number FROM rows WHERE {where} ORDER BY {order}", values)
+        return array("I", (number for (number,) in found))
+
+
+@lru_cache(KEPT)
+def _summary(state: FileState) -> Summary:
+    selected = ", ".join(f"coalesce(sum(({condition}) != 0), 0)" for condition in CONDITIONS.values())
+    largest = "SELECT source, count(*) FROM rows GROUP BY source ORDER BY count(*) DESC, source LIMIT ?"
+    with RowIndex(state[0]).open() as connection:
+        numbers = connection.execute(f"SELECT {selected} FROM rows").fetchone()
+        splits = connection.execute("SELECT split, count(*) FROM rows GROUP BY split").fetchall()
+        counts = dict(zip(CONDITIONS, numbers, strict=True)) | {f"split:{name}": count for name, count in splits}
+        sources = list(connection.execute(largest, [SOURCES]))
+        lengths = connection.execute("SELECT tokens FROM rows WHERE problem IS NULL ORDER BY tokens")
+        return Summary(counts, sources, array("I", (tokens for (tokens,) in lengths)))
 
 
 def _as_values(row: IndexedRow) -> list[Any]:
     return [getattr(row, name.strip()) for name in COLUMNS.split(",")]
-
-
-def _as_json(record: Any) -> str:
-    return json.dumps(record, ensure_ascii=False)
 
 
 def _as_row(values: Sequence[Any]) -> IndexedRow:

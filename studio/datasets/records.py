@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def raw_record(record: Any, media: str) -> dict[str, Any]:
     return {"raw": record, "media": media}
 
 
+def line_at(path: Path, number: int) -> str:
+    """A line (from 1) of a text file; empty if it has not so many."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return next(islice(file, number - 1, None), "").rstrip("\n")
+
+
 def raw_of(record: Any) -> dict[str, Any] | None:
     """{"raw", "media"} of a record that was kept because it cannot be read; None for another."""
     return record if isinstance(record, dict) and record.keys() == {"raw", "media"} else None
@@ -76,6 +83,12 @@ def is_editable(record: Any) -> bool:
         isinstance(turn, dict) and isinstance(turn.get("content"), str) and isinstance(turn.get("role"), str)
         for turn in turns
     )
+
+
+def picture_names(record: Any) -> list[str]:
+    """The pictures of a record of ours; none for one that was kept as it was."""
+    images = record.get("images") if isinstance(record, dict) else None
+    return [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
 
 
 def boxes_of(record: Any) -> list[list[float]]:

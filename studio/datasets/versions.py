@@ -21,8 +21,8 @@ from finetune.preflight.without_model import assumed_limits, estimate_tokens
 from finetune.recipe.load import make_recipe
 from modelfiles.folder.atomic_write import new_folder
 from studio.datasets.finding import INFO, TRAIN, VALIDATION
-from studio.datasets.index import IndexedRow, RowIndex, picture_names
-from studio.datasets.records import is_editable, raw_of, read_record, to_record
+from studio.datasets.index import IndexedRow, RowIndex
+from studio.datasets.records import is_editable, picture_names, raw_of, read_record, to_record
 from studio.datasets.store import ROWS, VERSION, Dataset, Version, write_json
 from studio.datasets.thumbnails import inspect_picture
 from studio.datasets.uploads import disk_error

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gateway.engines.process import die_with_parent
+from modelfiles.hardware.python_child import die_with_parent
 from studio.jobs.job import LOG, PROCESS, STOP, State, read_job, write_exit, write_json, write_stop
 from studio.jobs.process import ProcessId, adopt_orphans, descendants
 from studio.jobs.spec import CPU, JobSpec

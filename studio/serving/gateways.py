@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.engines.process import free_port
 from gateway.tenants.keys import digest, new_secret, write_keys
 from gateway.tenants.limits import Key
 from modelfiles.folder.atomic_write import write_atomically
+from modelfiles.hardware.python_child import free_port
 from studio.errors import StudioError
 from studio.jobs.devices import Device
 from studio.jobs.job import Job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from studio.workspace.models import TINY
 KIND = "check"
 FOLDER = ".checks"
 FINDINGS = "findings.json"
+KEPT = 20  # checks whose findings stay, for pages that are still open
 
 
 def start_check(draft: Draft, workspace: Workspace, jobs: Jobs, measure: bool = False) -> Job:
@@ -34,6 +36,7 @@ def start_check(draft: Draft, workspace: Workspace, jobs: Jobs, measure: bool = 
     if known is not None and (known.active or known.state == "done" or read_findings(workspace, digest) is not None):
         return known
     stop_checks(draft.name, jobs)
+    _forget_old(workspace, jobs)
     folder = workspace.folder / FOLDER / digest
     command = [sys.executable, "-m", "lensmith", "check", str(folder / "recipe.yaml"), "--json", str(folder / FINDINGS)]
     command += ["--measure" if measure else "--no-measure"]
@@ -65,6 +68,14 @@ def stop_checks(run: str, jobs: Jobs) -> None:
     for job in jobs.list(KIND, run=run):
         if job.active:
             jobs.stop(job.id)
+
+
+def _forget_old(workspace: Workspace, jobs: Jobs) -> None:
+    """Removes old checks and their jobs; each is one of a recipe that somebody tried on the way to another."""
+    for job in jobs.list(KIND)[KEPT - 1 :]:
+        if not job.active:
+            shutil.rmtree(workspace.folder / FOLDER / str(job.spec.about["check"]), ignore_errors=True)
+            shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def read_findings(workspace: Workspace, digest: str) -> dict[str, Any] | None:

@@ -25,10 +25,21 @@ def texts(language: str) -> dict[str, str]:
     }
 
 
+class Value(str):
+    """What a placeholder is filled with. In English texts a format chooses the word for one or for many.
+
+    "{count} {count:row|rows}" is "1 row" or "2 rows".
+    """
+
+    def __format__(self, words: str) -> str:
+        one, bar, many = words.partition("|")
+        return (one if self == "1" else many) if bar else super().__format__(words)
+
+
 def translate(language: str, key: str, **values: object) -> str:
     """The text with its placeholders filled. Raises KeyError for a text that is missing."""
     text = texts(language)[key]
-    return text.format_map({name: str(value) for name, value in values.items()}) if values else text
+    return text.format_map({name: Value(value) for name, value in values.items()}) if values else text
 
 
 def sentence(language: str, error: StudioError) -> str:

@@ -157,6 +157,9 @@ def test_the_engine_container_starts_lmdeploy_as_planned(tmp_path: Path) -> None
     assert command.startswith(f"lmdeploy serve api_server {model} ")
     for flags in ("--api-keys secret", "--backend pytorch", "--dtype float16", "--eager-mode", "--log-level INFO"):
         assert flags in command
+    # What the gateway counts on of an engine at a URL.
+    for flags in ("--logprobs-mode raw_logprobs", "--enable-abort-handling"):
+        assert flags in command
 
 
 def test_the_engine_container_says_what_is_missing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
+from finetune.recipe.load import make_recipe
 from gateway.config.settings import Settings
 from gateway.telemetry.metrics import Metrics
+from lensmith import main
 from tests.support.paths import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -121,6 +125,37 @@ def test_only_the_gateway_reaches_engines(built: dict[str, list[dict[str, Any]]]
     gateway = {"app.kubernetes.io/name": "gateway"}
     assert allowed == [{"podSelector": {"matchLabels": gateway}}]
     assert all(p["egress"] == [] for p in over_engine)
+
+
+def entrypoint(image: str) -> list[str]:
+    """What an image of ours starts, of its Dockerfile."""
+    text = (ROOT / "deploy" / "docker" / f"{image.partition(':')[0].removeprefix('lensmith/')}.Dockerfile").read_text()
+    words: list[str] = json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.M)[-1])
+    return words
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_containers_start_commands_that_there_are_with_options_that_these_have(
+    built: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    for template in pods(built[name]).values():
+        for container in containers(template):
+            words = [*(container.get("command") or entrypoint(container["image"])), *container.get("args", [])]
+            if words[0] != "lensmith":
+                assert words[0] in ("engine", "ray", "sh"), words
+                continue
+            command = main.get_command(click.Context(main), words[1])
+            assert command is not None, words
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_training_jobs_recipes_are_ones(built: dict[str, list[dict[str, Any]]]) -> None:
+    (recipes,) = find(built["train"], "ConfigMap").values()
+    steps = [container["args"] for container in containers(pods(built["train"])["train"])]
+    assert [step[1].removeprefix("/recipe/") for step in steps] == ["train.yaml", "export.yaml"]
+    train, export = (yaml.safe_load(recipes["data"][step[1].removeprefix("/recipe/")]) for step in steps)
+    assert make_recipe(train).output_dir == make_recipe(export).adapter_name_or_path
 
 
 def test_the_autoscaler_reads_a_metric_that_the_gateway_has(built: dict[str, list[dict[str, Any]]]) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from gateway import cli
 from gateway.engines import launch
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process
 from tests.support.paths import SHAPES_VL
 

@@ -75,7 +75,8 @@ def _fill(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
 
 def _remove(file: BinaryIO) -> None:
     Path(file.name).unlink(missing_ok=True)
-    file.close()
+    with suppress(OSError):  # what it still holds may not fit on the disk
+        file.close()
 
 
 def _folder() -> Path:

@@ -71,6 +71,7 @@ class AnthropicTool(RequestModel):
     type: Literal["custom"] | None = None
     description: str | None = None
     input_schema: Object
+    strict: bool | None = None
 
 
 class AnthropicToolChoice(RequestModel):
@@ -87,6 +88,16 @@ class CountTokensRequest(RequestModel):
     tool_choice: AnthropicToolChoice | None = None
 
 
+class OutputFormat(RequestModel):
+    type: Literal["json_schema"]
+    schema_: Object = Field(alias="schema")
+
+
+class OutputConfig(RequestModel):
+    format: OutputFormat | None = None
+    effort: Literal["high"] | None = Field(None, description="How much to think is not settable; high is the default.")
+
+
 class MessagesRequest(CountTokensRequest):
     max_tokens: Tokens
     stream: bool | None = None
@@ -95,6 +106,8 @@ class MessagesRequest(CountTokensRequest):
     top_p: TopP | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     metadata: Object | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(None, description="An older place of output_config.format.")
     thinking: Object | None = Field(None, description="How much to think is not settable.")
 
 

@@ -49,6 +49,11 @@ def translate_messages(body: Object) -> Translation:
     chat |= {field: body[field] for field in SAME if field in body}
     if request.stop_sequences:
         chat["stop"] = request.stop_sequences
+    config = request.output_config
+    form = config.format if config is not None and config.format is not None else request.output_format
+    if form is not None:
+        schema = {"name": "answer", "schema": form.schema_, "strict": True}
+        chat["response_format"] = {"type": "json_schema", "json_schema": schema}
     if request.stream:
         chat["stream_options"] = {"include_usage": True}
     user = (request.metadata or {}).get("user_id")
@@ -79,7 +84,7 @@ def check_count(body: Object, spec: EngineSpec) -> EngineRequest:
 
 
 def _translate(request: CountTokensRequest, writer: Writer) -> Translation:
-    names = {"stop": "stop_sequences"}
+    names = {"stop": "stop_sequences", "response_format": "output_config.format"}
     messages: list[Object] = []
     system = request.system
     if system:
@@ -151,6 +156,7 @@ def _tools(request: CountTokensRequest) -> Object:
                     "name": tool.name,
                     **({"description": tool.description} if tool.description else {}),
                     "parameters": tool.input_schema,
+                    **({} if tool.strict is None else {"strict": tool.strict}),
                 },
             }
             for tool in request.tools

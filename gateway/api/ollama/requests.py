@@ -101,7 +101,7 @@ def _translation(
     if not isinstance(stream, bool):
         raise bad_request("'stream' must be true or false.", "stream", "invalid_type")
     if body.pop("think", False):
-        raise bad_request("'think' cannot be honoured: thinking is not told apart.", "think", "unsupported_parameter")
+        raise bad_request("'think' cannot be honoured: leave it out.", "think", "unsupported_parameter")
     for field in IGNORED:
         body.pop(field, None)
     chat: Object = {**_options(body.pop("options", {}), names)}

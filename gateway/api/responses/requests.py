@@ -81,7 +81,7 @@ def _check_reasoning(reasoning: object) -> None:
     if not isinstance(reasoning, dict):
         raise bad_request("'reasoning' must be an object.", "reasoning", "invalid_type")
     if reasoning.get("effort") not in (None, "none"):
-        raise unsupported("reasoning", "reasoning is not told apart from the answer")
+        raise unsupported("reasoning", "how much to think is not settable")
 
 
 def _text(text: object) -> Object:

@@ -10,7 +10,8 @@ else that thread does delays every answer:
 - full garbage collections of the 468,000 objects that are there once a model is loaded, 240 ms each. LMDeploy asks for
   one, and for malloc_trim, after every 128 requests with pictures. What is there when the event loop is made, after the
   model was loaded, stays for the life of the process, so the collector need not look at it again; and the request comes
-  rarely. Set LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT for another interval.
+  rarely. Set LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT for another interval;
+- what the modules in levers/ replace.
 
 multiprocessing's spawn imports the main module of its parent, which is this one, in the engine process too, so all this
 holds there as well. docs/benchmarks.md has what it brings.
@@ -25,6 +26,8 @@ import runpy
 import sys
 
 import uvloop
+
+from gateway.engines.startup import levers
 
 # Sessions with pictures between two collections that LMDeploy asks for; its own default is 128.
 os.environ.setdefault("LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT", "4096")
@@ -41,6 +44,7 @@ class FreezingPolicy(uvloop.EventLoopPolicy):  # type: ignore[misc] # uvloop lea
 
 
 asyncio.set_event_loop_policy(FreezingPolicy())
+levers.pull(engine_process=__name__ != "__main__")
 
 if __name__ == "__main__":
     sys.argv += ["--api-keys", os.environ.pop("LENSMITH_ENGINE_KEY")]

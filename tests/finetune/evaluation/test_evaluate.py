@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.errors import FinetuneError
 from finetune.evaluation import evaluate as evaluate_module
 from finetune.evaluation.evaluate import compare_runs, evaluate
 from finetune.families import qwen_vl
+from finetune.families.generation.rows import Rows
 from finetune.recipe.schema import Recipe
 from tests.support.finetune.shapes_data import ask, write_dataset
 
@@ -23,7 +25,6 @@ def predictions(tmp_path: Path) -> list[dict[str, str]]:
 
 def reference_answers(recipe: Recipe) -> list[str]:
     """transformers' own generate, one row at a time."""
-    import torch
     from transformers import AutoModelForImageTextToText
 
     from finetune.data.datasets import load_rows
@@ -56,6 +57,33 @@ def test_answers_are_those_of_transformers_generate(recipe: MakeRecipe, dataset:
     assert result.n == 8
 
 
+def test_when_memory_runs_out_half_as_many_rows_are_answered_at_once(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's error is imitated; every row is answered once, and as before."""
+    evaluate(recipe())
+    expected, widths = predictions(tmp_path), []
+    real = Rows.step
+
+    def step(rows: Rows, width: int, seen: int) -> None:
+        widths.append(rows.slots.count)
+        if width > 2 and len(widths) > 10:
+            raise torch.cuda.OutOfMemoryError
+        real(rows, width, seen)
+
+    monkeypatch.setattr(Rows, "step", step)
+    evaluate(recipe(overwrite_output_dir=True))
+    assert predictions(tmp_path) == expected
+    assert list(dict.fromkeys(widths)) == [8, 4, 2]
+
+    def never(rows: Rows, width: int, seen: int) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(Rows, "step", never)
+    with pytest.raises(FinetuneError, match=r"shapes\.json, row \d+: the GPU's memory does not suffice to answer it"):
+        evaluate(recipe(overwrite_output_dir=True))
+
+
 def test_predictions_are_in_order_and_scored(recipe: MakeRecipe, tmp_path: Path) -> None:
     result = evaluate(recipe(per_device_eval_batch_size=5))
     found = predictions(tmp_path)
@@ -69,24 +97,24 @@ def test_predictions_are_in_order_and_scored(recipe: MakeRecipe, tmp_path: Path)
 
 
 def test_a_stopped_evaluation_goes_on(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = qwen_vl.greedy, []
+    real, asked, stops = qwen_vl.greedy, [], True
 
     def greedy(model, prompts, *rest):  # type: ignore[no-untyped-def]
-        if len(asked) == 10:
-            raise KeyboardInterrupt
-        asked.extend(prompts)
-        return real(model, prompts, *rest)
+        asked.append(len(prompts))
+        for number, answer in enumerate(real(model, prompts, *rest)):
+            if stops and number == 10:
+                raise KeyboardInterrupt
+            yield answer
 
     monkeypatch.setattr(qwen_vl, "greedy", greedy)
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe(per_device_eval_batch_size=5))
+    stops = False
     partial = tmp_path / "out/.generated_predictions.jsonl.partial"
     with partial.open("a") as file:
         file.write('{"index": 3, "pre')  # killed while writing
-    asked.clear()
-    asked.append(None)
     evaluate(recipe(per_device_eval_batch_size=5))
-    assert len(asked) == 1 + 14
+    assert asked == [24, 14]
     resumed = predictions(tmp_path)
     monkeypatch.undo()
     evaluate(recipe(per_device_eval_batch_size=5, overwrite_output_dir=True))
@@ -99,10 +127,12 @@ def test_answers_of_a_stopped_evaluation_are_on_the_disk_all_the_time_that_the_n
     real, lines = qwen_vl.greedy, []
 
     def greedy(model, prompts, *rest):  # type: ignore[no-untyped-def]
-        lines.append(len((tmp_path / "out/.generated_predictions.jsonl.partial").read_text().splitlines()))
-        if len(lines) in (3, 4):
-            raise KeyboardInterrupt
-        return real(model, prompts, *rest)
+        for number, answer in enumerate(real(model, prompts, *rest)):
+            if number % 5 == 0:
+                lines.append(len((tmp_path / "out/.generated_predictions.jsonl.partial").read_text().splitlines()))
+                if len(lines) in (3, 4):
+                    raise KeyboardInterrupt
+            yield answer
 
     monkeypatch.setattr(qwen_vl, "greedy", greedy)
     for _ in range(2):

@@ -301,3 +301,14 @@ def test_limits_are_written_to_both_processor_files(recipe: MakeRecipe, tmp_path
         assert found["size"]["longest_edge"] == 16384
         assert found.get("max_pixels", 16384) == 16384
     assert config["processor_class"] == "X"
+
+
+def test_a_base_of_transformers_5_gets_the_file_that_others_read(recipe: MakeRecipe, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(SHAPES_VL, base)
+    images = json.loads((base / "preprocessor_config.json").read_text())
+    (base / "processor_config.json").write_text(json.dumps({"image_processor": images}))
+    (base / "preprocessor_config.json").unlink()
+    made = recipe(model_name_or_path=str(base))
+    target = merge(with_adapter(made, random_adapter(made, tmp_path / "adapter"), tmp_path))
+    assert json.loads((target / "preprocessor_config.json").read_text()) == images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 from rich.console import Console
 
 from finetune.errors import FinetuneError
+from finetune.families.registry import family_of
 from finetune.preflight.check import check_recipe
 from finetune.preflight.report import Report
 from finetune.preflight.serving_sizes import size_warnings
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
-from tests.support.modelfiles.model_folders import edit_json
+from tests.support.modelfiles.model_folders import edit_json, write_json
 from tests.support.paths import SHAPES_VL
 
 MakeRecipe = Callable[..., Recipe]
@@ -69,3 +71,17 @@ def test_servers_are_a_list_of_known_names(tmp_path: Path) -> None:
     path.write_text("model_name_or_path: m\nserve_with: vllm\n")
     with pytest.raises(FinetuneError, match="'vllm' is none of lensmith, lmdeploy and ollama"):
         load_recipe(str(path))
+
+
+def test_a_base_whose_two_processor_files_differ(recipe: MakeRecipe, base: ModelFolder) -> None:
+    """Other limits are settled by the export; pixels that would be scaled otherwise are refused."""
+    images = json.loads((base.path / "preprocessor_config.json").read_text())
+    size = {"shortest_edge": 65536, "longest_edge": MIB}
+    made = recipe(model_name_or_path=str(base.path))
+    write_json(base.path / "processor_config.json", {"image_processor": images | {"size": size}})
+    (warning,) = size_warnings(made, base)
+    assert "16,777,216 pixels in preprocessor_config.json, 65,536 to 1,048,576 pixels in processor_config" in warning
+    assert family_of(base).read(base, made).bank.limits.max_pixels == 16 * MIB
+    write_json(base.path / "processor_config.json", {"image_processor": images | {"image_std": [0.25, 0.25, 0.25]}})
+    with pytest.raises(FinetuneError, match=r"image_std is \[0.5, 0.5, 0.5\] in preprocessor_config.json and \[0.25"):
+        family_of(base).read(base, made)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
+import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -52,6 +55,33 @@ def test_after_a_signal_the_same_command_ends_alike(
     rest = train(stopped)
     assert rest.samples == (40 - max(steps, default=0)) * 4
     assert adapter(tmp_path / "stopped") == adapter(unbroken.output_dir)
+
+
+FULL = [(random.Random(seed).randrange(1, 38), random.Random(-seed).choice([0, 300])) for seed in range(1, 4)]
+
+
+@pytest.mark.parametrize(("step", "left"), [(0, 2000), (0, 40_000), *FULL])
+def test_after_a_full_disk_the_same_command_ends_alike(
+    recipe: MakeRecipe, tmp_path: Path, step: int, left: int
+) -> None:
+    """From some step on no file may grow beyond what is left: log, checkpoint, best weights, whichever comes next."""
+    keys = {"max_steps": 40, "save_steps": 3, "lora_dropout": 0.1, "report_to": "tensorboard", "plot_loss": True}
+    keys |= {"eval_dataset": None, "val_size": 0.25, "eval_strategy": "steps", "eval_steps": 5}
+    keys |= {"load_best_model_at_end": True}
+    unbroken = train(recipe(**keys))
+    made = recipe(**keys, output_dir=str(tmp_path / "full"))
+    process = start(made, tmp_path / "full.yaml")
+    if step:
+        wait_for_step(process, tmp_path / "full", step)
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (left, hard))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert re.search(r"Error: .*(could not be written|cannot hold).*\n", said)
+    train(made)
+    assert adapter(tmp_path / "full") == adapter(unbroken.output_dir)
+    assert not list((tmp_path / "full").glob(".*"))
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew_unasked(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import anthropic
 import httpx
 import pytest
 
-from gateway.api.anthropic.requests import check_count, translate_count
+from gateway.api.anthropic.requests import check_count, translate_count, translate_messages
 from gateway.engines.remote import spec_at_url
 from gateway.engines.spec import LMDEPLOY, OPENAI, TRANSFORMERS, VLLM, EngineSpec
 from gateway.errors import ApiError
@@ -130,6 +130,26 @@ def test_tools_are_called_whole_and_streamed(claude: anthropic.Anthropic) -> Non
         assert message.stop_reason == "tool_use"
 
 
+def test_an_answers_form_is_a_schema(claude: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo"]}}}
+    form: Any = {"type": "json_schema", "schema": schema}
+    fields: dict[str, Any] = {"model": "fake", "max_tokens": 9}
+    for place in ({"output_config": {"format": form, "effort": "high"}}, {"output_format": form}):
+        answer = claude.messages.create(messages=ask("hi"), extra_body=place, **fields)
+        assert json.loads(answer.content[0].text) == {"city": "Oslo"}
+    seen = json.loads(claude.messages.create(messages=ask("echo"), extra_body=place, **fields).content[0].text)["body"]
+    wanted = {"name": "answer", "schema": schema, "strict": True}
+    assert seen["response_format"] == {"type": "json_schema", "json_schema": wanted}
+    assert not {"output_config", "output_format"} & seen.keys()
+
+
+def test_a_tool_may_be_strict() -> None:
+    tool = {"name": "weather", "input_schema": {"type": "object"}, "strict": True}
+    body = {"model": "m", "max_tokens": 9, "messages": ask("hi"), "tools": [tool]}
+    (written,) = translate_messages(body).body["tools"]
+    assert written["function"]["strict"] is True
+
+
 def test_tokens_are_counted(claude: anthropic.Anthropic) -> None:
     messages: list[Any] = [{"role": "user", "content": [image(), {"type": "text", "text": "Where?"}]}]
     assert claude.messages.count_tokens(model="fake", messages=messages, system="Be brief.").input_tokens == 7
@@ -142,12 +162,17 @@ def test_tokens_are_counted(claude: anthropic.Anthropic) -> None:
         ({"temperature": 1.5}, "'temperature' must be at most 1"),
         ({"messages": []}, "'messages' must not be empty"),
         ({"messages": [{"role": "system", "content": "x"}]}, "'messages[0].role'"),
-        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'messages[0].content[0].type'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+            "'messages[0].content[0].type' must be one of",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'messages[0].content[0].text' is required"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]},
             "'messages[0].content[0].source' must have 'data'",
         ),
+        ({"output_config": {"effort": "low"}}, "'output_config.effort' must be 'high'"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "'output_config.format.schema' is required"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "'thinking' cannot be honoured"),
         ({"tools": [{"name": "web_search", "type": "web_search_20250305"}]}, "'tools[0].type'"),
         ({"stop_sequences": ["x"] * 17}, "'stop_sequences'"),
@@ -183,6 +208,8 @@ def test_errors_have_anthropics_shape(claude: anthropic.Anthropic, post: httpx.C
         list(stream)
     assert "max_tokens is too large" in str(broken.value)
     assert post.get("/v1/messages").json()["type"] == "error"
+    with pytest.raises(anthropic.NotFoundError, match="Batches are not served here"):
+        claude.messages.batches.list()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,25 @@ def test_what_is_allowed_is_answered(post: httpx.Client, fields: dict[str, Any])
     assert post.post(CHAT, json=fine(**fields)).status_code == 200
 
 
+def test_a_byte_order_mark_does_no_harm(post: httpx.Client) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps(fine()).encode()
+    assert post.post(CHAT, content=content, headers={"content-type": "application/json"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ({"type": "image", "image": "x"}, "must be one of 'text', 'image_url', 'refusal'."),
+        ({"text": "x"}, "is required."),
+    ],
+)
+def test_a_part_of_another_kind_is_told_which_there_are(
+    post: httpx.Client, part: dict[str, Any], sentence: str
+) -> None:
+    error = envelope(post.post(CHAT, json=fine(messages=[{"role": "user", "content": [part]}])), 400)
+    assert error["message"] == f"'messages[0].content[0].type' {sentence}"
+
+
 def test_an_unknown_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4", messages=ask("hi"))

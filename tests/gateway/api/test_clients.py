@@ -230,7 +230,7 @@ def test_ollamas_javascript_client(javascript: dict[str, Any]) -> None:
         "image": True,
         "call": {"city": "Oslo"},
         "models": ["fake"],
-        "capabilities": ["completion", "vision"],
+        "capabilities": ["completion", "vision", "tools"],
         "unknown": {"name": "ResponseError", "status": 404, "code": None, "message": NOT_FOUND},
         "broken": {"name": "Error", "status": None, "code": None, "message": BROKEN},
     }

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from yarl import URL
 
-from gateway.engines.client import new_session, post, read_all
+from gateway.engines.client import post, read_all
 from gateway.errors import ApiError
+from gateway.http.client import Client
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -42,12 +43,12 @@ def run(
         server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
         url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/chat/completions")
         found: list[object] = []
-        async with new_session(5.0) as session:
+        async with Client(5.0) as client:
             for number in range(calls):
                 if number and not listens_on:
                     server.close()
                 try:
-                    async with post(session, url, b"{}", None, {}, resend) as response:
+                    async with post(client, url, b"{}", None, {}, resend) as response:
                         found.append(await read_all(response))
                 except ApiError as error:
                     found.append(error.status)

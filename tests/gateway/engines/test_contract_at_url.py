@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process
 from tests.support.paths import ROOT, SUPPORT
 

@@ -128,6 +128,10 @@ def test_a_path_that_is_nearly_right_is_put_right(gateway: Process, path: str, r
     assert f"use {right}." in error["message"]
 
 
+def test_a_list_of_models_with_a_slash_behind_it_is_put_right(post: httpx.Client) -> None:
+    assert "use /v1/models." in envelope(post.get("/v1/models/"), 404)["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/audio/speech", "/v1/files", "/v1/batches", "/embeddings"])
 def test_what_is_not_served_is_named(post: httpx.Client, path: str) -> None:
     assert "not served here" in envelope(post.post(path, json={}), 404)["message"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.images import image_file
 from tests.support.gateway.processes import Process, until
 from tests.support.gateway.requests import CHAT, envelope

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process, fake_engine, lensmith_serve, until
 from tests.support.gateway.requests import envelope, keys_command
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process, until
 from tests.support.gateway.requests import CHAT, ask
 from tests.support.paths import ROOT

@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.engines.process import free_port
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.account import Standing
 from gateway.tenants.limits import Key, Tenant
 from gateway.tenants.shared_limits import SharedLimits
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process, lensmith_serve, until
 from tests.support.gateway.requests import CHAT, ask
 

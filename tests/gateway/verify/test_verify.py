@@ -14,13 +14,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from gateway.engines.process import free_port
 from gateway.verify.cases import Case, cases
 from gateway.verify.cli import verify
 from gateway.verify.compare import EngineComparison, compare_engines
 from gateway.verify.greedy import GreedyAnswer, Token, read_answer
 from gateway.verify.record import record_results
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process, until
 from tests.support.paths import ROOT, SHAPES_VL, SUPPORT
 

@@ -91,8 +91,15 @@ def without(part: str) -> Callable[[dict[str, list[int]]], None]:
     return change
 
 
+def sizes(path: Path, **size: int) -> None:
+    """Other limits of an image's pixels, in both files that hold them."""
+    edit_json(path / "preprocessor_config.json", size=size)
+    processor = json.loads((path / "processor_config.json").read_text())
+    edit_json(path / "processor_config.json", image_processor=processor["image_processor"] | {"size": size})
+
+
 def small_images(path: Path) -> None:
-    edit_json(path / "preprocessor_config.json", size={"shortest_edge": 4096, "longest_edge": 65536})
+    sizes(path, shortest_edge=4096, longest_edge=65536)
 
 
 def tf5(path: Path) -> None:
@@ -172,7 +179,10 @@ BROKEN_FOLDERS: dict[str, Callable[[Path], Any]] = {
     "MF220": tensors(without("visual.")),
     "MF221": wrong_index,
     "MF222": small_images,
-    "MF223": lambda path: edit_json(path / "preprocessor_config.json", size={"shortest_edge": 4096}),
+    "MF223": lambda path: sizes(path, shortest_edge=4096),
+    "MF224": lambda path: edit_json(
+        path / "preprocessor_config.json", size={"shortest_edge": 2**20, "longest_edge": 2**23}
+    ),
 }
 
 
@@ -193,7 +203,7 @@ def test_a_broken_folder_gets_its_own_rule(rule: str, model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["MF208", "MF209", "MF210", "MF212", "MF216", "MF218", "MF220", "MF221", "MF222", "MF223"]
+    "rule", ["MF208", "MF209", "MF210", "MF212", "MF216", "MF218", "MF220", "MF221", "MF222", "MF223", "MF224"]
 )
 def test_a_single_fault_gets_a_single_finding(rule: str, model: Path) -> None:
     BROKEN_FOLDERS[rule](model)
@@ -211,6 +221,13 @@ def test_a_single_fault_gets_a_single_finding(rule: str, model: Path) -> None:
 def test_old_names_are_recognised(model: Path, names: Any, rule: str | None) -> None:
     tensors(names)(model)
     assert rules(model) == ({rule} if rule else set())
+
+
+def test_two_ways_to_normalise_pixels_are_named(model: Path) -> None:
+    edit_json(model / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
+    (finding,) = check_folder(model)
+    assert finding.rule == "MF224"
+    assert "image_mean is [0.1, 0.1, 0.1] in preprocessor_config.json and [0.5, 0.5, 0.5] in" in finding.message
 
 
 def test_bitsandbytes_weights_are_recognised_by_their_dtype(model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import io
 import os
 import stat
@@ -45,6 +46,19 @@ def test_a_data_file_that_is_none(client: TestClient, studio: Studio) -> None:
     page = imported(client, {"rows.jsonl": lines({"question": "a", "answer": "b"}) + b"{nonsense"})
     assert "rows.jsonl, line 2: not JSON" in page
     assert (dataset_of(studio.workspace, "mine").files / "rows.jsonl").is_file()
+
+
+def test_a_line_that_is_no_json_is_a_row_to_mend_and_keeps_no_other_row_out(client: TestClient, studio: Studio) -> None:
+    row = {"question": "a", "answer": "b"}
+    page = imported(client, {"rows.jsonl": lines(row) + b'{"question": "c", "answer"\n' + lines(row)})
+    dataset = dataset_of(studio.workspace, "mine")
+    assert dataset.version().trainable == 2
+    assert page.index("rows.jsonl, line 2") < page.index("rows.jsonl, row 1")
+    number = next(row.number for row in dataset.version().index.all_rows() if row.problem)
+    assert '{"question": "c", "answer"' in html.unescape(client.get(f"/data/mine/rows/{number}").text)
+    client.post(f"/data/mine/rows/{number}", data={"raw": '{"question": "c", "answer": "d"}'})
+    client.post("/data/mine/save")
+    assert dataset.version().trainable == 3
 
 
 def test_broken_rows_and_pictures_come_first_and_are_not_trained_on(client: TestClient, studio: Studio) -> None:

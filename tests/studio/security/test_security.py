@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from gateway.engines.process import free_port
 from gateway.tenants.keys import digest, new_secret, write_keys
 from gateway.tenants.limits import Key
+from modelfiles.hardware.python_child import free_port
 from studio.app import make_app
 from studio.security.access import KeyAccess, OpenAccess, PasswordAccess, TokenAccess
 from studio.security.attempts import FAILURES, SECONDS, Attempts

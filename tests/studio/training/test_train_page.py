@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from studio.jobs.job import Job
 from studio.jobs.spec import CPU
+from studio.training import checks
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import SHAPES_VL
@@ -152,6 +153,18 @@ def test_a_check_names_what_to_mend_and_what_would_fit(
     assert "Would not start. Mend first:" in page
     assert "images/3.png" in page
     assert "bfloat16" in page
+
+
+def test_old_checks_do_not_pile_up(
+    client: TestClient, studio: Studio, form: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "KEPT", 2)
+    for steps in "123":
+        client.post("/train/check", data=form | {"key.max_steps": steps})
+        ended(studio, studio.jobs.list("check")[0])
+    assert len(list((studio.workspace.folder / ".checks").iterdir())) == 2
+    assert len(studio.jobs.list("check")) == 2
+    assert client.get(f"/train/checks/{studio.jobs.list('check')[0].id}").status_code == 200
 
 
 def test_a_check_that_fails_shows_its_last_lines(client: TestClient, studio: Studio, form: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from studio.web.i18n import LOCALES, texts
+from studio.web.i18n import LOCALES, texts, translate
 from tests.support.paths import ROOT
 
 PAGES = ("", "data", "train", "runs", "evaluate", "chat", "serve")
@@ -41,6 +41,21 @@ def test_both_languages_have_the_same_texts_with_the_same_placeholders() -> None
     assert english.keys() == chinese.keys()
     for key, text in english.items():
         assert sorted(re.findall(r"\{(\w+)\}", text)) == sorted(re.findall(r"\{(\w+)\}", chinese[key])), key
+
+
+def test_one_thing_is_not_called_by_the_word_for_many() -> None:
+    said = translate("en", "home.counts", datasets=1, runs=0, models=2)
+    assert said == "1 dataset, 0 runs, 2 models."
+
+
+COUNTS = "boxes|cores|count|datasets|minutes|models|rows|runs|samples|steps|tokens|waiting"
+
+
+def test_english_texts_count_with_the_word_for_one_too() -> None:
+    """`{count} rows` would say "1 rows"; scripts fill in what the page Chat says of times."""
+    for key, text in texts("en").items():
+        found = re.findall(rf"\{{(?:{COUNTS})\}} (?:more )?[a-z]+s\b", text)
+        assert not found or key in ("chat.times", "data.pictures"), key
 
 
 def test_every_text_that_templates_ask_for_is_there() -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.paths import ROOT
 
 

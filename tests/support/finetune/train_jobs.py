@@ -24,7 +24,7 @@ from finetune.errors import FinetuneError
 from finetune.recipe.load import load_recipe
 from finetune.reporting.runlog import read_log
 from finetune.training.loop import train
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 
 
 def stop_after(folder: Path, step: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.paths import ROOT, SUPPORT
 
 DEADLINE = 60.0

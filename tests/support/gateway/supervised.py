@@ -7,7 +7,7 @@ import sys
 
 import psutil
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process, until
 from tests.support.paths import ROOT, SUPPORT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process
 
 # As a reader of its documentation would write it: no header is set, no setting of the studio's is needed.

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.engines.process import free_port
+from modelfiles.hardware.python_child import free_port
 from tests.support.gateway.processes import Process, until
 
 LINK = re.compile(r"http://\S+/login\?token=\S+")

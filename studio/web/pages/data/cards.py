@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 from urllib.parse import urlencode
@@ -10,8 +13,8 @@ from starlette.requests import Request
 
 from finetune.data.row_media import MARKS
 from finetune.preflight.preview import round_edges
-from studio.datasets.index import Filter, IndexedRow, Order, Page, Show, picture_names
-from studio.datasets.records import box_span, boxes_of, is_editable
+from studio.datasets.index import Filter, IndexedRow, Order, Page, Show
+from studio.datasets.records import box_span, boxes_of, is_editable, picture_names
 from studio.errors import StudioError
 from studio.web.render import message_of
 
@@ -115,17 +118,13 @@ class Bar:
     height: int
 
 
-def bars_of(lengths: list[int]) -> list[Bar]:
-    """The histogram of rows by tokens."""
+def bars_of(lengths: Sequence[int]) -> list[Bar]:
+    """The histogram of rows by tokens. lengths: in order."""
     if not lengths:
         return []
-    edges = round_edges(min(lengths), max(lengths))
-    counts = [0] * (len(edges) - 1)
-    ordered, at = sorted(lengths), 0
-    for length in ordered:
-        while at < len(counts) - 1 and length >= edges[at + 1]:
-            at += 1
-        counts[at] += 1
+    edges = round_edges(lengths[0], lengths[-1])
+    below = [0, *(bisect_left(lengths, edge) for edge in edges[1:-1]), len(lengths)]
+    counts = [high - low for low, high in itertools.pairwise(below)]
     top = max(counts)
     return [
         Bar(low, high - 1, count, max(2, round(100 * count / top)) if count else 0)

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from finetune.errors import FinetuneError
-from studio.datasets.index import IndexedRow, Order, Show, picture_names
-from studio.datasets.records import raw_of
+from studio.datasets.index import IndexedRow, Order, Show
+from studio.datasets.records import picture_names, raw_of
 from studio.datasets.store import BOX_FORMATS, Dataset, dataset_of
 from studio.datasets.thumbnails import LARGE_SIDE, SIDE, make_thumbnail
 from studio.datasets.versions import (
@@ -57,7 +57,8 @@ def show_dataset(request: Request, dataset: Dataset, message: str = "", query: s
     page = index.page(wanted, number, PAGE_SIZE)
     about = dataset.about()
     cards = [card_of(request, row, page.pictures, about.get("box_format")) for row in page.rows]
-    counts = index.counts()
+    summary = index.summary()
+    counts = summary.counts
     searches = studio_of(request).jobs.list("duplicates", dataset=dataset.name)
     return render(
         request,
@@ -76,8 +77,8 @@ def show_dataset(request: Request, dataset: Dataset, message: str = "", query: s
         shows=[name for name in get_args(Show) if name in ("all", wanted.show) or counts[name]],
         orders=get_args(Order),
         counts=counts,
-        sources=index.sources(),
-        bars=bars_of(index.lengths()),
+        sources=summary.sources,
+        bars=bars_of(summary.lengths),
         splits=[name.removeprefix("split:") for name in counts if name.startswith("split:")],
         box_format=about.get("box_format") or "",
         box_formats=BOX_FORMATS,
@@ -231,8 +232,8 @@ async def picture(
     dataset = dataset_of(studio_of(request).workspace, name)
 
     def load() -> bytes:
-        row, _ = _row(dataset, number, version)
-        names = picture_names(row.record)
+        row = current_index(dataset, version).get(number)
+        names = picture_names(row.record) if row else []
         if not 0 <= position < len(names):
             raise StudioError("data.error_no_row", status=404, number=number)
         path = Path(os.path.normpath(dataset.version(version).folder / names[position]))

@@ -1,0 +1,1 @@
+"""Greedy answers of a Qwen-VL model to many prompts."""
