@@ -31,7 +31,8 @@ from finetune.training.dataset import TrainingData
 from finetune.training.optim import load_optimizer, make_optimizer, steps_per_epoch, total_steps
 from finetune.training.order import Window, epoch_batches
 from finetune.training.parallel import World, distribute
-from finetune.training.passes import ModulePasses, make_passes
+from finetune.training.passes.graphs import make_passes
+from finetune.training.passes.modules import ModulePasses
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
 from finetune.training.validation import validate

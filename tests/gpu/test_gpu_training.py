@@ -107,7 +107,7 @@ def test_graphs_do_what_the_layers_do_bit_for_bit(rows: str, tmp_path: Path, mon
 
 
 def test_losses_in_graphs_are_those_of_the_models_own_modules(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
-    from finetune.training import passes
+    from finetune.training.passes import graphs as passes
 
     keys = {"lora_dropout": 0.0, "max_steps": 30}
     graphs, _ = run(rows, tmp_path / "graphs", **keys)

@@ -13,7 +13,7 @@ from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from finetune.training import trainer
 from finetune.training.loop import train
-from finetune.training.passes import GraphPasses
+from finetune.training.passes.graphs import GraphPasses
 from tests.support.finetune.runs import adapter
 
 MakeRecipe = Callable[..., Recipe]

@@ -1,4 +1,4 @@
-"""The forward and backward pass of a micro-batch: by the models' own modules, or layer by layer in CUDA graphs."""
+"""Passes layer by layer in CUDA graphs, where they can be had."""
 
 from __future__ import annotations
 
@@ -15,30 +15,10 @@ from finetune.families.batch import Batch
 from finetune.families.forward import LabelLoss
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
-from finetune.training.parallel import World, no_sync
+from finetune.training.parallel import World
+from finetune.training.passes.modules import ModulePasses
 
 GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
-
-
-class ModulePasses:
-    """What the models' modules compute, under autograd. parallel: the loss as DDP or FSDP have wrapped it."""
-
-    frees_gradients = True
-
-    def __init__(self, parallel: Any, autocast: Any, scaler: Any, processes: int) -> None:
-        self.parallel, self.autocast, self.scaler, self.processes = parallel, autocast, scaler, processes
-
-    def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
-        """Adds a micro-batch's gradients to the parameters' `.grad`; its loss times `share`, a float64 tensor.
-
-        last: whether it is the last of the optimiser step.
-        """
-        with no_sync(self.parallel, last):
-            with self.autocast:
-                loss = self.parallel(batch, images)
-            # DDP and FSDP take the mean over the processes where the sum is wanted.
-            self.scaler.scale(loss * (share * self.processes)).backward()
-        return loss.detach().double() * share
 
 
 class GraphPasses:
