@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ from finetune.families.features import FrozenFeatures
 from finetune.families.forward import LabelLoss
 from finetune.model.base import dropout, load_base
 from finetune.model.targets import make_trainable
+from finetune.recipe.schema import Recipe
 from finetune.training.dataset import load_training_data
-from tests.finetune.families.test_families import CPU, MakeRecipe, family, recipe_of
+from tests.support.finetune.families import FAMILIES, family_folder
+from tests.support.finetune.shapes_data import ask, write_dataset
 
-__all__ = ["family", "recipe_of"]
+MakeRecipe = Callable[..., Recipe]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=FAMILIES)
+def recipe_of(request: pytest.FixtureRequest, recipe: MakeRecipe, dataset: Path, tmp_path: Path) -> MakeRecipe:
+    """Recipes for a tiny model of each family and chats of no, one and two images."""
+    chats = [ask("what color is the shape?", "red", 0), ask("same color?", "no", 1, 3), ask("hello", "hi there")]
+    write_dataset(dataset, [*chats, ask("and here?", "blue", 5, 2, 7)])
+    folder = family_folder(request.param, tmp_path / request.param)
+    return lambda **keys: recipe(**{"model_name_or_path": str(folder)} | keys)
 
 
 def prepared(recipe: Any) -> tuple[Any, Any, Any, Any]:
