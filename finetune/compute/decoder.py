@@ -11,6 +11,7 @@ from torch.nn.functional import rms_norm, silu
 
 from finetune.compute.adapted_linear import backward, forward, keep, linear
 from finetune.compute.fixed_inputs import IGNORED, FixedInputs
+from finetune.compute.kept_inputs import KeptInputs
 from finetune.compute.randomness import LayerDraws
 from finetune.model.attention import PACKED, REPEATED_HEADS
 
@@ -136,14 +137,16 @@ def why_not(base: Any) -> str:
 class LayeredStep:
     """The loss of micro-batches and its gradients, for a frozen language model whose linears have LoRA adapters.
 
-    base: the *ForConditionalGeneration module.
+    base: the *ForConditionalGeneration module; tokens: of the largest micro-batch, padding included.
     """
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, tokens: int) -> None:
         self.base, self.model = base, base.model.language_model
         config = base.config
         device = self.model.embed_tokens.weight.device
         self.image_ids = torch.tensor([config.image_token_id, config.video_token_id], device=device)
+        weight = self.model.embed_tokens.weight
+        self.kept = KeptInputs(len(self.model.layers), tokens * weight.shape[1], weight.dtype, device)
         drops = any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.layers.modules())
         self.draws = LayerDraws(len(self.model.layers), device) if drops else None
 
@@ -162,17 +165,18 @@ class LayeredStep:
 
         The loss is the summed float32 cross entropy of the label tokens.
         """
-        x, kept, rotary = self._forward(inputs)
+        x, rotary = self._forward(inputs)
+        self.kept.turn()
         loss, grad = self._loss(x, inputs, factor)
         del x
-        for number in reversed(range(len(kept))):
+        for number in reversed(range(len(self.model.layers))):
             with self._drawn(number, True):
-                grad = layer_backward(self.model.layers[number], kept.pop(), rotary, grad)
+                grad = layer_backward(self.model.layers[number], self.kept.take(number), rotary, grad)
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, inputs: FixedInputs) -> tuple[Any, list[Any], tuple[Any, Any]]:
-        """(the last layer's output [B, L, hidden], every layer's input, cos and sin)."""
+    def _forward(self, inputs: FixedInputs) -> tuple[Any, tuple[Any, Any]]:
+        """(the last layer's output [B, L, hidden], cos and sin); every layer's input is kept."""
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
@@ -180,15 +184,14 @@ class LayeredStep:
             x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
         rotary = _rotary(self.model, x, inputs.positions)
         deep = len(inputs.features) - 1 if inputs.features is not None else 0
-        kept = []
         for number, layer in enumerate(self.model.layers):
-            kept.append(x)
+            self.kept.put(number, x)
             with self._drawn(number, False):
                 x = layer_forward(layer, x, rotary)
             if number < deep:  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)
-        return x, kept, rotary
+        return x, rotary
 
     def _loss(self, x: Any, inputs: FixedInputs, factor: Any) -> tuple[Any, Any]:
         """(the loss, its gradient for x times factor)."""

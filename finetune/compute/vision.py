@@ -88,14 +88,18 @@ class Tower:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def __call__(self, patches: Any, grids: Sequence[Grid]) -> Any:
         """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order."""
-        parts, start = [], 0
+        out, start, filled = None, 0, 0
         for images in chunks(grids):
             end = start + sum(map(math.prod, grids[images]))
-            parts.append(self._chunk(patches[start:end], tuple(grids[images])))
-            start = end
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            part = self._chunk(patches[start:end], tuple(grids[images]))
+            if out is None:
+                out = part.new_empty(len(part), len(patches) * part.shape[1] // (end - start), part.shape[2])
+            out[:, filled : filled + part.shape[1]] = part
+            start, filled = end, filled + part.shape[1]
+        return out
 
     def _chunk(self, patches: Any, grids: tuple[Grid, ...]) -> Any:
+        """A chunk's features, until the next chunk's."""
         layout = self.layouts.of(grids)
         if self.graphs is not None and self._is_common(patches, grids):
             tokens = len(patches) // self.unit
@@ -106,7 +110,7 @@ class Tower:
 
             try:
                 self.graphs.run(grids, work)
-                return self.features[:, :tokens].clone()
+                return self.features[:, :tokens]
             except RuntimeError:  # no memory for it, or a kernel that cannot be captured
                 self.graphs = None
         return self.encode(patches.to(self.device, non_blocking=True), **layout)

@@ -149,12 +149,15 @@ class FrozenFeatures:
         """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
         if not images:
             return None
-        parts: dict[int, Any] = {}
-        for chunk in self._missing(images):
-            parts.update(zip(chunk, self._compute(chunk), strict=True))
         if not self.cached:
+            (once,) = self._missing(images)
+            features = self._compute(once)
+            if len(once) == len(images):
+                return features
+            parts = self._apart(once, features)
             return torch.cat([parts[index] for index in images], dim=1)
-        self._kept.update((index, part.cpu()) for index, part in parts.items())
+        for chunk in self._missing(images):
+            self._kept.update(self._apart(chunk, self._compute(chunk).cpu()))
         return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
 
     def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
@@ -164,11 +167,15 @@ class FrozenFeatures:
         missing = (index for index in images if index not in self._kept)
         return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
 
-    def _compute(self, images: tuple[int, ...]) -> list[Any]:
-        """The images' features, [1 + D, tokens, hidden] each."""
+    def _compute(self, images: tuple[int, ...]) -> Any:
+        """[1 + D, tokens of the images in order, hidden]."""
         patches, grids = self.loader.get(images)
-        features = self.tower(patches, [(time, rows, columns) for time, rows, columns in grids.tolist()])
-        return list(features.split([self.bank.tokens(index) for index in images], dim=1))
+        return self.tower(patches, [(time, rows, columns) for time, rows, columns in grids.tolist()])
+
+    def _apart(self, images: tuple[int, ...], features: Any) -> dict[int, Any]:
+        """Each image's features, which do not keep the others'."""
+        parts = features.split([self.bank.tokens(index) for index in images], dim=1)
+        return {index: part.clone() for index, part in zip(images, parts, strict=True)}
 
     def _encode(self, patches: Any, **layout: Any) -> Any:
         return encode_images(self.model, self.loader.normalisation(patches), **layout)

@@ -33,13 +33,14 @@ class GraphPasses:
         self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, dtype: torch.dtype,
         parameters: list[Any], console: Console,
     ) -> None:  # fmt: skip
-        self.step, self.modules, self.scaler, self.console = LayeredStep(base), modules, modules.scaler, console
+        self.modules, self.scaler, self.console = modules, modules.scaler, console
         device = base.lm_head.weight.device
         size = recipe.per_device_train_batch_size
         vision, hidden = base.config.vision_config, base.model.language_model.config.hidden_size
         levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
         labels = size * int(labels_of(data.rows).max())
         self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
+        self.step = LayeredStep(base, self.buffers.tokens)
         self.factor = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         for parameter in parameters:

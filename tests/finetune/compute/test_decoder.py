@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, tmp_path: Path,
     model.zero_grad()
     buffers = buffers_for(base, batch, features)
     assert why_not(base) == ""
-    ours = LayeredStep(base).learn(buffers.put(batch, features), torch.tensor(0.5))
+    ours = LayeredStep(base, buffers.tokens).learn(buffers.put(batch, features), torch.tensor(0.5))
     assert torch.allclose(ours, loss, rtol=1e-5)
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, tmp_path: Path,
 
 def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: MakeRecipe) -> None:
     model, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
-    buffers, step = buffers_for(base, batch, features), LayeredStep(base)
+    buffers, step = buffers_for(base, batch, features), LayeredStep(base, 1)
     inputs = buffers.put(batch, features)
     dropout(model, False)
     without = float(LabelLoss(base)(batch, features).detach())
@@ -103,7 +103,7 @@ def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: M
 
 def test_dropout_draws_anew_for_every_micro_batch(recipe_of: MakeRecipe) -> None:
     _, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
-    inputs, step = buffers_for(base, batch, features).put(batch, features), LayeredStep(base)
+    inputs, step = buffers_for(base, batch, features).put(batch, features), LayeredStep(base, 1)
     losses = set()
     for _ in range(3):
         step.reseed()
