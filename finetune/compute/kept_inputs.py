@@ -1,7 +1,7 @@
 """The layers' inputs between the forward and the backward pass.
 
-On a GPU they wait in host memory, as in Unsloth's checkpointing: each is carried there while the next layer computes, and
-back while the layer after it is differentiated.
+On a GPU they wait in host memory, as in Unsloth's checkpointing: each is carried there while the next layer computes,
+and back while the layer after it is differentiated.
 """
 
 from __future__ import annotations

@@ -87,7 +87,14 @@ def collate_prompts(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def _tensor(array: Any, device: torch.device) -> Any:
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":  # a copy out of other memory waits for what the GPU is doing
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return on_device(torch.from_numpy(array), device)
+
+
+def on_device(tensor: Any, device: torch.device) -> Any:
+    """A tensor of the CPU on the device, without a wait for it."""
+    return ready(tensor, device).to(device, non_blocking=True)
+
+
+def ready(tensor: Any, device: torch.device) -> Any:
+    """The tensor in memory that a GPU can read by itself: a copy out of other memory waits for what the GPU does."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from finetune.compute.vision import CHUNK_PATCHES, Tower
+from finetune.families.batch import on_device, ready
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
 from finetune.media.normalised import Normalisation
@@ -51,8 +52,7 @@ class PixelLoader:
 
     def _read(self, images: tuple[int, ...]) -> tuple[Any, Any]:
         patches, grids = self.bank.pixels(images, self.processor, self.pool, raw=True)
-        # A copy to the GPU out of other memory waits for what the GPU is doing.
-        return (patches.pin_memory() if self.device.type == "cuda" else patches), grids
+        return ready(patches, self.device), grids
 
     def close(self) -> None:
         for pool in (self.feeder, self.pool):
@@ -158,7 +158,7 @@ class FrozenFeatures:
             return torch.cat([parts[index] for index in images], dim=1)
         for chunk in self._missing(images):
             self._kept.update(self._apart(chunk, self._compute(chunk).cpu()))
-        return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
+        return on_device(torch.cat([self._kept[index] for index in images], dim=1), self.device)
 
     def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
         """The images that must go through the tower, in the groups in which they go."""
