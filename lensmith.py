@@ -15,6 +15,7 @@ if __name__ == "__main__" and Path(sys.path[0]) == Path.cwd() != Path(__file__).
 import click
 
 from modelfiles.cli.lazy_group import LazyGroup
+from modelfiles.version import lensmith_version
 
 # Command name -> (module:attribute of the click command, the extra it needs, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -69,7 +70,7 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
 
 
 @click.group(cls=Commands, locations={name: place for name, (place, _, _) in COMMANDS.items()})
-@click.version_option(package_name="lensmith", prog_name="lensmith")
+@click.version_option(lensmith_version(), prog_name="lensmith")
 def main() -> None:
     """From labelled images to an answering API: fine-tune, merge, serve, register in Ollama."""
 

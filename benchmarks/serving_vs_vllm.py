@@ -2,10 +2,11 @@
 
     python -m benchmarks.serving_vs_vllm --model DIR --out FILE [--before CHECKOUT] [--vllm-path SITE] [--seconds 400]
 
-Sides: vllm, before (another checkout of Lensmith, if given), after (this one), two (this one with two engines on the
-card). Every picture of a turn is new and goes to each side once. Medians of the turns' requests/s are in the result's
-`rows`; every figure is in `turns`. What cannot be done in `--seconds` is left out. --quick with --vllm-url and
---engine transformers rehearses it without a GPU.
+Sides: vllm, before (another checkout of Lensmith, if given), after (this one), and with --two this one with two engines
+on the card. Every picture of a turn is new and goes to each side once. Medians of the turns' requests/s are in the
+result's `rows`; every figure is in `turns`. While vLLM starts, which takes longest, the answers of before and after are
+compared, and memory is watched under load. What cannot be done in `--seconds` is left out. --quick with --engine
+transformers rehearses it without a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import psutil
 
-from benchmarks.servers import Endpoint, Server
+from benchmarks.servers import Endpoint, Server, engines_behind, get
 from gateway.bench.client import RequestRecord, ask
 from gateway.bench.figures import figures
 from gateway.bench.load import LevelResult, LoadLevel
@@ -35,6 +36,8 @@ from gateway.bench.request_set import RequestSet
 from modelfiles.hardware.python_child import free_port
 
 LOADERS = 6  # processes
+WARM = 32  # requests before a load that are not counted, at most
+PICTURES = 5000  # under which memory is watched
 BLOCKS = 2200  # of 64 tokens in the cache of each side: room for all sides on one card
 VLLM_CACHE = 15 * 2**30  # bytes, the same number of tokens
 
@@ -51,6 +54,11 @@ class Load(NamedTuple):
         shape = "" if (self.images, self.tokens) == (1, 32) else f", {self.images} images, {self.tokens} tokens"
         return f"{self.size}, {self.at_once}{shape}"
 
+    @property
+    def warm(self) -> int:
+        """Requests before it that are not counted."""
+        return min(self.at_once, WARM if self.tokens == 32 else 2)
+
     def request_set(self) -> RequestSet:
         width, height = map(int, self.size.split("x"))
         extra = {"ignore_eos": True}
@@ -60,13 +68,13 @@ class Load(NamedTuple):
 
 
 TURN = (
-    Load("224x224", 64, 384),
-    Load("768x768", 64, 256),
-    Load("4000x3000", 64, 128),
+    Load("224x224", 64, 320),
+    Load("768x768", 64, 192),
+    Load("4000x3000", 64, 96),
     Load("768x768", 1, 24),
     Load("768x768", 4, 64),
 )
-SHAPES = (Load("768x768", 16, 48, images=8), Load("768x768", 64, 64, tokens=1000))
+SHAPES = (Load("768x768", 16, 32, images=8), Load("768x768", 64, 64, tokens=1000))
 QUICK = (Load("64x64", 4, 8), Load("96x96", 1, 2))
 
 
@@ -121,7 +129,7 @@ class Loaders:
         """Begin to make bodies; `wait` for them."""
         pipes = self._pipes(load)
         for index, pipe in enumerate(pipes):
-            level = LoadLevel(load.requests, load.at_once, load.at_once, seed=seed).share(index, len(pipes))
+            level = LoadLevel(load.requests, load.warm, load.at_once, seed=seed).share(index, len(pipes))
             pipe.send(("make", name, level, load.request_set()))
 
     def wait(self, load: Load) -> None:
@@ -153,7 +161,7 @@ def start(given: argparse.Namespace, work: Path) -> dict[str, Server]:
         argv += ["--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", str(VLLM_CACHE)]
         sides["vllm"] = Server(argv, port, "/health", work / "vllm.log", PYTHONPATH=given.vllm_path)
     for side, tree, engines in (("before", given.before, 1), ("after", here, 1), ("two", here, 2)):
-        if tree is None:
+        if tree is None or (side == "two" and not given.two):
             continue
         args = {"num-gpu-blocks": BLOCKS // engines} if given.engine == "lmdeploy" else {}
         replica: dict[str, Any] = {"folder": model, "engine": given.engine, "engine_args": args}
@@ -269,6 +277,8 @@ def main() -> None:
     parser.add_argument("--engine", default="lmdeploy")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--meanwhile", help="shell command that finds the engine in LENSMITH_GPU_ENGINE and its key")
+    parser.add_argument("--two", action="store_true")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     loads = QUICK if given.quick else TURN
@@ -278,33 +288,54 @@ def main() -> None:
     plans = [(turn, load) for turn in range(given.turns) for load in loads] + [(9, load) for load in shapes]
     for seed, (turn, load) in enumerate(plans):
         comparison.loaders.make(f"{turn} {load.name}", load, 10_000_000 * (seed + 1))
-    for side, server in servers.items():
-        try:
-            comparison.note(f"{side} ready after seconds", round(server.wait_ready(), 1))
-            comparison.sides[side] = server.endpoint
-        except RuntimeError as error:
-            comparison.note(f"{side} did not start", str(error)[-1500:])
     try:
-        for _, load in plans:
-            comparison.loaders.wait(load)
+        for side, server in sorted(servers.items(), key=lambda item: item[0] == "vllm"):
+            if side == "vllm":
+                for _, load in plans:
+                    comparison.loaders.wait(load)
+                while_waiting(comparison, servers, loads[0])
+            try:
+                comparison.note(f"{side} ready after seconds", round(server.wait_ready(), 1))
+                comparison.sides[side] = server.endpoint
+            except RuntimeError as error:
+                comparison.note(f"{side} did not start", str(error)[-1500:])
+        if "vllm" not in servers:
+            for _, load in plans:
+                comparison.loaders.wait(load)
         running = {side: servers[side] for side in comparison.sides}
         comparison.note("cores used when idle", {side: idle_cores(server) for side, server in running.items()})
-        comparison.note("resident MiB at first", {side: memory(server) for side, server in running.items()})
         for turn in range(given.turns):
             comparison.turn(turn, loads)
-        comparison.note("resident MiB after the turns", {side: memory(server) for side, server in running.items()})
-        if "before" in running and "after" in running and comparison.left > 30:
-            texts = {side: asyncio.run(answers(running[side].endpoint.url, 16)) for side in ("before", "after")}
-            same = sum(one == other for one, other in zip(texts["before"], texts["after"], strict=True))
-            comparison.note("greedy answers that are the same before and after", f"{same} of {len(texts['after'])}")
-            if same < len(texts["after"]):
-                again = asyncio.run(answers(running["before"].endpoint.url, 16))
-                same = sum(one == other for one, other in zip(texts["before"], again, strict=True))
-                comparison.note("greedy answers that are the same before and before again", f"{same} of {len(again)}")
         comparison.turn(9, shapes)
+        comparison.note("resident MiB at last", {side: memory(server) for side, server in running.items()})
     finally:
         for server in servers.values():
+            server.process.kill()  # nobody waits for answers any more
             server.end()
+
+
+def while_waiting(comparison: Comparison, servers: dict[str, Server], load: Load) -> None:
+    """What needs no quiet machine: are answers the same before and after, and does memory grow under many pictures."""
+    sides = [side for side in ("before", "after") if side in comparison.sides]
+    texts = [asyncio.run(answers(servers[side].endpoint.url, 12)) for side in (*sides, *sides[:1])]
+    for other, name in zip(texts[1:], (*sides[1:], f"{sides[0]} again"), strict=True):
+        same = sum(one == two for one, two in zip(texts[0], other, strict=True))
+        comparison.note(f"greedy answers of {sides[0]} that are the same from {name}", f"{same} of {len(other)}")
+    if "after" in sides and comparison.given.meanwhile:
+        engine = engines_behind(servers["after"])[0].endpoint
+        known = {**os.environ, "LENSMITH_GPU_ENGINE": engine.url, "LENSMITH_ENGINE_KEY": engine.key or ""}
+        done = subprocess.run(comparison.given.meanwhile, shell=True, env=known, capture_output=True, text=True)
+        comparison.note("meanwhile", done.stdout[-3000:] + done.stderr[-500:])
+    if "after" not in sides or get(servers["vllm"].endpoint.url + "/health")[0] == 200:
+        return
+    comparison.loaders.make("memory", load, seed=900_000_000)
+    comparison.loaders.wait(load)
+    pictures, seen = 0, [memory(servers["after"])]
+    while pictures < PICTURES and get(servers["vllm"].endpoint.url + "/health")[0] != 200:
+        row = comparison.loaders.measure("memory", load, servers["after"].endpoint.url)
+        pictures += row["ok"] + load.warm
+        seen.append(memory(servers["after"]))
+        comparison.note(f"resident MiB after {pictures} pictures of {load.size}", seen)
 
 
 if __name__ == "__main__":

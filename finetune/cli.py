@@ -70,7 +70,7 @@ def env() -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def train(recipe: str, overrides: tuple[str, ...]) -> None:
     """Fine-tune a model as RECIPE says; KEY=VALUE changes a key of it.
@@ -93,7 +93,7 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--gpu", metavar="CARD", help="The GPU it is for: t4, l4, a10, a100-40, a100, h100, h200, or its GiB.")
 @click.option("--measure/--no-measure", default=None, help="Train a few steps to tell the time; default: on a GPU.")
@@ -124,7 +124,7 @@ def check(
 
 
 @click.command(name="eval")
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--against", metavar="FOLDER", help="Compare with an earlier run's predictions, pair by pair.")
 @click.option(
@@ -189,7 +189,7 @@ def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | N
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--merge-base",

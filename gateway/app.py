@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Response, Security
@@ -30,6 +29,7 @@ from gateway.runtime.management import management_routes
 from gateway.runtime.service import Service
 from gateway.tenants.auth import Authenticate
 from gateway.tenants.limits import Tenant
+from modelfiles.version import lensmith_version
 
 # What a web page may read of an answer beside its body.
 EXPOSED = (
@@ -126,7 +126,7 @@ def create_app(service: Service, management_port: int | None = None, studio: Sta
         middleware.insert(1, Middleware(ByPort, management=inside, port=management_port))
     app = GatewayApp(
         title="Lensmith",
-        version=version("lensmith"),
+        version=lensmith_version(),
         lifespan=lifespan,
         middleware=middleware,
         redirect_slashes=False,

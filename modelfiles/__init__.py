@@ -4,6 +4,7 @@ The rooms, each importing only those before it:
 
     folder    reads a model folder: configs, safetensors and GGUF headers, chat template (gateway and finetune use it)
     images    pictures upright and in 8-bit RGB, and the size that a processor gives them
+    version   of this software, installed or not
     adapter   an adapter in the form that LMDeploy takes
     language  Ollama's Modelfile language and Go's text/template
     ollama    what Ollama does with each architecture: image sizes, prompts, repairs, the plan of a Modelfile

@@ -28,13 +28,19 @@ def linear(module: Any, x: Any) -> Any:
 
 def forward(module: Any, x: Any) -> tuple[Any, Kept]:
     """([N, out] of x [N, in], what `backward` needs), without autograd."""
-    base, kept = _base(module), keep(module, x)
+    kept = keep(module, x)
+    return forward_kept(module, x, kept), kept
+
+
+def forward_kept(module: Any, x: Any, kept: Kept) -> Any:
+    """[N, out] of x [N, in], given what `keep` made of x."""
+    base = _base(module)
     bias = None if base.bias is None else base.bias.to(x.dtype)
     out = torch.nn.functional.linear(x, dense_weight(base, x.dtype), bias)
     if kept.inner is not None:
         _, up, scaling = _adapter(module)
         out.addmm_(kept.inner, up.to(x.dtype).T, alpha=scaling)
-    return out, kept
+    return out
 
 
 def keep(module: Any, x: Any) -> Kept:

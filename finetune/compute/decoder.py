@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from finetune.compute.adapted_linear import backward, forward, keep, linear
+from finetune.compute.adapted_linear import Kept, backward, forward, forward_kept, keep, linear
 from finetune.compute.fixed_inputs import IGNORED, FixedInputs
 from finetune.compute.kept_inputs import KeptInputs
 from finetune.compute.randomness import LayerDraws
@@ -40,6 +41,24 @@ def _rotate(x: Any, cos: Any, sin: Any, sign: int) -> Any:
     return out
 
 
+@dataclass
+class Activations:
+    """What a layer's backward pass needs.
+
+    x: its input; middle, after attention, and states, normed: both with their way of autograd from x; gate, up: the
+    MLP's; gate_kept, up_kept, down_kept: what its linears keep.
+    """
+
+    x: Any
+    middle: Any
+    states: Any
+    gate: Any
+    up: Any
+    gate_kept: Kept
+    up_kept: Kept
+    down_kept: Kept
+
+
 def layer_forward(layer: Any, x: Any, rotary: tuple[Any, Any]) -> Any:
     """[B, L, hidden] -> [B, L, hidden], without autograd."""
     mlp = layer.mlp
@@ -51,18 +70,46 @@ def layer_forward(layer: Any, x: Any, rotary: tuple[Any, Any]) -> Any:
         return out.view(x.shape).add_(x)
 
 
-def layer_backward(layer: Any, x: Any, rotary: tuple[Any, Any], grad: Any) -> Any:
-    """The gradient of the layer's input for that of its output; adds those of its adapters to their `.grad`.
-
-    The layer is computed again but for its last product, which no gradient needs.
-    """
-    x = x.detach().requires_grad_()
+def activations(layer: Any, x: Any, rotary: tuple[Any, Any]) -> Activations:
+    """The layer on x but for its last product, which no gradient needs."""
+    x, mlp = x.detach().requires_grad_(), layer.mlp
     with torch.enable_grad():
         middle, states = _attended(layer, x, rotary)
     with torch.no_grad():
-        grad_states = _gated_backward(layer.mlp, states.detach(), grad.view(-1, grad.shape[-1]))
-    torch.autograd.backward([middle, states], [grad, grad_states])
-    return x.grad
+        gate, gate_kept = forward(mlp.gate_proj, states.detach())
+        up, up_kept = forward(mlp.up_proj, states.detach())
+        down_kept = keep(mlp.down_proj, silu(gate).mul_(up))
+    return Activations(x, middle, states, gate, up, gate_kept, up_kept, down_kept)
+
+
+def output(layer: Any, kept: Activations) -> Any:
+    """The layer's output [B, L, hidden] from its activations."""
+    with torch.no_grad():
+        out = forward_kept(layer.mlp.down_proj, silu(kept.gate).mul_(kept.up), kept.down_kept)
+        return out.view(kept.x.shape).add_(kept.middle)
+
+
+def layer_backward(layer: Any, kept: Activations, grad: Any) -> Any:
+    """The gradient of the layer's input for that of its output; adds those of its adapters to their `.grad`.
+
+    Uses the activations up. The widest tensors of a training step are here, so that each is freed or written over as
+    soon as it can be.
+    """
+    mlp, flat = layer.mlp, grad.view(-1, grad.shape[-1])
+    gate, up, gate_kept, up_kept = kept.gate, kept.up, kept.gate_kept, kept.up_kept
+    with torch.no_grad():
+        grad_inner = backward(mlp.down_proj, kept.down_kept, flat)
+        kept.down_kept = kept.gate_kept = kept.up_kept = Kept()
+        kept.gate = kept.up = None
+        grad_up = silu(gate).mul_(grad_inner)
+        grad_gate = torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=gate)
+        del up, grad_inner
+        grad_states = backward(mlp.up_proj, up_kept, grad_up)
+        del grad_up
+        grad_states += backward(mlp.gate_proj, gate_kept, grad_gate)
+        del gate, grad_gate
+    torch.autograd.backward([kept.middle, kept.states], [grad, grad_states])
+    return kept.x.grad
 
 
 def _attended(layer: Any, x: Any, rotary: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -83,22 +130,6 @@ def _attended(layer: Any, x: Any, rotary: tuple[Any, Any]) -> tuple[Any, Any]:
     out, _ = attend(attention, query, key, value.transpose(1, 2), None, dropout=0.0, scaling=attention.scaling)
     x = x + linear(attention.o_proj, out.flatten(0, 1).flatten(1)).view(x.shape)
     return x, _norm(layer.post_attention_layernorm, x).view(-1, hidden)
-
-
-def _gated_backward(mlp: Any, states: Any, grad: Any) -> Any:
-    """The gradient of an MLP's input for that of its output, both [N, hidden].
-
-    The widest tensors of a training step are here, so that each is freed or written over as soon as it can be.
-    """
-    gate, kept_gate = forward(mlp.gate_proj, states)
-    up, kept_up = forward(mlp.up_proj, states)
-    grad_inner = backward(mlp.down_proj, keep(mlp.down_proj, silu(gate).mul_(up)), grad)
-    grad_up = silu(gate).mul_(grad_inner)
-    grad_gate = torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=gate)
-    del up, grad_inner
-    out = backward(mlp.up_proj, kept_up, grad_up)
-    del grad_up
-    return out.add_(backward(mlp.gate_proj, kept_gate, grad_gate))
 
 
 def _norm(module: Any, x: Any) -> Any:
@@ -137,16 +168,19 @@ def why_not(base: Any) -> str:
 class LayeredStep:
     """The loss of micro-batches and its gradients, for a frozen language model whose linears have LoRA adapters.
 
-    base: the *ForConditionalGeneration module; tokens: of the largest micro-batch, padding included.
+    base: the *ForConditionalGeneration module; tokens: of the largest micro-batch, padding included; kept_layers: of
+    how many layers, the last ones, activations are kept; the others' are computed again.
     """
 
-    def __init__(self, base: Any, tokens: int) -> None:
+    def __init__(self, base: Any, tokens: int, kept_layers: int = 0) -> None:
         self.base, self.model = base, base.model.language_model
         config = base.config
         device = self.model.embed_tokens.weight.device
         self.image_ids = torch.tensor([config.image_token_id, config.video_token_id], device=device)
         weight = self.model.embed_tokens.weight
-        self.kept = KeptInputs(len(self.model.layers), tokens * weight.shape[1], weight.dtype, device)
+        self.again = len(self.model.layers) - kept_layers
+        self.inputs = KeptInputs(self.again, tokens * weight.shape[1], weight.dtype, device)
+        self.activations: dict[int, Activations] = {}
         drops = any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.layers.modules())
         self.draws = LayerDraws(len(self.model.layers), device) if drops else None
 
@@ -166,17 +200,21 @@ class LayeredStep:
         The loss is the summed float32 cross entropy of the label tokens.
         """
         x, rotary = self._forward(inputs)
-        self.kept.turn()
+        self.inputs.turn()
         loss, grad = self._loss(x, inputs, factor)
         del x
         for number in reversed(range(len(self.model.layers))):
             with self._drawn(number, True):
-                grad = layer_backward(self.model.layers[number], self.kept.take(number), rotary, grad)
+                kept = self.activations.pop(number, None)
+                if kept is None:
+                    kept = activations(self.model.layers[number], self.inputs.take(number), rotary)
+                grad = layer_backward(self.model.layers[number], kept, grad)
+                del kept
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _forward(self, inputs: FixedInputs) -> tuple[Any, tuple[Any, Any]]:
-        """(the last layer's output [B, L, hidden], cos and sin); every layer's input is kept."""
+        """(the last layer's output [B, L, hidden], cos and sin); inputs or activations are kept."""
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
@@ -185,9 +223,13 @@ class LayeredStep:
         rotary = _rotary(self.model, x, inputs.positions)
         deep = len(inputs.features) - 1 if inputs.features is not None else 0
         for number, layer in enumerate(self.model.layers):
-            self.kept.put(number, x)
             with self._drawn(number, False):
-                x = layer_forward(layer, x, rotary)
+                if number < self.again:
+                    self.inputs.put(number, x)
+                    x = layer_forward(layer, x, rotary)
+                else:
+                    self.activations[number] = activations(layer, x, rotary)
+                    x = output(layer, self.activations[number])
             if number < deep:  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)

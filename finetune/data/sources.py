@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -46,18 +47,24 @@ class Source:
 
 
 def find_source(name: str, recipe: Recipe, split: str = "train") -> Source:
-    """A dataset's files; of a folder or hub's id those of the split. Raises FinetuneError."""
+    """A dataset's files; of a folder or hub's id those of the split. Raises FinetuneError.
+
+    A name that dataset_info.json has is that entry, whatever lies in the current folder under the same name.
+    """
     folder = Path(recipe.dataset_dir)
     media = Path(recipe.media_dir) if recipe.media_dir else None
     bare = Path(name)
-    if bare.is_dir():
-        return Source(_data_files(bare, split, media))
-    if bare.suffix in SUFFIXES:
-        return Source([DataFile(bare, media or bare.parent)])
-    known = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").exists() else None
+    is_path = bare.is_dir() or bare.suffix in SUFFIXES
+    known = None
+    if (folder / "dataset_info.json").exists() and not (is_path and os.sep in name):
+        known = read_json(folder / "dataset_info.json")
     if isinstance(known, dict) and name in known:
         location = f"{folder}/dataset_info.json, {name}"
         return _entry(known[name], folder, media, location, recipe.stage == "dpo")
+    if bare.is_dir():
+        return Source(_data_files(bare, split, media))
+    if is_path:
+        return Source([DataFile(bare, media or bare.parent)])
     if is_hub_id(name):
         return Source(_data_files(download(name, "dataset"), split, media))
     if not isinstance(known, dict):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from finetune.model.trained_by import ADAPTER, TRAINED_WEIGHTS
 from modelfiles.folder.model_folder import ModelFolder
+from modelfiles.version import lensmith_version
 
 
 def make_provenance(
@@ -34,7 +34,7 @@ def make_provenance(
     weights = adapter / (TRAINED_WEIGHTS if (adapter / TRAINED_WEIGHTS).is_file() else ADAPTER)
     environment, trained = optional("environment.json"), optional("train_results.json")
     return {
-        "lensmith": version("lensmith"),
+        "lensmith": lensmith_version(),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": {"name": folder.name, "fingerprint": folder.fingerprint()},
         "adapter": {"sha256": sha256(weights), "weights": changed},

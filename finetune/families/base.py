@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.encoding.encoded import Encoded
@@ -57,12 +58,18 @@ class Family(Protocol):
         """Loads the folder's processor. Raises FinetuneError if the recipe asks for what the family cannot."""
 
     def feed(
-        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
+        self,
+        base: Any,
+        reader: Reader,
+        images: Sequence[int],
+        reused: bool = False,
+        processes_per_host: int = 1,
+        folder: Path | None = None,
     ) -> Feed:
         """base: the *ForConditionalGeneration module; images: the rows' in the order of their use.
 
         reused: whether they are used more than once; processes_per_host: how many processes of the run share this
-        machine's memory.
+        machine's memory; folder: the run's, on whose disk may be kept what memory does not hold.
         """
 
     def loss(self, base: Any, noise: float) -> Any:

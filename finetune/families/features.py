@@ -3,21 +3,24 @@ pixels, if the tower is trained.
 
 An image's features are the language model's image tokens and, for Qwen3-VL, the DeepStack features added to its first
 layers: (1 + DeepStack layers) x tokens x hidden size x bytes, so 1.2 MB x 4 for a 640x480 image of Qwen3-VL-2B in 16
-bit. They are kept in host memory if all images' fit in a quarter of it, else computed again each time.
+bit. They are kept in host memory if all images' fit in a quarter of it, else in a file in the run's folder if its disk
+has room for them, else computed again each time.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune.compute.vision import CHUNK_PATCHES, Tower
 from finetune.families.batch import on_device, ready
+from finetune.families.feature_file import FeatureFile, file_for
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
 from finetune.media.normalised import Normalisation
@@ -101,7 +104,8 @@ class FrozenFeatures:
 
     `order` names images in the order of use: the tower gets them in chunks of the order of first use, so that a resumed
     run computes bit for bit what an unbroken one does. reused: whether the order is used more than
-    once; processes_per_host: how many processes of the run share this machine's memory, each with its own features.
+    once; processes_per_host: how many processes of the run share this machine's memory, each with its own features;
+    folder: on the disk that may hold them.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class FrozenFeatures:
         order: Sequence[int],
         reused: bool = False,
         processes_per_host: int = 1,
+        folder: Path | None = None,
     ) -> None:
         self.model, self.bank = model, bank
         self.device = next(model.model.visual.parameters()).device
@@ -125,8 +130,13 @@ class FrozenFeatures:
         tokens = sum(bank.tokens(index) for index in set(order))
         self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.cached = (reused or len(set(order)) < len(order)) and self.bytes <= memory // (4 * processes_per_host)
-        self._kept: dict[int, Any] = {}
+        self._kept: dict[int, Any] | FeatureFile | None = {}
+        if not (reused or len(set(order)) < len(order)):
+            self._kept = None
+        elif self.bytes > memory // (4 * processes_per_host):
+            shapes = {index: (layers, bank.tokens(index), hidden) for index in dict.fromkeys(order)}
+            self._kept = file_for(folder, shapes, model.model.visual.dtype, processes_per_host)
+        self.cached = self._kept is not None
         patches = 0
         for index in dict.fromkeys(order) if self.cached else ():
             size = math.prod(bank.grids[index])
@@ -144,17 +154,20 @@ class FrozenFeatures:
         """Starts to decode what `get` will need for these images, in the background."""
         for chunk in self._missing(images):
             self.loader.prefetch(chunk)
+        if isinstance(self._kept, FeatureFile):
+            for index in images:
+                self._kept.prefetch(index)
 
     def get(self, images: Sequence[int]) -> Any | None:
         """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
         if not images:
             return None
-        if not self.cached:
+        if self._kept is None:
             (once,) = self._missing(images)
             features = self._compute(once)
             if len(once) == len(images):
                 return features
-            parts = self._apart(once, features)
+            parts = dict(self._apart(once, features))
             return torch.cat([parts[index] for index in images], dim=1)
         for chunk in self._missing(images):
             self._kept.update(self._apart(chunk, self._compute(chunk).cpu()))
@@ -162,9 +175,10 @@ class FrozenFeatures:
 
     def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
         """The images that must go through the tower, in the groups in which they go."""
-        if not self.cached:
+        if self._kept is None:
             return [tuple(dict.fromkeys(images))] if images else []
-        missing = (index for index in images if index not in self._kept)
+        kept = self._kept
+        missing = (index for index in images if index not in kept)
         return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
 
     def _compute(self, images: tuple[int, ...]) -> Any:
@@ -172,10 +186,10 @@ class FrozenFeatures:
         patches, grids = self.loader.get(images)
         return self.tower(patches, [(time, rows, columns) for time, rows, columns in grids.tolist()])
 
-    def _apart(self, images: tuple[int, ...], features: Any) -> dict[int, Any]:
+    def _apart(self, images: tuple[int, ...], features: Any) -> Iterator[tuple[int, Any]]:
         """Each image's features, which do not keep the others'."""
         parts = features.split([self.bank.tokens(index) for index in images], dim=1)
-        return {index: part.clone() for index, part in zip(images, parts, strict=True)}
+        return ((index, part.clone()) for index, part in zip(images, parts, strict=True))
 
     def _encode(self, patches: Any, **layout: Any) -> Any:
         return encode_images(self.model, self.loader.normalisation(patches), **layout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,13 @@ class OtherVL:
         return Reader(folder, processor, bank, ProcessorEncoder(folder, processor, bank))
 
     def feed(
-        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
+        self,
+        base: Any,
+        reader: Reader,
+        images: Sequence[int],
+        reused: bool = False,
+        processes_per_host: int = 1,
+        folder: Path | None = None,
     ) -> ProcessorFeed:
         return ProcessorFeed(base, reader)
 

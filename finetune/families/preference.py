@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,9 +143,15 @@ class QwenPairs(QwenVL):
         self.recipe, self.reference = recipe, reference
 
     def feed(
-        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
+        self,
+        base: Any,
+        reader: Reader,
+        images: Sequence[int],
+        reused: bool = False,
+        processes_per_host: int = 1,
+        folder: Path | None = None,
     ) -> PairFeed:
-        return PairFeed(base, reader, images, reused, processes_per_host)
+        return PairFeed(base, reader, images, reused, processes_per_host, folder)
 
     def loss(self, base: Any, noise: float) -> PreferenceLoss:
         return PreferenceLoss(base, self.recipe, self.reference, noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,15 @@ class QwenVL:
         return Reader(folder, processor, bank, ChatEncoder(folder, processor, bank))
 
     def feed(
-        self, base: Any, reader: Reader, images: Sequence[int], reused: bool = False, processes_per_host: int = 1
+        self,
+        base: Any,
+        reader: Reader,
+        images: Sequence[int],
+        reused: bool = False,
+        processes_per_host: int = 1,
+        folder: Path | None = None,
     ) -> QwenFeed:
-        return QwenFeed(base, reader, images, reused, processes_per_host)
+        return QwenFeed(base, reader, images, reused, processes_per_host, folder)
 
     def loss(self, base: Any, noise: float) -> Any:
         return LabelLoss(base, noise)
@@ -57,7 +64,10 @@ class QwenVL:
 class QwenFeed:
     """family.Feed: ids and positions are known; images are a frozen tower's features, or pixels for a trained one."""
 
-    def __init__(self, base: Any, reader: Reader, images: Sequence[int], reused: bool, processes_per_host: int) -> None:
+    def __init__(
+        self, base: Any, reader: Reader, images: Sequence[int], reused: bool, processes_per_host: int,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
         assert isinstance(reader.bank, ImageBank)
         self.base, self.processor, self.bank = base, reader.processor, reader.bank
         self.device, self.eos = base.lm_head.weight.device, reader.folder.eos_token_ids
@@ -66,7 +76,7 @@ class QwenFeed:
         if trains_vision(base):
             self.images = TrainedVision(base, self.device, self.bank, self.processor)
         else:
-            self.images = FrozenFeatures(base, self.bank, self.processor, images, reused, processes_per_host)
+            self.images = FrozenFeatures(base, self.bank, self.processor, images, reused, processes_per_host, folder)
 
     def prefetch(self, rows: Sequence[Encoded]) -> None:
         self.images.prefetch(_images(rows))

@@ -41,8 +41,14 @@ class Estimate:
     reserved: int
 
 
-def estimate(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card) -> Estimate:
-    """Peak memory of training on the card with the heaviest micro-batch `load`."""
+def estimate(
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int | None = None
+) -> Estimate:
+    """Peak memory of training on the card with the heaviest micro-batch `load`.
+
+    kept_layers: decoder layers whose activations are kept, the others' are computed again. None: all of them with
+    disable_gradient_checkpointing, else none.
+    """
     text, vision = folder.text_config, folder.vision_config
     hidden, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     head = text.get("head_dim") or hidden // text["num_attention_heads"]
@@ -66,22 +72,22 @@ def estimate(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Ca
     kept = norms + attention + gated + inputs
     # What the moment at the peak needs besides: gradients, and PEFT's float32 inputs where nothing is in 4 bits.
     goes_by_float32 = lora and not four_bit
-    if recipe.disable_gradient_checkpointing:
-        behind = kept * layers
-        working = 8 * inner + (8 * hidden if recipe.lora_dropout else 0) if goes_by_float32 else 8 * hidden
-    else:
-        behind = 2 * hidden * layers
-        working = kept
-        if goes_by_float32:
-            working += 10 * inner + 12 * hidden if recipe.lora_dropout else 6 * inner + 10 * hidden
-        else:
-            working += inner + 4 * hidden if recipe.lora_dropout else 2 * inner + 5 * hidden // 2
+    if kept_layers is None:
+        kept_layers = layers if recipe.disable_gradient_checkpointing else 0
+    behind = kept * kept_layers + 2 * hidden * (layers - kept_layers)
+    # While the kept layers are gone through, and, when they are, one layer of those that are computed again.
+    whole_layers = 8 * hidden
+    again = kept + (inner + 4 * hidden if recipe.lora_dropout else 2 * inner + 5 * hidden // 2)
+    if goes_by_float32:
+        whole_layers = 8 * inner + (8 * hidden if recipe.lora_dropout else 0)
+        again = kept + (10 * inner + 12 * hidden if recipe.lora_dropout else 6 * inner + 10 * hidden)
+    working = max(whole_layers if kept_layers else 0, again - kept * kept_layers if kept_layers < layers else 0)
     deep = 1 + len(vision.get("deepstack_visual_indexes") or [])
     features = 2 * deep * load.image_tokens * hidden
     whole = 0 if lora else model_states["trained parameters"] // 2  # their 16-bit copies, while autocast is on
     tower = load.patches * tower_bytes(vision)
     if not (recipe.freeze_vision_tower and recipe.freeze_multi_modal_projector):
-        features += load.patches * _kept_by_tower(vision, bool(recipe.disable_gradient_checkpointing))
+        features += load.patches * _kept_by_tower(vision, kept_layers == layers)
     kept_by_layers, logits = load.tokens * behind, LOGITS * load.labels * text["vocab_size"]
     moments = {
         "vision tower": tower,

@@ -48,7 +48,7 @@ def heaviest_load(
     lengths, media = lengths_of(rows).astype(np.int64), media_of(rows)
     if any(saved):
         lengths -= np.array([sum(saved[index] for index in images) for images in media])
-    size = min(recipe.per_device_train_batch_size, len(rows))
+    size = min(recipe.batch_size, len(rows))
     heaviest = np.argsort(-lengths, kind="stable")[:size].tolist()
     images = [image for number in heaviest for image in media[number]]
     return MicroBatchLoad(

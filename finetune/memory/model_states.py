@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from math import prod
 
+from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -43,7 +44,7 @@ def _is_frozen(name: str, recipe: Recipe) -> bool:
 
 
 def _has_adapter(name: str, shape: Sequence[int], recipe: Recipe) -> bool:
-    """Whether a tensor is the weight of a linear that gets an adapter."""
+    """Whether a tensor is the weight of a linear that gets an adapter. Raises FinetuneError."""
     module = name.removesuffix(".weight")
     embeds = "embed" in name or module == "lm_head"
     if recipe.finetuning_type != "lora" or len(shape) != 2 or embeds or module == name or _is_frozen(name, recipe):
@@ -52,7 +53,10 @@ def _has_adapter(name: str, shape: Sequence[int], recipe: Recipe) -> bool:
         return True
     if re.fullmatch(r"[\w., -]+", recipe.lora_target):
         return any(f".{module}".endswith(f".{want.strip()}") for want in recipe.lora_target.split(","))
-    return re.fullmatch(recipe.lora_target, module) is not None
+    try:
+        return re.fullmatch(recipe.lora_target, module) is not None
+    except re.error as error:
+        raise FinetuneError(f"lora_target: {recipe.lora_target} is not a regular expression: {error}.") from None
 
 
 def _is_trained_whole(name: str, folder: ModelFolder, recipe: Recipe) -> bool:

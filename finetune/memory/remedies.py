@@ -35,8 +35,8 @@ def changes_that_fit(
 def _changes(recipe: Recipe, bank: ImageBank) -> Iterator[dict[str, Any]]:
     if recipe.disable_gradient_checkpointing:
         yield {"disable_gradient_checkpointing": False}
-    rows = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    size = recipe.per_device_train_batch_size
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps
+    size = recipe.batch_size
     while size > 1:
         size //= 2
         yield {"per_device_train_batch_size": size, "gradient_accumulation_steps": -(-rows // size)}

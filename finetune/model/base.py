@@ -72,17 +72,24 @@ def _no_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Keeps only each layer's input for the backward pass and computes the rest again."""
+def checkpoint_activations(model: Any, kept_layers: int = 0) -> None:
+    """Keeps only each layer's input for the backward pass and computes the rest again.
+
+    kept_layers: of so many of the language model's layers, the last ones, everything is kept all the same.
+    """
     with old_names_allowed():
         for part in [language_model(model), *(vision_parts(model).values() if trains_vision(model) else [])]:
             part.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in language_model(model).layers[-kept_layers:] if kept_layers else []:
+        layer.gradient_checkpointing = False
 
 
 def keep_activations(model: Any) -> None:
-    """Undoes `checkpoint_activations` for the language model, so that generation has its key-value cache."""
+    """Undoes `checkpoint_activations`; without it, generation has its key-value cache."""
     with old_names_allowed():
-        language_model(model).gradient_checkpointing_disable()
+        for part in [language_model(model), *vision_parts(model).values()]:
+            if getattr(part, "is_gradient_checkpointing", False):
+                part.gradient_checkpointing_disable()
 
 
 def dropout(model: Any, on: bool) -> None:

@@ -52,6 +52,11 @@ def refuse_unsupported(folder: ModelFolder) -> None:
 
 def refuse_keys(folder: ModelFolder, recipe: Recipe) -> None:
     """Raises FinetuneError if the recipe asks a model outside the Qwen-VL families for what only those can do."""
+    if recipe.per_device_train_batch_size == "auto":
+        raise FinetuneError(
+            f"per_device_train_batch_size: auto is for the Qwen-VL families; what {folder.model_type!r} models need is "
+            "not estimated: set a number of rows."
+        )
     for key, (allowed, why) in ONLY.items():
         value = getattr(recipe, key)
         if value not in allowed:

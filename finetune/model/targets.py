@@ -11,8 +11,9 @@ import torch
 
 from finetune.errors import FinetuneError
 from finetune.model.base import old_names_allowed
-from finetune.model.structure import vision_parts
+from finetune.model.structure import language_model, vision_parts
 from finetune.recipe.schema import Recipe
+from modelfiles.folder.model_folder import ModelFolder
 
 LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.(.+)")
 
@@ -50,7 +51,7 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
     if recipe.use_dora and recipe.quantization_bit and not torch.cuda.is_available():
         raise FinetuneError("use_dora on a 4-bit base needs a GPU: PEFT dequantises there; unset quantization_bit.")
     extra = _additional_targets(model, recipe)
-    targets = [name for name in _lora_targets(model, recipe) if name not in extra]
+    targets = [name for name in lora_targets(model, recipe) if name not in extra]
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.alpha,
@@ -79,7 +80,7 @@ def wrap(model: Any, config: Any) -> Any:
     return wrapped
 
 
-def _lora_targets(model: Any, recipe: Recipe) -> list[str]:
+def lora_targets(model: Any, recipe: Recipe) -> list[str]:
     """Names of the linears that get adapters, in the parts that are not frozen."""
     vision = vision_parts(model)
     linears = [
@@ -111,6 +112,30 @@ def _lora_targets(model: Any, recipe: Recipe) -> list[str]:
             f"parts are {', '.join(names)}."
         )
     return chosen
+
+
+def experts_note(folder: ModelFolder, recipe: Recipe) -> str:
+    """What of a mixture of experts gets adapters and 4 bits, in a sentence; "" for a model without experts.
+
+    bitsandbytes and PEFT's target_modules see linear layers alone. Experts are three-dimensional parameters, and most
+    of such a model's weights. Read from headers and an empty model. Raises FinetuneError.
+    """
+    if not any(len(info.shape) == 3 and ".experts." in name for name, info in folder.tensors.items()):
+        return ""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder.path, local_files_only=True))
+    layers = language_model(model).layers
+    weights = sum(parameter.numel() for parameter in layers.parameters())
+    linears = sum(module.weight.numel() for module in layers.modules() if isinstance(module, torch.nn.Linear))
+    adapted = sum(model.get_submodule(name).weight.numel() for name in lora_targets(model, recipe))
+    said = (
+        f"{folder.architecture} is a mixture of experts: adapters are on {100 * adapted / weights:.0f} % of its weights"
+    )
+    if recipe.quantization_bit == 4:
+        said += f" and {100 * linears / weights:.0f} % are in 4 bits"
+    return f"{said}; the experts are no linear layers, so they stay as they are, in 16 bits."
 
 
 def _named(names: Sequence[str], want: str) -> list[str]:

@@ -17,15 +17,18 @@ from finetune.media.bank import ImageBank
 from finetune.memory.cards import Card
 from finetune.memory.estimate import GIB, estimate
 from finetune.memory.heaviest_load import heaviest_load
+from finetune.memory.plan import MARGIN, plans
 from finetune.memory.remedies import changes_that_fit
 from finetune.model.device import dtype_on, pick_device, pick_dtype
 from finetune.model.folder import open_base
+from finetune.model.targets import experts_note
 from finetune.preflight.data import Checked, check_data
 from finetune.preflight.report import Report
 from finetune.preflight.servers import servers
 from finetune.preflight.serving_sizes import size_warnings
 from finetune.preflight.without_model import check_without_model, say_how_many_images_fit
 from finetune.recipe.schema import Recipe
+from finetune.reporting.trackers import refuse_missing
 from finetune.training.optim import total_steps
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -46,6 +49,10 @@ def check_recipe(
     for key in ("dataset", "output_dir"):
         if getattr(recipe, key) is None:
             report.error(f"The recipe lacks {key}: {Recipe.model_fields[key].description}")
+    try:
+        refuse_missing(recipe.report_to)
+    except FinetuneError as error:
+        report.error(error.message)
     try:
         folder = open_base(recipe)
         reader = family_of(folder).read(folder, recipe)
@@ -68,6 +75,8 @@ def check_recipe(
     if reader is not None:
         if checked is not None and checked.rows:
             _check_memory(recipe, reader.folder, checked, card or ANY_CARD, report)
+        if note := experts_note(reader.folder, recipe):
+            report.warn(note)
         for warning in size_warnings(recipe, reader.folder):
             report.warn(warning)
         found = servers(reader.folder)
@@ -84,8 +93,18 @@ def _check_memory(recipe: Recipe, folder: ModelFolder, checked: Checked, card: C
     if not isinstance(checked.bank, ImageBank):
         report.say(f"Memory is not estimated for {folder.model_type} models; a few steps tell (--measure).")
         return
+    usable = MARGIN * card.usable_bytes
+    plan = plans(folder, recipe, checked.rows, checked.bank, card, usable)[0]
+    if recipe.per_device_train_batch_size == "auto":
+        report.say(
+            f"per_device_train_batch_size: auto would be {plan.words}, by the estimate; on a GPU a trial of some "
+            f"seconds decides between it and fewer rows. A step has {recipe.gradient_accumulation_steps} rows"
+        )
+    recipe = plan.applied(recipe)
     load = heaviest_load(checked.rows, recipe, checked.bank)
-    needed = estimate(folder, recipe, load, card)
+    needed = estimate(folder, recipe, load, card, plan.kept_layers)
+    if recipe.disable_gradient_checkpointing is None and math.isfinite(card.gib):
+        report.say(f"Gradient checkpointing: training keeps {plan.activations}, as memory allows")
     parts = {name: size for name, size in needed.model_states.items() if size}
     moment = max(needed.moments, key=lambda name: needed.moments[name])
     parts[f"activations ({moment})"] = needed.moments[moment]
@@ -115,7 +134,7 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, report: Repor
     result = measure(recipe)
     steps = total_steps(recipe, rows)
     samples = min(
-        steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
+        steps * recipe.batch_size * recipe.gradient_accumulation_steps,
         math.ceil(rows * recipe.num_train_epochs) if recipe.max_steps < 0 else math.inf,
     )
     hours = (result.first_step_seconds + samples / result.samples_per_second) / 3600

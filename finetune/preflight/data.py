@@ -84,7 +84,7 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
     report.say(
         f"{len(kept):,} rows, {lengths_of(kept).sum(dtype=int):,} tokens of which {labels_of(kept).sum(dtype=int):,} "
         f"are labels; {total_steps(recipe, len(kept)):,} steps of up to "
-        f"{recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps} rows"
+        f"{recipe.batch_size * recipe.gradient_accumulation_steps} rows"
     )
     report.figures["data"] = {
         "rows": len(rows),

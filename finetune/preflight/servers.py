@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune.model.supported import QWEN_VL
 from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.rules import prevents_import
-from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES, TURBOMIND_MODEL_TYPES
+from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES, TURBOMIND_ARCHITECTURES
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.versions import version_text
@@ -13,24 +13,16 @@ from modelfiles.ollama.versions import version_text
 
 def servers(folder: ModelFolder) -> list[tuple[str, bool, str]]:
     """(server, whether it loads the merged model, how or why not) for a base that can be trained."""
-    if folder.model_type not in QWEN_VL:
-        listed = folder.architecture in PYTORCH_ARCHITECTURES
+    listed = folder.architecture in PYTORCH_ARCHITECTURES
+    turbomind = folder.architecture in TURBOMIND_ARCHITECTURES
+    if folder.model_type in QWEN_VL:
+        embedded = "with the embedded engine, or LMDeploy's PyTorch engine on a GPU"
+        engine = "PyTorch or TurboMind engine" if turbomind else "PyTorch engine; TurboMind has it not"
+    else:
+        embedded = "with the embedded engine, as transformers loads it; not tried with each family"
         engine = f"its PyTorch engine lists {folder.architecture}" if listed else f"it has no {folder.architecture}"
-        rows = [
-            ("lensmith serve", True, "with the embedded engine, as transformers loads it; not tried with each family"),
-            ("LMDeploy 0.18", listed, engine),
-        ]
-        return [*rows, _ollama(folder)]
-    engine = (
-        "PyTorch or TurboMind engine"
-        if folder.model_type in TURBOMIND_MODEL_TYPES
-        else "PyTorch engine; TurboMind has it not"
-    )
-    rows = [
-        ("lensmith serve", True, "with the embedded engine, or LMDeploy's PyTorch engine on a GPU"),
-        ("LMDeploy 0.18", True, engine),
-    ]
-    return [*rows, _ollama(folder)]
+        engine += ", and so does TurboMind" if turbomind else ""
+    return [("lensmith serve", True, embedded), ("LMDeploy 0.18", listed, engine), _ollama(folder)]
 
 
 def _ollama(folder: ModelFolder) -> tuple[str, bool, str]:

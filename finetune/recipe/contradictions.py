@@ -34,6 +34,14 @@ def refuse_contradictions(recipe: Any) -> None:
         )
     if recipe.stage == "dpo" and recipe.fsdp:
         raise ValueError("fsdp does not go with stage: dpo; unset it: each GPU then holds the model (DDP)")
+    if recipe.per_device_train_batch_size == "auto":
+        if recipe.gradient_accumulation_steps == 1:
+            raise ValueError(
+                "per_device_train_batch_size: auto needs gradient_accumulation_steps: the rows of an optimiser step on "
+                "each device, such as 16, of which it takes as many at once as fit"
+            )
+        if recipe.fsdp:
+            raise ValueError("per_device_train_batch_size: auto does not go with fsdp, whose memory is not estimated")
     if recipe.packing and recipe.flash_attn == "disabled":
         raise ValueError("packing needs PyTorch's attention; unset flash_attn, or packing")
     if recipe.packing and recipe.neftune_noise_alpha:

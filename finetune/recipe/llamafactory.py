@@ -46,7 +46,7 @@ TOKENS = "the tokenizer stays the model's own; add tokens to the model folder be
 HUB = "upload the output_dir afterwards: `hf upload OWNER/NAME FOLDER`"
 SPREAD = "use torchrun, with fsdp: full_shard where the weights do not fit one GPU"
 LOSS = "the loss is cross-entropy over the answers' tokens, averaged over the whole step"
-RUNS = "set the project's own environment variables (such as WANDB_PROJECT or SWANLAB_API_KEY)"
+RUNS = "set report_to: wandb, swanlab or trackio, and their own environment variables (such as SWANLAB_API_KEY)"
 DTYPE = "set fp16: true or bf16: true, or neither to have it chosen by the GPU"
 # What to do instead, by key, or by how keys begin (`galore_*`).
 ADVICE: dict[str, str] = {
@@ -103,7 +103,7 @@ ADVICE: dict[str, str] = {
     "freeze_extra_modules": "name the modules in freeze_trainable_modules",
     "adapter_folder": "give the adapter's whole path as adapter_name_or_path",
     "model_revision": "download that revision and give its folder as model_name_or_path",
-    "auto_find_batch_size": "`lensmith check` estimates the memory; set per_device_train_batch_size by it",
+    "auto_find_batch_size": "set per_device_train_batch_size: auto",
     "lr_scheduler_kwargs": "use lr_scheduler_type: cosine, linear, constant or constant_with_warmup",
     "logging_strategy": "set logging_steps",
     "logging_dir": "logs are in output_dir/runs; set output_dir",

@@ -7,13 +7,13 @@ supported says so, and an unknown one gets a suggestion.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from finetune.errors import FinetuneError
+from finetune.recipe import values
 from finetune.recipe.contradictions import refuse_contradictions
-from finetune.recipe.values import joined, known_servers, number_in_text, old_quantizer, same_optimizer, yaml_no
 
 
 class Recipe(BaseModel):
@@ -152,8 +152,14 @@ class Recipe(BaseModel):
     resume_from_checkpoint: bool | str | None = Field(
         None, description="A checkpoint folder, true for the last one, false for none. Unset: the last one if any."
     )
-    per_device_train_batch_size: int = Field(8, ge=1, description="Rows in a forward pass.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes in an optimiser step.")
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8,
+        description="Rows in a forward pass. `auto`: as many of gradient_accumulation_steps rows as memory holds and "
+        "are quickest, by the estimate and on a GPU by some seconds of trial, which is printed.",
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Forward passes in an optimiser step; with a batch size of auto, the rows in it."
+    )
     learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the data.")
     max_steps: int = Field(-1, ge=-1, description="Optimiser steps; above 0 it replaces num_train_epochs.")
@@ -173,12 +179,10 @@ class Recipe(BaseModel):
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the adapters' start, the order and the dropout.")
     group_by_length: bool = Field(True, description="Batches of rows with similar length: less padding.")
     packing: bool = Field(
-        False,
-        description="Rows of a forward pass lie after each other instead of being padded; they never see each other, "
-        "so no result changes. per_device_train_batch_size still counts rows. `neat_packing: true` is the same.",
+        False, description="Rows of a forward pass lie after each other, unpadded; no result changes, nor which rows."
     )
     disable_gradient_checkpointing: bool | None = Field(
-        None, description="True keeps activations in memory: quicker, larger. Unset: true on a CPU, false on a GPU."
+        None, description="True keeps all activations: quicker, larger. Unset: of as many layers as memory holds."
     )
     fsdp: Literal["full_shard", "full_shard auto_wrap"] | None = Field(
         None, description="Under torchrun, share the weights out over the GPUs. Unset: each GPU has them all (DDP)."
@@ -188,7 +192,7 @@ class Recipe(BaseModel):
     save_steps: int = Field(500, ge=1, description="Save a checkpoint every N steps.")
     save_total_limit: int | None = Field(None, ge=1, description="Keep only the newest N checkpoints.")
     plot_loss: bool = Field(True, description="Draw training_loss.png.")
-    report_to: Literal["none", "tensorboard", "all"] = Field("tensorboard", description="TensorBoard files in runs/.")
+    report_to: str = Field("tensorboard", description=values.REPORTS)
 
     eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="When to validate, besides at the end.")
     eval_steps: int | None = Field(None, ge=1, description="Validate every N steps. Unset: logging_steps.")
@@ -203,7 +207,12 @@ class Recipe(BaseModel):
     early_stopping_steps: int | None = Field(None, ge=1, description="Stop after N validations without a better loss.")
 
     # Evaluation
-    per_device_eval_batch_size: int = Field(8, ge=1, description="Questions answered, or rows validated on, at once.")
+    per_device_eval_batch_size: int = Field(
+        8,
+        ge=1,
+        description="Rows validated on, or questions answered, at once. `eval` answers as many as the GPU holds if it "
+        "is unset.",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer in tokens.")
     image_sizes: Literal["ollama"] | None = Field(
         None, description="For `eval`: size images as this server does, to see what is lost. Unset: as trained."
@@ -235,16 +244,18 @@ class Recipe(BaseModel):
 
     _warnings: list[str] = PrivateAttr(default_factory=list)
 
-    _quantizer = field_validator("quantization_method", mode="before")(old_quantizer)
-    _optimizer = field_validator("optim", mode="before")(same_optimizer)
+    _quantizer = field_validator("quantization_method", mode="before")(values.old_quantizer)
+    _optimizer = field_validator("optim", mode="before")(values.same_optimizer)
     _lists = field_validator(
         *("dataset", "eval_dataset", "interleave_probs", "lora_target", "additional_target"),
         *("freeze_trainable_modules", "adapter_name_or_path", "report_to", "fsdp", "serve_with"),
         mode="before",
-    )(joined)
-    _servers = field_validator("serve_with")(known_servers)
-    _strategy = field_validator("eval_strategy", mode="before")(yaml_no)
-    _bits = field_validator("quantization_bit", mode="before")(number_in_text)
+    )(values.joined)
+    _servers = field_validator("serve_with")(values.known_servers)
+    _reports = field_validator("report_to")(values.known_reports)
+    _strategy = field_validator("eval_strategy", mode="before")(values.yaml_no)
+    _rows = field_validator("per_device_train_batch_size", mode="before")(values.rows_or_auto)
+    _bits = field_validator("quantization_bit", mode="before")(values.number_in_text)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -255,6 +266,11 @@ class Recipe(BaseModel):
     def warnings(self) -> list[str]:
         """What is wrong in the recipe although it can be run: a sentence each."""
         return self._warnings
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a forward pass; 1 of `auto` until it is chosen, as gradient_accumulation_steps counts rows then."""
+        return 1 if self.per_device_train_batch_size == "auto" else self.per_device_train_batch_size
 
     @property
     def alpha(self) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TRACKERS = ("wandb", "mlflow", "swanlab", "trackio")  # of experiments, besides TensorBoard
+REPORTS = (
+    "`tensorboard` (files in runs/), `wandb`, `mlflow`, `swanlab`, `trackio`, by their libraries, comma separated."
+)
 SERVERS = ("lensmith", "lmdeploy", "ollama")
 
 
@@ -28,9 +32,27 @@ def known_servers(value: str | None) -> str | None:
     return value
 
 
+def known_reports(value: str) -> str:
+    """Raises ValueError if one of the comma-separated names is of nothing that a run reports to."""
+    known = ("none", "tensorboard", "all", *TRACKERS)
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is none of {', '.join(known)}")
+    return ",".join(names)
+
+
 def yaml_no(value: object) -> object:
     """YAML 1.1 reads `no` as false."""
     return "no" if value is False else value
+
+
+def rows_or_auto(value: object) -> object:
+    """A number of rows, or `auto`. Raises ValueError for anything else."""
+    value = number_in_text(value)
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1):
+        raise ValueError(f"{value!r} is neither a number of rows, 1 or more, nor auto")
+    return value
 
 
 def number_in_text(value: object) -> object:

@@ -1,4 +1,4 @@
-"""The log of a training run: one JSON object a line, and TensorBoard's files."""
+"""The log of a training run: one JSON object a line, TensorBoard's files, and trackers of experiments."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+
 from finetune.errors import writing
+from finetune.recipe.schema import Recipe
+from finetune.reporting.trackers import Tracker, start_trackers
 
 
 class RunLog:
-    """trainer_log.jsonl (LLaMA-Factory's fields) and runs/, one record a line.
+    """trainer_log.jsonl (LLaMA-Factory's fields), one record a line, and whatever else the recipe reports to.
 
     resume_step: records after it, left by a run that was killed, are removed. Every method raises FinetuneError if the
-    disk refuses.
+    disk refuses; a tracker that fails later is left out, with a warning.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool, resume_step: int) -> None:
-        self.path = folder / "trainer_log.jsonl"
+    def __init__(self, folder: Path, recipe: Recipe, resume_step: int, console: Console) -> None:
+        self.path, self.console = folder / "trainer_log.jsonl", console
+        tensorboard = bool({"tensorboard", "all"} & set(recipe.report_to.split(",")))
         with writing(folder):
             kept = [r for r in read_log(self.path) if r["current_steps"] <= resume_step] if resume_step else []
             self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             self._events = EventFile(folder / "runs") if tensorboard else None
+        self._trackers = start_trackers(recipe.report_to, folder, recipe.model_dump(exclude_defaults=True))
 
     def write(self, record: dict[str, Any]) -> None:
         with writing(self.path):
@@ -32,10 +40,23 @@ class RunLog:
                 file.write(json.dumps(record) + "\n")
             if self._events is not None:
                 self._events.write(record)
+        values = {f"train/{key}": value for key, value in curve_points(record).items()}
+        self._tell(lambda tracker: tracker.log(values, record["current_steps"]))
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+        self._tell(lambda tracker: tracker.finish())
+
+    def _tell(self, work: Callable[[Tracker], None]) -> None:
+        """Does the work with every tracker; one that fails must not end the training."""
+        for tracker in list(self._trackers):
+            try:
+                work(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                reason = escape((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
+                self.console.print(f"[yellow]Warning:[/] report_to: a tracker fails and is left out: {reason}")
 
 
 class EventFile:

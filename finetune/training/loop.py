@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 
 from finetune.errors import FinetuneError, writing
+from finetune.memory.plan import plans_here
+from finetune.model.device import pick_device
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.plots import plot_loss, plot_rewards
@@ -29,7 +31,7 @@ from finetune.training.dataset import load_training_data, skipped
 from finetune.training.oom import out_of_memory
 from finetune.training.optim import learning_rate
 from finetune.training.order import Window, step_windows
-from finetune.training.outputs import check_output, environment, open_output
+from finetune.training.outputs import as_begun, check_output, environment, open_output
 from finetune.training.parallel import AgreedError, World, processes, stop_on_signals
 from finetune.training.state import TrainResult, reward_figures
 from finetune.training.trainer import Trainer
@@ -57,15 +59,20 @@ def _train(recipe: Recipe, world: World, console: Console, began: float) -> Trai
     """A function of its own, so that nothing holds the trainer when `processes` ends."""
     world.run_on_main_rank(lambda: check_output(recipe))
     data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
+    recipe = world.run_on_main_rank(lambda: as_begun(recipe))
+    plans = plans_here(data, recipe, data.rows, pick_device(), lambda free: min(world.gather(free)))
+    planned = plans[0].whole(recipe)
     try:
-        identity = fingerprint(recipe, data, world.size)
+        # With several plans no checkpoint fits: as_begun would have found its rows.
+        identity = fingerprint(plans[0].applied(recipe), data, world.size)
         resume = world.run_on_main_rank(lambda: open_output(recipe, identity))
-        trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume))
+        trainer = world.run_on_all_ranks(lambda: Trainer(recipe, world, data, console, resume, plans))
+        planned = trainer.plan.whole(recipe)
         if resume is not None:
             console.print(f"Going on from {resume}.", highlight=False)
         return TrainingLoop(trainer, began).run()
     except torch.OutOfMemoryError:
-        raise out_of_memory(recipe, data) from None
+        raise out_of_memory(planned, data) from None
 
 
 class TrainingLoop:
@@ -85,7 +92,7 @@ class TrainingLoop:
         """Trains to the last step, or until a signal comes. Raises FinetuneError."""
         if self.world.main:
             self._write_surroundings()
-            self.log = RunLog(self.output, self.recipe.report_to != "none", self.state.step)
+            self.log = RunLog(self.output, self.recipe, self.state.step, self.console)
         with stop_on_signals() as stopped:
             try:
                 self._steps(stopped)
@@ -105,7 +112,8 @@ class TrainingLoop:
     def _write_surroundings(self) -> None:
         """What the run is made of: recipe.yaml and environment.json."""
         surroundings = environment(self.trainer.device, self.data.folder, self.data.digest)
-        text = json.dumps(surroundings | {"processes": self.world.size}, indent=2) + "\n"
+        surroundings |= {"processes": self.world.size, "micro_batch": asdict(self.trainer.plan)}
+        text = json.dumps(surroundings | {"micro_batch_chosen": self.trainer.reason}, indent=2) + "\n"
         with writing(self.output):
             save_recipe(self.recipe, self.output / "recipe.yaml")
             (self.output / "environment.json").write_text(text, encoding="utf-8")
@@ -118,7 +126,7 @@ class TrainingLoop:
             bar = progress.add_task("training", total=total, completed=state.step, loss=math.nan, lr=0.0, speed=0.0)
             self.trainer.log_samples()
             self._validate()  # a run may have ended before the validation of its last step
-            while state.step < total and not self.stop and not self._stale():
+            while state.step < total and not self.stop and not state.stops_early(self.recipe.early_stopping_steps):
                 window, following = following, next(windows)
                 lr = learning_rate(self.recipe, state.step, total)
                 loss, norm = self.trainer.step(window, lr, following if state.step + 1 < total else None)
@@ -206,10 +214,6 @@ class TrainingLoop:
         if recipe.eval_strategy == "epoch":
             every = self.trainer.steps_per_epoch
         return recipe.eval_strategy != "no" and step > recipe.eval_delay and step % every == 0
-
-    def _stale(self) -> bool:
-        patience = self.recipe.early_stopping_steps
-        return patience is not None and self.state.stale >= patience
 
     def _save(self) -> None:
         self.saving = True  # if this fails, trying again would not help

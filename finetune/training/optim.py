@@ -15,7 +15,7 @@ from finetune.recipe.schema import Recipe
 
 def steps_per_epoch(recipe: Recipe, rows: int, processes: int = 1) -> int:
     """Optimiser steps of an epoch of so many rows; a rest of them still makes a step."""
-    batches = math.ceil(rows / recipe.per_device_train_batch_size)
+    batches = math.ceil(rows / recipe.batch_size)
     return math.ceil(batches / (recipe.gradient_accumulation_steps * processes))
 
 

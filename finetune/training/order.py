@@ -59,7 +59,7 @@ def step_windows(
     lengths = lengths_of(rows).tolist()
     epoch, at = divmod(step, steps_per_epoch(recipe, len(rows), processes))
     while True:
-        order = epoch_batches(lengths, recipe.per_device_train_batch_size, recipe.seed, epoch, recipe.group_by_length)
+        order = epoch_batches(lengths, recipe.batch_size, recipe.seed, epoch, recipe.group_by_length)
         for first in range(at * size, len(order), size):
             window = [[rows[index] for index in batch] for batch in order[first : first + size]]
             mine = window[rank::processes]

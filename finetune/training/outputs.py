@@ -12,19 +12,25 @@ import torch
 
 from finetune.errors import FinetuneError
 from finetune.model.trained_by import ADAPTER, ADAPTER_CONFIG, BEST, RECIPE, TRAINED_WEIGHTS
+from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.sample import SAMPLE_LOG
+from finetune.reporting.trackers import refuse_missing
 from finetune.training import checkpoint as checkpoints
 from modelfiles.folder.atomic_write import PARTIAL
 from modelfiles.folder.model_folder import ModelFolder
 
 FINAL_FILES = (ADAPTER, ADAPTER_CONFIG, TRAINED_WEIGHTS, "train_results.json")  # of a run that has ended
 LOGS = ("trainer_log.jsonl", SAMPLE_LOG, "report.html", "training_loss.png", "training_rewards.png")
-OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", BEST}
+OWN = {*FINAL_FILES, *LOGS, RECIPE, "environment.json", "runs", "wandb", "swanlog", "mlruns", BEST}
 
 
 def check_output(recipe: Recipe) -> None:
-    """Makes output_dir, or checks that a run may write into it, before anything is loaded. Raises FinetuneError."""
+    """Makes output_dir, or checks that a run may write into it, before anything is loaded. Raises FinetuneError.
+
+    What the run reports to must be installed as well.
+    """
+    refuse_missing(recipe.report_to)
     output, wish = Path(str(recipe.output_dir)), recipe.resume_from_checkpoint
     if output.exists() and not output.is_dir():
         raise FinetuneError(f"output_dir: {output} is a file.")
@@ -45,6 +51,24 @@ def check_output(recipe: Recipe) -> None:
         raise FinetuneError(
             f"output_dir: {output} is not empty; set overwrite_output_dir: true, or choose another folder."
         )
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe with the rows that `auto` chose when the run began which it would go on with, if there is one."""
+    output, wish = Path(str(recipe.output_dir)), recipe.resume_from_checkpoint
+    ended = recipe.overwrite_output_dir and (output / "train_results.json").is_file()
+    if recipe.per_device_train_batch_size != "auto" or wish is False or (wish is None and ended):
+        return recipe
+    chosen = Path(wish) if isinstance(wish, str) else checkpoints.last_checkpoint(output)
+    try:
+        begun = load_recipe(chosen / RECIPE) if chosen else recipe
+    except FinetuneError:  # of a checkpoint that is broken: who opens it says so
+        return recipe
+    rows = begun.batch_size * begun.gradient_accumulation_steps
+    if begun.per_device_train_batch_size == "auto" or rows != recipe.gradient_accumulation_steps:
+        return recipe
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return recipe.model_copy(update={key: getattr(begun, key) for key in keys})
 
 
 def open_output(recipe: Recipe, identity: dict[str, Any]) -> Path | None:

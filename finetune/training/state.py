@@ -32,6 +32,10 @@ class State:
     rewards: list[float] = field(default_factory=list)
     eval_rewards: list[float] = field(default_factory=list)
 
+    def stops_early(self, patience: int | None) -> bool:
+        """Whether so many validations in a row were no better; never without a number."""
+        return patience is not None and self.stale >= patience
+
 
 @dataclass(frozen=True)
 class TrainResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,12 @@ from finetune.encoding.encoded_rows import lengths_of, media_of
 from finetune.errors import FinetuneError
 from finetune.families.base import Feed
 from finetune.families.registry import training_family
-from finetune.model.base import checkpoint_activations, dropout, four_bit_layers, keep_activations, load_base
+from finetune.memory.plan import ESTIMATED, Plan, set_checkpointing
+from finetune.memory.trial import Trial, quickest
+from finetune.model.base import dropout, four_bit_layers, keep_activations, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
-from finetune.model.targets import make_trainable
+from finetune.model.targets import experts_note, make_trainable
 from finetune.model.tensors import gather_full
 from finetune.model.trained import go_on_from, restore_trained, save_trained, trained_state
 from finetune.model.trained_by import BEST
@@ -46,7 +49,10 @@ class Trainer:
     Raises FinetuneError.
     """
 
-    def __init__(self, recipe: Recipe, world: World, data: TrainingData, console: Console, resume: Path | None) -> None:
+    def __init__(
+        self, recipe: Recipe, world: World, data: TrainingData, console: Console, resume: Path | None,
+        plans: Sequence[Plan],
+    ) -> None:  # fmt: skip
         self.recipe, self.world, self.data, self.console = recipe, world, data, console
         self.output = Path(str(recipe.output_dir))
         self.device = pick_device()
@@ -60,6 +66,8 @@ class Trainer:
                 f"4-bit layers: {self.quantised} ({kind}); the vision tower and the projector stay as they are.",
                 highlight=False,
             )
+        if note := experts_note(data.folder, recipe):
+            console.print(f"[yellow]Warning:[/] {note}", highlight=False)
         if recipe.adapter_name_or_path:
             console.print(f"Training goes on with {recipe.adapter_name_or_path}.", highlight=False)
             start = go_on_from(self.base, recipe, data.folder)
@@ -68,14 +76,10 @@ class Trainer:
         self.model = make_trainable(self.base, recipe, start)
         refuse_unmergeable(self.model, data.folder)
         self.family = training_family(self.model, data.folder, recipe)
-        self.identity = checkpoints.fingerprint(recipe, data, world.size)
+        self.identity = checkpoints.fingerprint(plans[0].applied(recipe), data, world.size)
         saved = checkpoints.load_checkpoint(resume, self.identity) if resume else None
         if resume is not None:
             restore_trained(self.model, resume)
-        kept = recipe.disable_gradient_checkpointing
-        self.checkpointed = not (self.device.type == "cpu" if kept is None else kept)
-        if self.checkpointed:
-            checkpoint_activations(self.base)
         self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         console.print(
             f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
@@ -91,8 +95,23 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         modules = ModulePasses(self.parallel, self.autocast, self.scaler, world.size)
+        tried = self.device.type == "cuda" and world.size == 1
+        self.plan, self.reason = quickest(plans, self._trial()) if tried and len(plans) > 1 else (plans[0], ESTIMATED)
+        set_checkpointing(self.base, self.plan)
+        console.print(self.plan.choice(recipe, self.reason), highlight=False, end="")
+        self.recipe = recipe = self.plan.applied(recipe)
+        self.identity = checkpoints.fingerprint(recipe, data, world.size)
         self.passes = make_passes(
-            self.base, recipe, data, world, self.loss, modules, self.dtype, self.parameters, self.checkpointed, console
+            self.base,
+            recipe,
+            data,
+            world,
+            self.loss,
+            modules,
+            self.dtype,
+            self.parameters,
+            self.plan.kept_layers,
+            console,
         )
         self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
         self.total = total_steps(recipe, len(data.rows), world.size)
@@ -105,6 +124,17 @@ class Trainer:
                 raise FinetuneError(f"{resume} has {self.state.step} steps, the recipe asks for {self.total} in all.")
         self.rng, self.updating = self._rng_state(), False  # after the last step; whether weights are changing
 
+    def _trial(self) -> Trial:
+        """What tries plans, as training would run them."""
+
+        def learn(batch: Any, images: Any) -> None:
+            with self.autocast:
+                loss = self.loss(batch, images)
+            self.scaler.scale(loss).backward()
+
+        feed = self.family.feed(self.base, self.data, [])
+        return Trial(self.base, self.data.rows, feed, self.device, learn, self.model.zero_grad)
+
     def _rng_state(self) -> tuple[Any, Any]:
         return torch.get_rng_state(), torch.cuda.get_rng_state() if self.device.type == "cuda" else None
 
@@ -112,7 +142,7 @@ class Trainer:
         """What makes batches of the training and of the validation rows."""
         recipe, data, world = self.recipe, self.data, self.world
         lengths = lengths_of(data.rows).tolist()
-        size, seed, grouped = recipe.per_device_train_batch_size, recipe.seed, recipe.group_by_length
+        size, seed, grouped = recipe.batch_size, recipe.seed, recipe.group_by_length
         batches = epoch_batches(lengths, size, seed, 0, grouped)
         mine = batches[world.rank :: world.size]
         others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
@@ -122,8 +152,8 @@ class Trainer:
         reused = self.total > self.steps_per_epoch
         feed = self.family.feed
         return (
-            feed(self.base, data, used, reused, world.local_size),
-            feed(self.base, data, held_out, True, world.local_size),
+            feed(self.base, data, used, reused, world.local_size, self.output),
+            feed(self.base, data, held_out, True, world.local_size, self.output),
         )
 
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
@@ -199,18 +229,16 @@ class Trainer:
         if not rows or recipe.fsdp or not self.world.main or not self.data.validation:
             return
         dropout(self.model, False)
-        if self.checkpointed:  # it would drop the key-value cache
-            keep_activations(self.base)
+        keep_activations(self.base)  # checkpointing would drop the key-value cache
         try:
-            size, feed = recipe.per_device_train_batch_size, self.held_out_feed
+            size, feed = recipe.batch_size, self.held_out_feed
             pairs = recipe.stage == "dpo"
             answers = current_answers(self.base, self.data, feed, self.dtype, recipe.max_new_tokens, size, rows, pairs)
             log_samples(self.output / SAMPLE_LOG, self.state.step, answers)
         except torch.OutOfMemoryError:
             self.console.print("[yellow]Warning:[/] no GPU memory is left for sample_answers.")
         finally:
-            if self.checkpointed:
-                checkpoint_activations(self.base)
+            set_checkpointing(self.base, self.plan)
             dropout(self.model, True)
 
     def save(self) -> int:
@@ -263,7 +291,7 @@ class Trainer:
         torch.cuda.empty_cache()  # blocks of training's sizes; does nothing without a GPU
         try:
             feed = self.held_out_feed if self.data.validation else self.feed
-            max_new_tokens, size = self.recipe.max_new_tokens, self.recipe.per_device_train_batch_size
+            max_new_tokens, size = self.recipe.max_new_tokens, self.recipe.batch_size
             pairs = self.recipe.stage == "dpo"
             return answer_samples(self.model, self.base, self.data, feed, self.dtype, max_new_tokens, size, pairs)
         except torch.OutOfMemoryError:

@@ -11,7 +11,18 @@ PYTORCH_ARCHITECTURES = frozenset(
         *("Gemma3ForConditionalGeneration", "Glm4vForConditionalGeneration", "LlavaForConditionalGeneration"),
         *("LlavaNextForConditionalGeneration", "DeepseekVLV2ForCausalLM", "Llama4ForConditionalGeneration"),
         *("Phi3VForCausalLM", "MiniCPMV", "MllamaForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+        *("Kimi_K25ForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration"),
+        *("InternS1ForConditionalGeneration", "InternS1ProForConditionalGeneration"),
+        *("InternS1_1_ForConditionalGeneration", "InternS2PreviewForConditionalGeneration"),
+        *("InternS2MobiusForConditionalGeneration", "MetaMoeForConditionalGeneration", "CogVLMForCausalLM"),
     )
 )
-# Model types with images that its other engine has too (lmdeploy/turbomind/supported_models.py).
-TURBOMIND_MODEL_TYPES = frozenset(("qwen2_vl", "qwen2_5_vl"))
+# Those that its other engine has too (lmdeploy/turbomind/supported_models.py).
+TURBOMIND_ARCHITECTURES = frozenset(
+    (
+        *("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
+        *("Qwen3_5MoeForConditionalGeneration", "InternVLChatModel", "InternVLForConditionalGeneration"),
+        *("InternS1ForConditionalGeneration", "InternS2PreviewForConditionalGeneration"),
+        "InternS2MobiusForConditionalGeneration",
+    )
+)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modelfiles.folder.atomic_write import write_atomically
 from studio.errors import StudioError
 
+Kind = TypeVar("Kind", bound=BaseModel)
+KEPT = "conversation.json"  # in the folder of the engine's job
 MAX_BODY = 32 << 20  # bytes, the gateway's own default; pictures in base64 are most of it
 
 
@@ -61,8 +65,53 @@ class Question(BaseModel):
 
 def parse_question(body: bytes) -> Question:
     """Raises StudioError naming the field that is wrong."""
+    return _parsed(Question, body)
+
+
+def _parsed(model: type[Kind], body: bytes) -> Kind:
     try:
-        return Question.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "body"
         raise StudioError("errors.parameters", name=where[:100]) from None
+
+
+class Answer(BaseModel):
+    """events: what the page was told of it besides the text: who made it, its times, what went wrong."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = ""
+    events: list[dict[str, Any]] = Field(default_factory=list, max_length=8)
+
+
+class Exchange(BaseModel):
+    """One question and the answers of the sides that were asked."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = ""
+    images: list[str] = Field(default_factory=list)
+    answers: dict[Literal["base", "tuned"], Answer] = Field(default_factory=dict)
+
+
+class Conversation(BaseModel):
+    """What was said with an engine so far: kept by the studio, so that every page shows it."""
+
+    model_config = ConfigDict(extra="forbid")
+    exchanges: list[Exchange] = Field(default_factory=list)
+
+
+def keep_conversation(folder: Path, body: bytes) -> None:
+    """Raises StudioError for what is no conversation, and if the disk does not take it."""
+    kept = _parsed(Conversation, body)
+    try:
+        write_atomically(folder / KEPT, kept.model_dump_json().encode(), mode=0o600, durable=False)
+    except OSError as error:
+        raise StudioError("errors.disk", status=507, path=folder / KEPT, reason=error.strerror) from None
+
+
+def kept_conversation(folder: Path) -> Conversation:
+    """The conversation with the engine of this job; an empty one if there is none."""
+    try:
+        return Conversation.model_validate_json((folder / KEPT).read_bytes())
+    except (OSError, ValidationError):
+        return Conversation()

@@ -27,7 +27,6 @@ BASE = "base"  # the side that answers without an adapter
 RUN = "run-"  # how the folders of the other sides begin
 ADAPTERS = ("adapter_model.safetensors", "trained_weights.safetensors")
 MAX_NEW_TOKENS = 128
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _side_recipe(plan: Evaluation, side: str, workspace: Workspace) -> dict[str,
     values |= {"eval_dataset": plan.split, "dataset_dir": here, "output_dir": f"evaluations/{plan.name}/{side}"}
     if plan.max_samples:
         values["max_samples"] = plan.max_samples
-    values |= {"max_new_tokens": plan.max_new_tokens, "per_device_eval_batch_size": BATCH}
+    values["max_new_tokens"] = plan.max_new_tokens
     keys = ("quantization_bit", "image_max_pixels", "image_min_pixels", "cutoff_len", "box_format", "media_dir")
     given = trained.model_dump(include=set(keys), exclude_defaults=True) if trained else {}
     return values | given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from studio.workspace.sources import Source
 KIND = "gateway"
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # the latter asks for a key
 KEYS, SECRET = "keys.json", "key.txt"
+HISTORY = "figures.jsonl"  # in the job's folder: what its page has seen, {"at": seconds since the epoch} | figures
+POINTS = 450  # that charts show: the last 15 minutes of a page that looks every 2 seconds
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,30 @@ async def figures_of(client: httpx.AsyncClient, job: Job, secret: str) -> Figure
     except httpx.HTTPError:
         return Figures()
     return read_figures(answer.text)
+
+
+def note(job: Job, figures: Figures) -> dict[str, float]:
+    """Keeps the figures of this moment, so that the charts are whole on every page that is opened later."""
+    point = {"at": round(time.time(), 1)} | figures.as_plain()
+    path = job.folder / HISTORY
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(point) + "\n")
+            length = file.tell()
+        if length > 2 * POINTS * len(json.dumps(point)):
+            write_atomically(path, "".join(f"{json.dumps(one)}\n" for one in history_of(job)).encode(), durable=False)
+    except OSError:  # a full disk: the page goes on without
+        pass
+    return point
+
+
+def history_of(job: Job) -> list[dict[str, float]]:
+    """The last points that were kept, oldest first."""
+    try:
+        lines = (job.folder / HISTORY).read_text(encoding="utf-8").splitlines()[-POINTS:]
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
 
 
 def read_figures(text: str) -> Figures:

@@ -33,7 +33,8 @@ OWN = frozenset({
 
 @dataclass(frozen=True)
 class SchemaField:
-    """One key. choices: the values it may have, as a recipe writes them, [] for any; help: what it does, in English."""
+    """One key. choices: the values it may have, as a recipe writes them, [] for any; of a number, words that it may be
+    instead; help: what it does, in English."""
 
     key: str
     kind: Kind
@@ -72,10 +73,10 @@ def _field(key: str, schema: Mapping[str, Any]) -> SchemaField:
         if kind.get("type") == "boolean":
             choices += ["true", "false"]
         choices += [as_text(value) for value in kind.get("enum", [kind["const"]] if "const" in kind else [])]
-    if choices and any(kind.get("type") == "null" for kind in kinds):
+    number = any(kind.get("type") in ("integer", "number") and not {"const", "enum"} & kind.keys() for kind in kinds)
+    if choices and not number and any(kind.get("type") == "null" for kind in kinds):
         choices.append("null")
-    number = any(kind.get("type") in ("integer", "number") for kind in kinds)
-    shape: Kind = "choice" if choices else "number" if number else "text"
+    shape: Kind = "number" if number else "choice" if choices else "text"
     return SchemaField(key, shape, tuple(choices), as_text(schema["default"]), schema["description"])
 
 

@@ -36,7 +36,7 @@ class Value(str):
         return (one if self == "1" else many) if bar else super().__format__(words)
 
 
-def translate(language: str, key: str, **values: object) -> str:
+def translate(language: str, key: str, /, **values: object) -> str:
     """The text with its placeholders filled. Raises KeyError for a text that is missing."""
     text = texts(language)[key]
     return text.format_map({name: Value(value) for name, value in values.items()}) if values else text

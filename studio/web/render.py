@@ -21,6 +21,7 @@ from studio.security.sessions import Sessions
 from studio.web.formats import FILTERS
 from studio.web.i18n import LANGUAGES, language_of, sentence, translate
 from studio.web.links import link, redirect, root_of, static
+from studio.web.said import said, shown
 from studio.workspace.folder import Workspace
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,20 +52,22 @@ def translator(request: Request) -> Callable[..., str]:
 
 
 def message_of(request: Request, error: StudioError) -> str:
-    """The sentence of an error in the reader's language."""
-    return sentence(language_of(request), error)
+    """The sentence of an error in the reader's language; what a program said in English stays so where need be."""
+    text = sentence(language_of(request), error)
+    return said(language_of(request), text) or text
 
 
 def render(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """A page, or a part of one, of a template below web/templates.
 
-    Every template has: t, link, static, language, languages, theme, csrf, navigation, section (the first part of the
-    path), and the filters of web/formats.
+    Every template has: t, said (web/said.shown), link, static, language, languages, theme, csrf, navigation, section
+    (the first part of the path), and the filters of web/formats.
     """
     theme = request.cookies.get(THEME_COOKIE, "auto")
     studio: Studio = request.app.state.studio
     shared = {
         "t": translator(request),
+        "said": partial(shown, language_of(request)),
         "root": root_of(request),
         "language": language_of(request),
         "languages": LANGUAGES,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from tokenizers import Tokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
-from examples import make_shapes_vl, shapes
+from examples import make_shapes_vl, shapes, stretch_shapes_vl
+from modelfiles.folder.model_folder import ModelFolder
 from tests.support.paths import GOLDENS, SHAPES_VL
 
 PROMPTS = json.loads((GOLDENS / "prompts_qwen3vl.json").read_text())["rows"]
@@ -115,3 +124,31 @@ def test_it_captions_fresh_pictures(processor: Any, model: Any) -> None:
     captions = processor.batch_decode(answers, skip_special_tokens=True)
     right = sum(c == shapes.caption(s).capitalize() + "." for c, s in zip(captions, scenes, strict=True))
     assert right >= 32, captions
+
+
+def test_enlarged_pictures_are_those_of_the_processor_at_ollama_s_sizes(tmp_path: Path) -> None:
+    stretch_shapes_vl.write_folder(SHAPES_VL, tmp_path)
+    shutil.copyfile(SHAPES_VL / "model.safetensors", tmp_path / "model.safetensors")
+    fewest, most = ModelFolder.open(tmp_path).image_pixel_limits
+    assert (fewest, most) == (1024 * 32**2, 4096 * 32**2)
+    rng = random.Random(3)
+    pictures = [shapes.render(shapes.sample_scene(rng, 1), 64, rng) for _ in range(2)]
+    made = AutoImageProcessor.from_pretrained(tmp_path)(images=pictures, return_tensors="pt")
+    assert made["image_grid_thw"].tolist() == [[1, 64, 64]] * 2
+    ours = stretch_shapes_vl.enlarged_patches(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])), 32)
+    assert (ours - made["pixel_values"]).abs().mean() < 0.002  # a level of 256 is 0.008; the processor rounds between
+
+
+def test_conversations_about_enlarged_pictures_have_the_model_s_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretch_shapes_vl, "STAGES", ((1.0, 4, 3),))
+    tokenizer = Tokenizer.from_file(str(SHAPES_VL / "tokenizer.json"))
+    batch = stretch_shapes_vl.EnlargedPictures(tokenizer, seed=0, minutes=1).make_batch(random.Random(1))
+    ids = batch["input_ids"]
+    image = ids == tokenizer.token_to_id("<|image_pad|>")
+    assert image.sum(1).tolist() == [16, 16, 16]
+    assert (batch["labels"] >= 0).any(1).all()
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(SHAPES_VL))
+    grids = torch.tensor([[1, 8, 8]] * 3)
+    mask = torch.ones_like(ids)
+    positions, _ = model.model.get_rope_index(ids, image.int(), image_grid_thw=grids, attention_mask=mask)
+    assert torch.equal(positions, batch["position_ids"])

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from finetune.cli import evaluate, export, train
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
+from lensmith import main
 
 
 def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -57,3 +59,12 @@ def test_an_error_is_one_line_and_a_failure(command: object, tmp_path: Path) -> 
     assert result.exit_code == 1
     (line,) = (line for line in result.output.splitlines() if "Error" in line)  # what is read first: model or rows
     assert re.match(r"Error: (model_name_or_path: /nowhere|data/dataset_info.json) does not exist", line)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"), [(([], "tr"), "train"), ((["check"], "--dec"), "--decode"), ((["export"], "rec"), "rec")]
+)
+def test_a_shell_completes_commands_options_and_files(words: tuple[list[str], str], wanted: str) -> None:
+    found = BashComplete(main, {}, "lensmith", "_LENSMITH_COMPLETE").get_completions(*words)
+    assert [item.value for item in found] == [wanted]
+    assert found[0].type == ("file" if wanted == "rec" else "plain")

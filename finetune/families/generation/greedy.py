@@ -20,7 +20,7 @@ CPU_ROWS, MAX_ROWS = 8, 128  # answered at once, unless the recipe says how many
 SLOTS_SHARE, PROMPTS_SHARE = 0.5, 0.25  # of the free memory: for slots, and for reading prompts
 PROMPT_BYTES = 100  # that reading a token of a prompt takes, for each of its hidden values, the tower's work included
 PROMPT_TOKENS = 16384  # read at once: more make no GPU quicker
-AHEAD = 4  # groups of prompts whose images are decoded ahead
+AHEAD = 6  # groups of prompts whose images are decoded ahead
 STEPS = 4  # between two looks at which rows have ended, on a GPU
 PLACES = 256  # steps attend over multiples of so many tokens: few graphs
 GRAPHS_FROM = 16  # prompts: capturing graphs for fewer costs more than it saves
@@ -42,7 +42,7 @@ def greedy(
     """
     device = model.lm_head.weight.device
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    size = max(map(len, prompts), default=0) + max_new_tokens
+    size = _rounded(max(map(len, prompts), default=0) + max_new_tokens)
     limits = _limits(model, size, device)
     at_once, tokens = min(rows or limits[0], max(1, len(prompts))), limits[1]
     while order:
@@ -64,6 +64,10 @@ def greedy(
             del run, rows_kept
             torch.cuda.empty_cache()
             at_once, tokens = max(1, at_once // 2), max(1, tokens // 2)
+
+
+def _rounded(places: int) -> int:
+    return -(-places // PLACES) * PLACES
 
 
 def _limits(model: Any, size: int, device: torch.device) -> tuple[int, int]:
@@ -132,7 +136,7 @@ class _Run:
         steps = max(1, min(self.steps, self.rows.max_new_tokens - int(self.made[slots].min())))
         self.made[slots] += steps
         longest = max(len(self.prompts[index]) + self.made[slot] for slot, index in self.running.items())
-        seen = min(self.rows.slots.size, -(-longest // PLACES) * PLACES)
+        seen = min(self.rows.slots.size, _rounded(longest))
         for _ in range(steps):
             self.step(self.width, seen)
 

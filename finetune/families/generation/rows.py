@@ -55,7 +55,7 @@ class Rows:
                 use_cache=True,
             ).last_hidden_state[:, -1]
         new = self._likeliest(states)
-        column = torch.where(alive, counts, self.max_new_tokens)
+        column = counts.masked_fill(~alive, self.max_new_tokens)
         self.answers[:width].scatter_(1, column[:, None], new[:, None])
         tokens.copy_(torch.where(alive, new, tokens))
         for kept in (lengths, positions, counts):

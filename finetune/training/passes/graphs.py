@@ -24,23 +24,23 @@ GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a
 class GraphPasses:
     """The same by `compute`'s layers, each micro-batch as one CUDA graph; without a GPU, as it comes.
 
-    Batches that were not foreseen go through `modules`. parameters: what is trained.
+    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep.
     """
 
     frees_gradients = False  # graphs add to gradients where they are
 
     def __init__(
         self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, dtype: torch.dtype,
-        parameters: list[Any], console: Console,
+        parameters: list[Any], kept_layers: int, console: Console,
     ) -> None:  # fmt: skip
         self.modules, self.scaler, self.console = modules, modules.scaler, console
         device = base.lm_head.weight.device
-        size = recipe.per_device_train_batch_size
+        size = recipe.batch_size
         vision, hidden = base.config.vision_config, base.model.language_model.config.hidden_size
         levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
         labels = size * int(labels_of(data.rows).max())
         self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
-        self.step = LayeredStep(base, self.buffers.tokens)
+        self.step = LayeredStep(base, self.buffers.tokens, kept_layers)
         self.factor = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         for parameter in parameters:
@@ -80,7 +80,7 @@ class GraphPasses:
 
 def make_passes(
     base: Any, recipe: Recipe, data: TrainingData, world: World, loss: Any, modules: ModulePasses,
-    dtype: torch.dtype, parameters: list[Any], checkpointed: bool, console: Console,
+    dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console,
 ) -> ModulePasses | GraphPasses:  # fmt: skip
     """CUDA graphs where they can be had, and a line that says which it is and why."""
     if base.lm_head.weight.device.type != "cuda":
@@ -91,12 +91,10 @@ def make_passes(
         reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
     elif recipe.neftune_noise_alpha:
         reason = "neftune_noise_alpha is set"
-    elif not checkpointed:
-        reason = "disable_gradient_checkpointing is set"
     else:
         reason = why_not(base)
     if reason:
         console.print(f"Steps run by the model's own modules: {reason}.", highlight=False)
         return modules
     console.print("Steps run as CUDA graphs, a graph for each shape of micro-batch.", highlight=False)
-    return GraphPasses(base, recipe, data, modules, dtype, parameters, console)
+    return GraphPasses(base, recipe, data, modules, dtype, parameters, kept_layers, console)

@@ -8,19 +8,21 @@ from contextlib import aclosing
 
 import httpx
 from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from studio.chat import engine
 from studio.chat.answers import answer
-from studio.chat.conversation import MAX_BODY, parse_question
+from studio.chat.conversation import MAX_BODY, keep_conversation, kept_conversation, parse_question
 from studio.errors import StudioError
 from studio.jobs.devices import Devices
+from studio.jobs.job import Job
 from studio.jobs.memory import devices_now, find_device
 from studio.jobs.serving import health_of, last_lines
 from studio.web.forms import form_fields
 from studio.web.links import redirect
-from studio.web.render import render, studio_of, translator
+from studio.web.render import Studio, render, studio_of, translator
 from studio.workspace.sources import find_source, model_sources, trained_sources
 
 router = APIRouter()
@@ -80,15 +82,8 @@ async def state(request: Request) -> Response:
 async def ask(request: Request) -> Response:
     """One side's answer as JSON lines while it is made."""
     studio, t = studio_of(request), translator(request)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise StudioError("chat.too_large", status=413, limit=MAX_BODY >> 20)
-    question = parse_question(bytes(body))
-    job = engine.current(studio.jobs)
-    if job is None or not job.active:
-        raise StudioError("chat.not_loaded", status=409)
+    question = parse_question(await _body(request))
+    job = _loaded(studio)
 
     async def lines() -> AsyncIterator[bytes]:
         async with (
@@ -102,3 +97,35 @@ async def ask(request: Request) -> Response:
 
     headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+
+@router.get("/chat/conversation")
+def conversation(request: Request) -> Response:
+    """What was said with the engine that is loaded, for a page that is opened anew."""
+    return JSONResponse(kept_conversation(_loaded(studio_of(request)).folder).model_dump())
+
+
+@router.put("/chat/conversation")
+async def keep(request: Request) -> Response:
+    """Keep what was said so far, in place of what was kept before."""
+    body = await _body(request)
+    await run_in_threadpool(keep_conversation, _loaded(studio_of(request)).folder, body)
+    return Response(status_code=204)
+
+
+def _loaded(studio: Studio) -> Job:
+    """The engine's job. Raises StudioError (409) if none is loaded."""
+    job = engine.current(studio.jobs)
+    if job is None or not job.active:
+        raise StudioError("chat.not_loaded", status=409)
+    return job
+
+
+async def _body(request: Request) -> bytes:
+    """Raises StudioError (413)."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise StudioError("chat.too_large", status=413, limit=MAX_BODY >> 20)
+    return bytes(body)

@@ -128,18 +128,19 @@ def gateway(request: Request, job_id: str) -> Response:
 
 
 @router.get("/serve/gateways/{job_id}/now")
-async def now(request: Request, job_id: str) -> Response:
-    """Where a gateway stands and its figures, for the charts."""
+async def now(request: Request, job_id: str, history: bool = False) -> Response:
+    """Where a gateway stands and its figures, for the charts. history: and those that were seen before."""
     studio, t = studio_of(request), translator(request)
     job = gateways.find(studio.jobs, job_id)
     secret = gateways.secret_of(studio.workspace, job)
+    earlier = gateways.history_of(job) if history else []
     async with httpx.AsyncClient(trust_env=False) as client:
         health = await health_of(client, job)
         figures = await gateways.figures_of(client, job, secret) if job.state == "running" else gateways.Figures()
+    point = gateways.note(job, figures) if health.phase == "ready" else figures.as_plain()
     title = t(f"serve.phase_{health.phase}")
-    lines = list(last_lines(job))
-    about = {"phase": health.phase, "title": title, "message": health.message, "lines": lines}
-    return JSONResponse({**about, "figures": figures.as_plain()})
+    about = {"phase": health.phase, "title": title, "message": health.message, "lines": list(last_lines(job))}
+    return JSONResponse({**about, "figures": point, "history": earlier})
 
 
 def _jobs(studio: Studio) -> dict[str, Any]:

@@ -26,6 +26,7 @@ function start() {
   const sides = [...document.querySelectorAll(".side")].map((side) => ({
     name: side.dataset.side, list: side.querySelector(".turns"), turns: [],
   }));
+  let exchanges = []; // what was said, as the studio keeps it
   let images = [];
   let ready = false;
   let answering = null;
@@ -107,14 +108,14 @@ function start() {
     if (event.cut) meta.append(element("span", "", text("cut")));
   }
 
-  async function answer(side, signal) {
+  /** The place of an answer; what it is told is shown at once and gathered in `kept`. */
+  function answerItem(side) {
     const item = element("li", "answer");
     const shown = element("div", "text");
     const meta = element("div", "meta");
-    shown.dataset.waiting = text("waiting");
     item.append(shown, meta);
     side.list.append(item);
-    let whole = "";
+    const kept = { text: "", events: [] };
     const fail = (message, lines = []) => {
       item.classList.add("bad");
       shown.dataset.waiting = "";
@@ -123,12 +124,19 @@ function start() {
     };
     const take = (event) => {
       const following = side.list.scrollHeight - side.list.scrollTop - side.list.clientHeight < 60;
+      if (event.kind === "text") { kept.text += event.text; shown.textContent = kept.text.trimStart(); } else kept.events.push(event);
       if (event.kind === "maker") showMaker(meta, event);
-      else if (event.kind === "text") { whole += event.text; shown.textContent = whole.trimStart(); }
       else if (event.kind === "end") showEnd(meta, event);
-      else fail(event.message, event.lines);
+      else if (event.kind === "stopped") meta.append(element("span", "", text("stopped")));
+      else if (event.kind !== "text") fail(event.message, event.lines);
       if (following) side.list.scrollTop = side.list.scrollHeight;
     };
+    return { shown, take, kept };
+  }
+
+  async function answer(side, signal) {
+    const { shown, take, kept } = answerItem(side);
+    shown.dataset.waiting = text("waiting");
     try {
       const body = { side: side.name, system: document.getElementById("system").value, turns: side.turns, sampling: sampling() };
       const response = await csrfFetch(chat.dataset.answers, {
@@ -144,12 +152,30 @@ function start() {
         lines.filter(Boolean).forEach((line) => take(JSON.parse(line)));
       }
     } catch (error) {
-      if (signal.aborted) meta.append(element("span", "", text("stopped")));
-      else fail(error.message);
+      take(signal.aborted ? { kind: "stopped" } : { kind: "error", message: error.message });
     }
     shown.dataset.waiting = "";
-    side.turns.push({ role: "assistant", text: whole });
+    side.turns.push({ role: "assistant", text: kept.text });
     side.list.scrollTop = side.list.scrollHeight;
+    return kept;
+  }
+
+  /** The studio keeps the conversation, so that a page that is opened anew shows it. */
+  const keep = () => csrfFetch(chat.dataset.conversation, {
+    method: "PUT", body: JSON.stringify({ exchanges }), headers: { "Content-Type": "application/json" },
+  });
+
+  async function restore() {
+    exchanges = (await (await csrfFetch(chat.dataset.conversation)).json()).exchanges;
+    for (const exchange of exchanges) {
+      const turn = { role: "user", text: exchange.text, images: exchange.images };
+      for (const side of sides.filter((one) => exchange.answers[one.name])) {
+        const { text: said, events } = exchange.answers[side.name];
+        side.turns.push(turn, { role: "assistant", text: said });
+        showQuestion(side, turn);
+        [{ kind: "text", text: said }, ...events].forEach(answerItem(side).take);
+      }
+    }
   }
 
   async function ask() {
@@ -162,10 +188,13 @@ function start() {
     stop.hidden = false;
     refresh();
     for (const side of sides) { side.turns.push(turn); showQuestion(side, turn); }
+    const exchange = { text: turn.text, images: turn.images, answers: {} };
+    exchanges.push(exchange);
     // One after the other: together, each would wait for the other, and the times would be nobody's.
     for (const side of sides) {
       if (answering.signal.aborted) { side.turns.pop(); continue; }
-      await answer(side, answering.signal);
+      exchange.answers[side.name] = await answer(side, answering.signal);
+      await keep().catch((error) => showMessage(error.message));
     }
     answering = null;
     stop.hidden = true;
@@ -179,7 +208,12 @@ function start() {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask(); }
   });
   stop.addEventListener("click", () => answering?.abort());
-  document.getElementById("again").addEventListener("click", () => { answering?.abort(); location.reload(); });
+  document.getElementById("again").addEventListener("click", async () => {
+    answering?.abort();
+    exchanges = [];
+    await keep().catch((error) => showMessage(error.message));
+    location.reload();
+  });
 
   const attach = composer.querySelector(".attach");
   const input = attach.querySelector("input");
@@ -199,7 +233,7 @@ function start() {
     add([...event.dataTransfer.files]);
   });
   camera(document.getElementById("camera"), (url) => { images.push(url); showPictures(); });
-  watch((now) => { ready = now; refresh(); });
+  restore().catch((error) => showMessage(error.message)).then(() => watch((now) => { ready = now; refresh(); }));
 }
 
 /** A dialog with the camera's picture; `taken` gets a JPEG as a data: URI. */

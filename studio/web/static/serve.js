@@ -5,7 +5,7 @@ import { lineChart } from "./charts.js";
 
 const gateway = document.getElementById("gateway");
 const SECONDS = 2;
-const KEPT = 450; // points: the last 15 minutes
+const KEPT = 450; // points: the last 15 minutes; the server keeps as many
 
 if (gateway) start();
 
@@ -24,28 +24,34 @@ function start() {
       columns[name][index].push(value);
       if (columns[name][index].length > KEPT) columns[name][index].shift();
     });
-    charts[name].draw(columns[name]);
   };
+  const draw = () => Object.entries(charts).forEach(([name, drawn]) => drawn.draw(columns[name]));
   let before = null;
+  let first = true;
+
+  /** Take one point of the server's: sums since the gateway's start, at a time. */
+  function take(point) {
+    if (before && point.at > before.at) {
+      const seconds = point.at - before.at;
+      const gained = (name) => Math.max(0, point[name] - before[name]);
+      const streams = gained("first_count");
+      push("requests", [point.at, gained("requests") / seconds, gained("errors") / seconds]);
+      push("first", [point.at, streams ? gained("first_sum") / streams : null]);
+      push("queue", [point.at, point.running, point.waiting]);
+    }
+    before = point;
+  }
 
   function show(figures) {
-    const now = Date.now() / 1000;
     const put = (name, value) => { gateway.querySelector(`[data-figure="${name}"]`).textContent = value; };
     for (const name of ["requests", "errors", "running", "waiting", "tokens"]) put(name, figures[name].toLocaleString());
     put("first", figures.first_count ? `${(figures.first_sum / figures.first_count).toFixed(2)} s` : "–");
-    if (before) {
-      const seconds = now - before.now;
-      const gained = (name) => Math.max(0, figures[name] - before.figures[name]);
-      const streams = gained("first_count");
-      push("requests", [now, gained("requests") / seconds, gained("errors") / seconds]);
-      push("first", [now, streams ? gained("first_sum") / streams : null]);
-      push("queue", [now, figures.running, figures.waiting]);
-    }
-    before = { now, figures };
   }
 
   async function look() {
-    const state = await (await csrfFetch(gateway.dataset.now)).json();
+    const state = await (await csrfFetch(`${gateway.dataset.now}${first ? "?history=true" : ""}`)).json();
+    first = false;
+    state.history.forEach(take);
     const badge = document.getElementById("phase");
     badge.textContent = state.title;
     badge.className = `state ${{ ready: "done", failed: "failed", stopped: "stopped" }[state.phase] ?? "running"}`;
@@ -54,7 +60,8 @@ function start() {
     message.className = state.phase === "failed" ? "notice bad" : "notice";
     message.hidden = !state.message;
     document.getElementById("lines").textContent = state.lines.join("\n");
-    if (state.phase === "ready") show(state.figures);
+    if (state.phase === "ready") { take(state.figures); show(state.figures); }
+    if (before) draw();
     return state.phase !== "stopped";
   }
 

@@ -56,8 +56,9 @@ def buffers_for(base: Any, batch: Any, features: Any) -> Buffers:
     return Buffers(rows, length + 7, len(batch.labels), len(features), features.shape[2], torch.float32, CPU)
 
 
+@pytest.mark.parametrize("kept_layers", [0, 1, 2])
 @pytest.mark.parametrize("keys", [{}, {"quantization_bit": 4}, {"lora_target": "q_proj,down_proj"}])
-def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, keys: dict[str, Any], kept_layers: int) -> None:
     model, base, batch, features = prepared(recipe_of(lora_dropout=0.0, **keys))
     loss = LabelLoss(base)(batch, features)
     (loss * 0.5).backward()
@@ -65,16 +66,17 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, tmp_path: Path,
     model.zero_grad()
     buffers = buffers_for(base, batch, features)
     assert why_not(base) == ""
-    ours = LayeredStep(base, buffers.tokens).learn(buffers.put(batch, features), torch.tensor(0.5))
+    ours = LayeredStep(base, buffers.tokens, kept_layers).learn(buffers.put(batch, features), torch.tensor(0.5))
     assert torch.allclose(ours, loss, rtol=1e-5)
     for name, p in model.named_parameters():
         if p.requires_grad:
             assert torch.allclose(p.grad, expected[name], rtol=1e-3, atol=1e-5 * expected[name].abs().max()), name
 
 
-def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: MakeRecipe) -> None:
+@pytest.mark.parametrize("kept_layers", [0, 1])
+def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: MakeRecipe, kept_layers: int) -> None:
     model, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
-    buffers, step = buffers_for(base, batch, features), LayeredStep(base, 1)
+    buffers, step = buffers_for(base, batch, features), LayeredStep(base, 1, kept_layers)
     inputs = buffers.put(batch, features)
     dropout(model, False)
     without = float(LabelLoss(base)(batch, features).detach())

@@ -138,3 +138,14 @@ def test_an_image_that_cannot_be_had_is_named(
     with pytest.raises(FinetuneError, match=f"shapes.json, row 1: the image {site}{path} {complaint}"):
         load_rows("shapes", recipe(allow_image_urls=True))
     assert not list((tmp_path / "cache/lensmith/images").rglob("*.*"))
+
+
+def test_an_entry_comes_before_a_folder_of_its_name(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are dataset_info.json's first; a path with a folder in it never is one."""
+    (tmp_path / "shapes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(load_rows("shapes", recipe()).rows) == 24
+    with pytest.raises(FinetuneError, match="The dataset folder shapes has no"):
+        load_rows("./shapes", recipe())

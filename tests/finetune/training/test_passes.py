@@ -21,11 +21,11 @@ MakeRecipe = Callable[..., Recipe]
 
 @pytest.fixture
 def layered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains as on a GPU, without the graphs."""
+    """Trains as on a GPU, without the graphs; activations of two layers are kept."""
 
     def make(base: Any, recipe: Any, data: Any, world: Any, loss: Any, modules: Any, *rest: Any) -> Any:
         dtype, parameters, _, console = rest
-        return GraphPasses(base, recipe, data, modules, dtype, parameters, console)
+        return GraphPasses(base, recipe, data, modules, dtype, parameters, 2, console)
 
     monkeypatch.setattr(trainer, "make_passes", make)
 

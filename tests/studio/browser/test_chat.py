@@ -43,5 +43,11 @@ def test_base_and_tuned_answer_side_by_side_about_pasted_pictures(page: Page, st
     expect(base.locator(".answer .text")).not_to_contain_text(WORD)
     expect(base.locator(".user img")).to_have_count(1)
     expect(base.locator(".user .text")).to_contain_text("<img src=x")
+    page.reload()  # the studio has kept what was said
+    expect(tuned.locator(".answer .text")).to_have_text(" ".join([WORD] * 8))
+    expect(tuned.locator(".meta")).to_contain_text("8 tokens")
+    expect(base.locator(".user img")).to_have_count(1)
+    page.get_by_role("button", name="New conversation").click()
+    expect(base.locator(".user")).to_have_count(0)
     page.get_by_role("button", name="Unload").click()
     expect(page.get_by_role("button", name="Load it")).to_be_visible(timeout=30_000)

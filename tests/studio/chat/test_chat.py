@@ -129,6 +129,19 @@ def test_a_question_that_is_none_is_refused_with_its_field(chatting: TestClient)
     assert chatting.post("/chat/answers", content=b" " * ((32 << 20) + 1)).status_code == 413
 
 
+def test_what_was_said_is_kept_for_the_next_page(chatting: TestClient) -> None:
+    assert chatting.get("/chat/conversation").json() == {"exchanges": []}
+    said = {"text": "What?", "images": [picture()], "answers": {"base": {"text": "<b>", "events": [{"kind": "end"}]}}}
+    kept = chatting.put("/chat/conversation", content=json.dumps({"exchanges": [said]}))
+    assert kept.status_code == 204
+    assert chatting.get("/chat/conversation").json() == {"exchanges": [said]}
+    wrong = chatting.put("/chat/conversation", content=json.dumps({"exchanges": [said | {"answers": {"other": {}}}]}))
+    assert wrong.status_code == 400
+    assert "exchanges" in wrong.json()["error"]
+    assert chatting.get("/chat/conversation").json() == {"exchanges": [said]}
+    chatting.put("/chat/conversation", content='{"exchanges": []}')
+
+
 def test_without_an_engine_it_says_so(client: TestClient) -> None:
     turns = [{"role": "user", "text": "x"}]
     answer = client.post("/chat/answers", content=json.dumps({"side": "base", "turns": turns}))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from studio.serving import gateways
 from studio.serving.gateways import read_figures
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
@@ -80,6 +81,9 @@ def test_a_gateway_is_started_watched_and_stopped(client: TestClient, studio: St
     figures = client.get(f"/serve/gateways/{job.id}/now").json()["figures"]
     assert (figures["requests"], figures["errors"], figures["running"]) == (2, 0, 0)
     assert figures["tokens"] >= 5
+    seen = client.get(f"/serve/gateways/{job.id}/now", params={"history": True}).json()["history"]
+    assert seen[-1]["requests"] == 2, "a page that is opened later draws what was seen before"
+    assert seen[0]["at"] <= seen[-1]["at"]
     taken = client.post("/serve/gateways", data={"source": MODEL, "port": str(job.spec.about["port"])})
     assert taken.status_code == 409
     assert "choose another one" in taken.json()["error"]
@@ -155,6 +159,17 @@ lensmith_time_to_first_token_seconds_count{model="a"} 2.0
     figures = read_figures(text)
     assert (figures.requests, figures.errors, figures.waiting) == (5, 2, 4)
     assert (figures.first_sum, figures.first_count) == (0.5, 2)
+
+
+def test_the_figures_that_are_kept_do_not_grow_without_end(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateways, "POINTS", 5)
+    job = finished(studio.jobs, studio.jobs.submit(python("", tmp_path)))
+    for requests in range(40):
+        gateways.note(job, gateways.Figures(requests=requests))
+    assert [point["requests"] for point in gateways.history_of(job)] == [35, 36, 37, 38, 39]
+    assert len((job.folder / "figures.jsonl").read_text().splitlines()) <= 11
 
 
 def test_other_jobs_are_not_stopped_by_this_page(client: TestClient, studio: Studio) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from studio.jobs.spec import CPU
 from studio.training import checks
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
-from tests.support.paths import SHAPES_VL
+from tests.support.paths import ROOT, SHAPES_VL
 
 Preview = Callable[..., dict[str, Any]]
 
@@ -81,6 +82,17 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert recipe["lora_rank"] == 4
     assert recipe["max_steps"] == 150
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"
+
+
+def test_a_key_that_is_a_number_or_a_word_can_be_either(client: TestClient, preview: Preview) -> None:
+    key = "per_device_train_batch_size"
+    field = re.search(rf'<input id="key.{key}"[^>]*>\s*<datalist.*?</datalist>', client.get("/train").text)
+    assert field is not None
+    assert '<option value="auto">' in field[0]
+    for value in ("auto", "4"):
+        found = preview(**{f"key.{key}": value})
+        assert f"{key}: {value}" in found["yaml"]
+        assert not found["problems"]
 
 
 def test_goals_differ_in_how_much_is_learnt(preview: Preview) -> None:
@@ -214,3 +226,34 @@ def test_a_run_can_be_trained_anew_with_other_settings(client: TestClient, studi
     assert 'value="owner/model"' in page
     assert '<option value="' + shapes + '" selected>' in page
     assert client.get("/train", params={"run": "none"}).status_code == 404
+
+
+# In place of the program: as it is, but that no step fits the memory of a card with 1 GiB.
+NO_ROOM = f"""
+import runpy, torch
+from finetune.families.forward import LabelLoss
+from finetune.memory.cards import Card
+from finetune.training import oom
+
+def full(self, *args):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+LabelLoss.forward = full
+oom.this_card = lambda: Card("a card", 1.0, (7, 5))
+runpy.run_path({str(ROOT / "lensmith.py")!r}, run_name="__main__")
+"""
+
+
+def test_a_run_that_finds_no_memory_says_which_keys_to_change(
+    client: TestClient, studio: Studio, form: dict[str, str]
+) -> None:
+    (studio.workspace.folder / "lensmith.py").write_text(NO_ROOM)
+    changed = {"key.disable_gradient_checkpointing": "true", "key.per_device_train_batch_size": "24"}
+    client.post("/train/start", data=form | changed)
+    job = ended(studio, studio.jobs.list("train")[0])
+    assert job.state == "failed"
+    page = client.get("/runs/first").text
+    assert "out of memory; it should fit with" in page
+    assert "disable_gradient_checkpointing=false" in page
+    client.cookies.set("lensmith_language", "zh")
+    assert "GPU 显存不足" in client.get("/runs/first").text

@@ -219,3 +219,28 @@ def _old(name: str, tower: str) -> str:
         return "language_model.lm_head.weight"
     name = name.removeprefix("model.").replace("language_model.", "language_model.model.")
     return name.replace("vision_tower.vision_model.", "vision_tower.").replace("vision_tower.", tower)
+
+
+def experts_folder(path: Path) -> Path:
+    """A tiny random Qwen3-VL-MoE, its experts laid out as in the published checkpoints: [experts, in, out]."""
+    import transformers
+
+    shutil.copytree(SHAPES_VL, path, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((path / "config.json").read_text())
+    config |= {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    config["vision_config"]["model_type"] = "qwen3_vl_moe"
+    config["text_config"] |= {
+        "model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "decoder_sparse_step": 1, "mlp_only_layers": [],
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(3)
+    made = transformers.Qwen3VLMoeForConditionalGeneration(transformers.AutoConfig.from_pretrained(path))
+    old = made.model.language_model.layers[0].mlp.experts.down_proj.shape[1] == 64  # transformers 4.57 has that layout
+    tensors = {}
+    for name, tensor in made.state_dict().items():
+        if name != "lm_head.weight":
+            tensor = tensor.transpose(1, 2) if ".experts." in name and not old else tensor
+            tensors[name] = (tensor * 3).to(torch.bfloat16).contiguous()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path

@@ -1,0 +1,38 @@
+"""What the programs say in English, in the reader's language where it is known: locales/LANGUAGE/program.json."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from markupsafe import Markup
+
+from studio.web.i18n import texts, translate
+
+BEGIN = "program.said_"
+PLACE = re.compile(r"\\\{(\w+)\\\}")  # a placeholder in an escaped text
+DEPTH = 3  # how deep sentences stand in the places of others
+
+
+def said(language: str, sentence: str, depth: int = DEPTH) -> str | None:
+    """A sentence of a program in a language; None if it has no translation there."""
+    if language == "en":
+        return sentence
+    for pattern, key in _patterns() if depth else ():
+        if found := pattern.fullmatch(sentence):
+            parts = {name: said(language, part, depth - 1) or part for name, part in found.groupdict().items()}
+            return translate(language, key, **parts)
+    return None
+
+
+def shown(language: str, sentence: str) -> str:
+    """The same for a page: what has no translation is marked as English, for browsers and those who read aloud."""
+    return said(language, sentence) or Markup('<span lang="en">{}</span>').format(sentence)
+
+
+@cache
+def _patterns() -> list[tuple[re.Pattern[str], str]]:
+    """The sentences as expressions, those that say most themselves first."""
+    sentences = {key: text for key, text in texts("en").items() if key.startswith(BEGIN)}
+    keys = sorted(sentences, key=lambda key: -len(re.sub(r"\{\w+\}", "", sentences[key])))
+    return [(re.compile(PLACE.sub(r"(?P<\1>.*?)", re.escape(sentences[key])), re.DOTALL), key) for key in keys]

@@ -1,0 +1,101 @@
+"""Adapters made by PEFT itself: the merged folder has PEFT's weights and gives the adapter's answers, row for row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from finetune.evaluation.evaluate import evaluate
+from finetune.export.merge import merge
+from finetune.model.base import load_base, old_names_allowed
+from finetune.model.folder import open_base
+from finetune.recipe.schema import Recipe
+from tests.support.finetune.adapters import CPU
+from tests.support.finetune.shapes_data import ask, write_dataset
+from tests.support.paths import SHAPES_VL
+
+ROWS = 200
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "ranks": {"rank_pattern": {"q_proj": 2, "layers.1.self_attn.v_proj": 8}, "alpha_pattern": {"up_proj": 3}},
+    "pissa converted": {"init_lora_weights": "pissa"},
+    "olora converted": {"init_lora_weights": "olora", "lora_alpha": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    asked = ("what color is the shape", "what is it", "is it red", "how many shapes are there")
+    rows = [ask(f"{asked[number % 4]} {number}?", "red", number % 8) for number in range(ROWS)]
+    return write_dataset(tmp_path_factory.mktemp("questions"), rows)
+
+
+def made_by_peft(recipe: Recipe, path: Path, keys: dict[str, Any]) -> Any:
+    """Writes an adapter whose matrices moved a little, as PEFT saves it; the model in float32 with it.
+
+    A start that changes the base is converted by PEFT's own path_initial_model_for_weight_conversion.
+    """
+    torch.manual_seed(1)
+    start = keys.get("init_lora_weights", True)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*\.(q_proj|v_proj|up_proj)"}
+    with old_names_allowed():
+        model = get_peft_model(
+            load_base(open_base(recipe), recipe, CPU, torch.float32), LoraConfig(**{**config, **keys})
+        )
+    if start is not True:
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(path.with_name("start"))
+        model.peft_config["default"].init_lora_weights = start
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+            elif "lora_magnitude" in name:
+                parameter *= 1 + 0.1 * torch.rand_like(parameter)
+    converted = {} if start is True else {"path_initial_model_for_weight_conversion": str(path.with_name("start"))}
+    model.save_pretrained(path, **converted)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights")
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_and_merged_folder_agree_on_two_hundred_rows(
+    recipe: Callable[..., Recipe], questions: Path, tmp_path: Path, kind: str
+) -> None:
+    """Weights within one rounding step of PEFT's merge, answers the same but where such a step decides."""
+    keys = {"dataset_dir": str(questions), "per_device_eval_batch_size": 50, "max_new_tokens": 2}
+    made = recipe(**keys)
+    model = made_by_peft(made, tmp_path / "adapter", KINDS[kind])
+    given = {"adapter_name_or_path": str(tmp_path / "adapter"), "export_dir": str(tmp_path / "merged")}
+    target = merge(made.model_copy(update=given))
+    merged, reference = load_file(target / "model.safetensors"), model.merge_and_unload().state_dict()
+    base = load_file(SHAPES_VL / "model.safetensors")
+    for name, tensor in merged.items():
+        step = torch.finfo(tensor.dtype).eps * reference[name].abs() + 1e-7  # of the conversion's own arithmetic
+        assert ((reference[name] - tensor.float()).abs() <= step).all(), name
+    assert sum(not torch.equal(merged[name], base[name]) for name in base) == 12
+    said = {
+        where: answers(made.model_copy(update={**update, "output_dir": str(tmp_path / where)}))
+        for where, update in {
+            "adapter": {"adapter_name_or_path": given["adapter_name_or_path"]},
+            "folder": {"model_name_or_path": str(target)},
+        }.items()
+    }
+    assert len(said["adapter"]) == len(said["folder"]) == ROWS
+    differing = sum(one != other for one, other in zip(*said.values(), strict=True))
+    assert differing <= ROWS // 100
+
+
+def answers(recipe: Recipe) -> list[str]:
+    evaluate(recipe)
+    lines = (Path(str(recipe.output_dir)) / "generated_predictions.jsonl").read_text().splitlines()
+    return [record["predict"] for record in sorted(map(json.loads, lines), key=lambda record: record["index"])]
