@@ -12,7 +12,6 @@ from torch.nn.functional import rms_norm, silu
 
 from finetune.compute.adapted_linear import Kept, backward, forward, forward_kept, keep, linear
 from finetune.compute.fixed_inputs import IGNORED, FixedInputs
-from finetune.compute.kept_inputs import KeptInputs
 from finetune.compute.randomness import LayerDraws
 from finetune.model.attention import PACKED, REPEATED_HEADS
 
@@ -168,19 +167,16 @@ def why_not(base: Any) -> str:
 class LayeredStep:
     """The loss of micro-batches and its gradients, for a frozen language model whose linears have LoRA adapters.
 
-    base: the *ForConditionalGeneration module; tokens: of the largest micro-batch, padding included; kept_layers: of
-    how many layers, the last ones, activations are kept; the others' are computed again.
+    base: the *ForConditionalGeneration module; kept_layers: of how many layers, the last ones, activations are kept; the
+    others' are computed again from their inputs.
     """
 
-    def __init__(self, base: Any, tokens: int, kept_layers: int = 0) -> None:
+    def __init__(self, base: Any, kept_layers: int = 0) -> None:
         self.base, self.model = base, base.model.language_model
         config = base.config
         device = self.model.embed_tokens.weight.device
         self.image_ids = torch.tensor([config.image_token_id, config.video_token_id], device=device)
-        weight = self.model.embed_tokens.weight
         self.again = len(self.model.layers) - kept_layers
-        self.inputs = KeptInputs(self.again, tokens * weight.shape[1], weight.dtype, device)
-        self.activations: dict[int, Activations] = {}
         drops = any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.layers.modules())
         self.draws = LayerDraws(len(self.model.layers), device) if drops else None
 
@@ -199,22 +195,21 @@ class LayeredStep:
 
         The loss is the summed float32 cross entropy of the label tokens.
         """
-        x, rotary = self._forward(inputs)
-        self.inputs.turn()
+        x, kept, rotary = self._forward(inputs)
         loss, grad = self._loss(x, inputs, factor)
         del x
         for number in reversed(range(len(self.model.layers))):
             with self._drawn(number, True):
-                kept = self.activations.pop(number, None)
-                if kept is None:
-                    kept = activations(self.model.layers[number], self.inputs.take(number), rotary)
-                grad = layer_backward(self.model.layers[number], kept, grad)
-                del kept
+                layer, found = self.model.layers[number], kept.pop()
+                if number < self.again:
+                    found = activations(layer, found, rotary)
+                grad = layer_backward(layer, found, grad)
+                del found
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, inputs: FixedInputs) -> tuple[Any, tuple[Any, Any]]:
-        """(the last layer's output [B, L, hidden], cos and sin); inputs or activations are kept."""
+    def _forward(self, inputs: FixedInputs) -> tuple[Any, list[Any], tuple[Any, Any]]:
+        """(the last layer's output [B, L, hidden], each layer's input or activations, cos and sin)."""
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
@@ -222,18 +217,19 @@ class LayeredStep:
             x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
         rotary = _rotary(self.model, x, inputs.positions)
         deep = len(inputs.features) - 1 if inputs.features is not None else 0
+        kept: list[Any] = []
         for number, layer in enumerate(self.model.layers):
             with self._drawn(number, False):
                 if number < self.again:
-                    self.inputs.put(number, x)
+                    kept.append(x)
                     x = layer_forward(layer, x, rotary)
                 else:
-                    self.activations[number] = activations(layer, x, rotary)
-                    x = output(layer, self.activations[number])
+                    kept.append(activations(layer, x, rotary))
+                    x = output(layer, kept[-1])
             if number < deep:  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)
-        return x, rotary
+        return x, kept, rotary
 
     def _loss(self, x: Any, inputs: FixedInputs, factor: Any) -> tuple[Any, Any]:
         """(the loss, its gradient for x times factor)."""

@@ -42,7 +42,7 @@ class Buffers:
         self, rows: int, length: int, labels: int, levels: int, hidden: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.longest, self.most_labels = length, labels
-        self.tokens = tokens = rows * rounded(length, length)
+        tokens = rows * rounded(length, length)
         self.numbers = torch.zeros(4 * tokens, dtype=torch.long, device=device)
         self.features = torch.zeros(levels, tokens, hidden, dtype=dtype, device=device)
         self.places = torch.zeros(2, max(FEWEST_LABELS, rounded(labels, labels)), dtype=torch.long, device=device)

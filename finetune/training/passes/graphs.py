@@ -40,7 +40,7 @@ class GraphPasses:
         levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
         labels = size * int(labels_of(data.rows).max())
         self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
-        self.step = LayeredStep(base, self.buffers.tokens, kept_layers)
+        self.step = LayeredStep(base, kept_layers)
         self.factor = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         for parameter in parameters:

@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, keys: dict[str,
     model.zero_grad()
     buffers = buffers_for(base, batch, features)
     assert why_not(base) == ""
-    ours = LayeredStep(base, buffers.tokens, kept_layers).learn(buffers.put(batch, features), torch.tensor(0.5))
+    ours = LayeredStep(base, kept_layers).learn(buffers.put(batch, features), torch.tensor(0.5))
     assert torch.allclose(ours, loss, rtol=1e-5)
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -76,7 +76,7 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, keys: dict[str,
 @pytest.mark.parametrize("kept_layers", [0, 1])
 def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: MakeRecipe, kept_layers: int) -> None:
     model, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
-    buffers, step = buffers_for(base, batch, features), LayeredStep(base, 1, kept_layers)
+    buffers, step = buffers_for(base, batch, features), LayeredStep(base, kept_layers)
     inputs = buffers.put(batch, features)
     dropout(model, False)
     without = float(LabelLoss(base)(batch, features).detach())
@@ -105,7 +105,7 @@ def test_dropout_draws_the_same_twice_and_its_gradient_is_the_losss(recipe_of: M
 
 def test_dropout_draws_anew_for_every_micro_batch(recipe_of: MakeRecipe) -> None:
     _, base, batch, features = prepared(recipe_of(lora_dropout=0.3))
-    inputs, step = buffers_for(base, batch, features).put(batch, features), LayeredStep(base, 1)
+    inputs, step = buffers_for(base, batch, features).put(batch, features), LayeredStep(base)
     losses = set()
     for _ in range(3):
         step.reseed()
