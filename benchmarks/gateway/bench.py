@@ -1,9 +1,10 @@
 """What the gateway adds to a request, measured from outside against a fake engine that costs next to nothing.
 
-    python -m benchmarks.gateway.bench [--seconds 5] [--rounds 3] [--json FILE]
+    python -m benchmarks.gateway.bench [--seconds 2] [--rounds 7] [--against CHECKOUT] [--json FILE]
 
 Direct, the gateway with every check on, and three bare pass-throughs take turns in one run, so that a busy machine
-disturbs them alike; of each figure the best round is kept. The load comes from this process over raw sockets.
+disturbs them alike; `--against` adds the gateway of another checkout. Figures are medians of the rounds, ratios are
+medians of each round's. The load comes from this process over raw sockets.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from modelfiles.hardware.python_child import free_port
 HERE = Path(__file__).parent
 STREAM_TOKENS = 20_000
 CONCURRENT = 16
-OPEN_STREAMS = 500
+STREAMS = 3  # one after the other, for a figure of CPU time a chunk
 
 
 def picture(size: int) -> str:
@@ -157,8 +158,12 @@ async def many_at_a_time(port: int, sent: bytes, seconds: float, connections: in
 
 
 @contextlib.contextmanager
-def started(*argv: str, port: int) -> Iterator[psutil.Process]:
-    process = subprocess.Popen([sys.executable, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def started(*argv: str, port: int, checkout: Path | None = None) -> Iterator[psutil.Process]:
+    """A Python process that listens at `port`. `checkout`: where its modules come from, if not from here."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)} if checkout else None
+    process = subprocess.Popen(
+        [sys.executable, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=checkout, env=environment
+    )
     try:
         for _ in range(200):
             with contextlib.suppress(OSError), connect(port):
@@ -172,19 +177,19 @@ def started(*argv: str, port: int) -> Iterator[psutil.Process]:
 
 
 def measure(port: int, process: psutil.Process, seconds: float, image: str) -> dict[str, float]:
-    sent = request(image=image)
-    p50, p99 = one_at_a_time(port, sent, seconds)
+    row: dict[str, float] = {}
+    for kind, sent in (("text", request()), ("image", request(image=image))):
+        row[f"{kind}_p50_ms"], row[f"{kind}_p99_ms"] = one_at_a_time(port, sent, seconds)
+        before = cpu_seconds(process)
+        rate = asyncio.run(many_at_a_time(port, sent, seconds))
+        row[f"{kind}_requests_per_s"] = rate
+        row[f"{kind}_cpu_us"] = (cpu_seconds(process) - before) / (rate * seconds) * 1e6
+    row["first_token_ms"] = first_token(port, seconds / 2)
     before = cpu_seconds(process)
-    rate = asyncio.run(many_at_a_time(port, sent, seconds))
-    return {
-        "p50_ms": p50,
-        "p99_ms": p99,
-        "requests_per_s": rate,
-        "cpu_ms": (cpu_seconds(process) - before) / (rate * seconds) * 1000,
-        "first_token_ms": first_token(port, seconds / 2),
-        "chunks_per_s": chunks_per_second(port),
-        "mb": process.memory_info().rss / 1e6,
-    }
+    row["chunks_per_s"] = median(chunks_per_second(port) for _ in range(STREAMS))
+    row["chunk_cpu_us"] = (cpu_seconds(process) - before) / (STREAMS * STREAM_TOKENS) * 1e6
+    row["mb"] = process.memory_info().rss / 1e6
+    return row
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -192,49 +197,80 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-BEST = {"requests_per_s": max, "chunks_per_s": max, "mb": max}  # of the others the least
+Rounds = dict[str, dict[str, list[float]]]  # by server and figure
+ADDED = ("text_p50_ms", "image_p50_ms", "image_p99_ms", "first_token_ms")  # without what it takes directly
+COLUMNS = {
+    "text_p50_ms": "added p50 ms, text",
+    "image_p50_ms": "100 KB image",
+    "image_p99_ms": "p99, image",
+    "first_token_ms": "first token",
+    "text_requests_per_s": "req/s, 16 at a time, text",
+    "image_requests_per_s": "image",
+    "text_cpu_us": "CPU µs/req, text",
+    "image_cpu_us": "image",
+    "chunk_cpu_us": "CPU µs a chunk",
+    "mb": "memory MB",
+}
+
+
+def added(rounds: Rounds, server: str, figure: str) -> list[float]:
+    """A figure of every round, of ADDED ones without what it takes directly."""
+    if figure not in ADDED or server == "direct":
+        return rounds[server][figure]
+    return [here - direct for here, direct in zip(rounds[server][figure], rounds["direct"][figure], strict=True)]
+
+
+def table(rounds: Rounds) -> Iterator[str]:
+    yield f"| | {' | '.join(COLUMNS.values())} |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for server in rounds:
+        figures = [median(added(rounds, server, figure)) for figure in COLUMNS]
+        cells = [f"{figure:,.0f}" if figure >= 10 else f"{figure:.2f}" for figure in figures]
+        yield f"| {server} | {' | '.join(cells)} |"
+    for other in ("before", "aiohttp"):
+        if other in rounds and "gateway" in rounds:
+            cells = []
+            for figure in COLUMNS:
+                pairs = zip(added(rounds, "gateway", figure), added(rounds, other, figure), strict=True)
+                cells.append(f"{median(here / there for here, there in pairs if there):.2f}")
+            yield f"| gateway / {other} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5.0, help="seconds a figure")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds a figure")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", default=["gateway", "aiohttp", "httpx", "httpx2"])
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout's gateway: the row before")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     image = picture(100_000)
-    ports = {name: free_port() for name in ["direct", *given.only]}
+    names = ["direct", *(["before"] if given.against else []), *given.only]
+    ports = {name: free_port() for name in names}
     engine = f"http://127.0.0.1:{ports['direct']}"
-    results: dict[str, dict[str, float]] = {name: {} for name in ports}
+    rounds: Rounds = {name: {} for name in ports}
     with contextlib.ExitStack() as stack:
         upstream = started(str(HERE / "upstream.py"), str(ports["direct"]), port=ports["direct"])
         processes = {"direct": stack.enter_context(upstream)}
-        for name in given.only:
+        for name in names[1:]:
             port = str(ports[name])
-            if name == "gateway":
+            checkout = given.against.resolve() if name == "before" else None
+            if name in ("gateway", "before"):
                 argv = ["-c", "import lensmith; lensmith.main()", "serve", "--engine", engine, "--port", port]
             else:
                 argv = [str(HERE / "passthrough.py"), name, engine, port]
-            processes[name] = stack.enter_context(started(*argv, port=ports[name]))
-        for _ in range(given.rounds):
+            processes[name] = stack.enter_context(started(*argv, port=ports[name], checkout=checkout))
+        for number in range(given.rounds + 1):
             for name, process in processes.items():
-                best = results[name]
-                for key, value in measure(ports[name], process, given.seconds, image).items():
-                    best[key] = BEST.get(key, min)(best.get(key, value), value)
-    direct = results["direct"]
-    print(
-        f"{os.cpu_count()} cores, body of {len(image):,} bytes, best of {given.rounds} rounds of {given.seconds:g} s\n"
-    )
-    print("| | added p50 ms | p99 ms | first token ms | req/s, 16 at a time | CPU ms/req | chunks/s | memory MB |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, row in results.items():
-        added = [row[key] - (direct[key] if name != "direct" else 0) for key in ("p50_ms", "p99_ms", "first_token_ms")]
-        cells = [f"{value:.2f}" for value in added]
-        cells += [f"{row['requests_per_s']:,.0f}", f"{row['cpu_ms']:.2f}"]
-        cells += [f"{row['chunks_per_s']:,.0f}", f"{row['mb']:.0f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
+                row = measure(ports[name], process, given.seconds if number else 0.3, image)
+                for figure, value in row.items():
+                    if number:  # the first round warms up
+                        rounds[name].setdefault(figure, []).append(value)
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, body of {len(image):,} bytes, medians of {given.rounds} rounds of {given.seconds:g} s\n")
+    print("\n".join(table(rounds)))
     if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+        given.json.write_text(json.dumps({"cores": cores, "rounds": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

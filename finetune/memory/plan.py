@@ -30,14 +30,15 @@ FLOAT32 = 2  # times the memory of 16 bits, which is what is estimated
 class Plan:
     """size: rows in a forward pass; accumulation: forward passes in an optimiser step.
 
-    kept_layers, of `layers` of the language model: the last ones, whose activations are kept; needed: bytes, estimated.
+    kept_layers, of `layers` of the language model: the last ones, whose activations are kept (of 1, where only
+    none or all is possible); needed: bytes, None if they were not estimated.
     """
 
     size: int
     accumulation: int
     kept_layers: int
     layers: int
-    needed: float
+    needed: float | None
 
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with the rows of the plan."""
@@ -61,13 +62,19 @@ class Plan:
             rows = recipe.gradient_accumulation_steps
             many = f"{self.accumulation} times in a step of {rows} rows"
             return f"per_device_train_batch_size: auto is {self.words}, {many}; {reason}.\n"
-        if recipe.disable_gradient_checkpointing is None and not math.isnan(self.needed) and torch.cuda.is_available():
+        if recipe.disable_gradient_checkpointing is None and self.needed is not None:
             return f"Gradient checkpointing: {self.words}, {reason}.\n"
         return ""
 
+    def record(self, reason: str) -> dict[str, Any]:
+        """The plan for environment.json."""
+        chosen = reason if self.needed is not None else "by the recipe"
+        return {"rows": self.size, "accumulation": self.accumulation, "kept": self.activations, "chosen": chosen}
+
     @property
     def words(self) -> str:
-        return f"{self.size} rows at once, keeping {self.activations} (about {self.needed / GIB:.1f} GiB)"
+        needed = "" if self.needed is None else f" (about {self.needed / GIB:.1f} GiB)"
+        return f"{self.size} rows at once, keeping {self.activations}{needed}"
 
 
 def set_checkpointing(model: Any, plan: Plan) -> None:
@@ -80,15 +87,17 @@ def set_checkpointing(model: Any, plan: Plan) -> None:
 def plans_here(
     reader: Reader, recipe: Recipe, rows: Sequence[Encoded], device: torch.device, least: Callable[[float], float]
 ) -> list[Plan]:
-    """`plans` for the memory that is free on this device now; one plan as of old where nothing is estimated.
+    """`plans` for the memory that is free on this device now; the recipe's own where there is no choice or no estimate.
 
     least: the least of a number over all processes, as they must have the same plans.
     """
     on_gpu = device.type == "cuda"
-    if recipe.fsdp or not isinstance(reader.bank, ImageBank):
-        kept = recipe.disable_gradient_checkpointing
-        keeps = not on_gpu if kept is None else kept
-        return [Plan(recipe.batch_size, recipe.gradient_accumulation_steps, int(keeps), 1, math.nan)]
+    said = recipe.disable_gradient_checkpointing
+    known = recipe.per_device_train_batch_size != "auto" and (said is not None or not on_gpu)
+    if known or recipe.fsdp or not isinstance(reader.bank, ImageBank):
+        keeps = not on_gpu if said is None else said
+        layers = reader.folder.text_config["num_hidden_layers"] if isinstance(reader.bank, ImageBank) else 1
+        return [Plan(recipe.batch_size, recipe.gradient_accumulation_steps, layers * keeps, layers, None)]
     free = torch.cuda.mem_get_info(device)[0] * MARGIN if on_gpu else psutil.virtual_memory().available / 2
     card = this_card() if on_gpu else None
     return plans(reader.folder, recipe, rows, reader.bank, card, least(free))
@@ -103,7 +112,7 @@ def plans(
     the recipe says; where it does not, of as many layers as fit, and on a CPU (card None) of all.
     """
     found = [_plan(folder, recipe, rows, bank, card, memory, size) for size in _sizes(recipe, rows, bank)]
-    return [plan for plan in found if plan.needed <= memory] or found[-1:]
+    return [plan for plan in found if plan.needed is not None and plan.needed <= memory] or found[-1:]
 
 
 def _sizes(recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank) -> list[int]:

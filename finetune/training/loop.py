@@ -112,8 +112,8 @@ class TrainingLoop:
     def _write_surroundings(self) -> None:
         """What the run is made of: recipe.yaml and environment.json."""
         surroundings = environment(self.trainer.device, self.data.folder, self.data.digest)
-        surroundings |= {"processes": self.world.size, "micro_batch": asdict(self.trainer.plan)}
-        text = json.dumps(surroundings | {"micro_batch_chosen": self.trainer.reason}, indent=2) + "\n"
+        surroundings |= {"processes": self.world.size, "rows_at_once": self.trainer.plan.record(self.trainer.reason)}
+        text = json.dumps(surroundings, indent=2) + "\n"
         with writing(self.output):
             save_recipe(self.recipe, self.output / "recipe.yaml")
             (self.output / "environment.json").write_text(text, encoding="utf-8")

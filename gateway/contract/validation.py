@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import codecs
-from typing import TypeVar
+import math
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from gateway.contract.fields import Object
 from gateway.errors import ApiError, bad_request
 
 T = TypeVar("T", bound=BaseModel)
+LARGE = 16_384  # bytes of a body from which on it matters which parser reads a string
+FEW = 256  # commas, so that few numbers have to be looked at
 NAME_LIMIT = 64  # longest piece of a client's own names that is repeated in an error
 NOT_SERVED = "is none that is served"
 SENTENCES = {
@@ -42,14 +46,49 @@ CODES = dict.fromkeys(("missing", "too_short", "missing_required_parameter"), "m
 
 def parse_json(raw: bytes) -> Object:
     """The request body as an object. A byte order mark, as Windows writes it, is passed over. Raises ApiError 400."""
-    try:
-        body = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
-    except orjson.JSONDecodeError as error:
-        # Its message gives the position, never the text.
-        raise ApiError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    body = _quickly(raw) if len(raw) > LARGE else None
+    if body is None:
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            # Its message gives the position, never the text.
+            raise ApiError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.", code="invalid_json")
     return body
+
+
+def _quickly(raw: bytes) -> Any:
+    """What orjson makes of a body that is nearly all one long string, such as an image; None if it is another.
+
+    pydantic's parser takes an eighth of orjson's time for such a string, but a bit more for everything else, and it
+    differs in numbers beyond 64 bits and in depth.
+    """
+    at = -1
+    for _ in range(FEW):  # `find` skips base64, which has no commas, thirty times as fast as `count`
+        at = raw.find(b",", at + 1)
+        if at < 0:
+            break
+    else:
+        return None
+    try:
+        body = from_json(raw, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        return None
+    return body if _has_plain_numbers(body) else None
+
+
+def _has_plain_numbers(value: Any) -> bool:
+    """Whether orjson gives the same value for every number. As deep as `from_json` allows, 200 levels."""
+    kind = type(value)
+    if kind is dict:
+        return all(map(_has_plain_numbers, value.values()))
+    if kind is list:
+        return all(map(_has_plain_numbers, value))
+    if kind is int:
+        return bool(-(2**63) <= value < 2**64)
+    return kind is not float or math.isfinite(value)
 
 
 def validate(model: type[T], body: Object) -> T:

@@ -10,10 +10,17 @@ from starlette.types import Receive, Scope
 from gateway.errors import ApiError
 from gateway.http.disconnect import ClientGone
 from gateway.http.respond import header
-from gateway.http.timers import timers_of
+from gateway.http.timers import Timers, timers_of
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, hold: Callable[[int], None]) -> bytes:
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    limit: int,
+    seconds: float,
+    hold: Callable[[int], None],
+    timers: Timers | None = None,
+) -> bytes:
     """The request's JSON body, counted while it comes in, so that no Content-Length has to be believed.
 
     `hold` is told the size of each part before it is kept, and may raise.
@@ -28,13 +35,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, 
         raise ApiError(415, "The content-type must be application/json.", code="unsupported_media_type")
     if header(scope, b"content-encoding") not in (None, b"identity"):
         raise ApiError(415, "Compressed request bodies are not supported.", code="unsupported_media_type")
-    too_large = ApiError(413, f"The request body is larger than {limit} bytes.", code="request_too_large")
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0
-    late = Deadline(seconds)
+    late = Deadline(seconds, timers)
     try:
         while True:
             message = await receive()
@@ -43,7 +49,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, 
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
-                raise too_large
+                raise _too_large(limit)
             hold(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
@@ -56,16 +62,21 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float, 
         late.stop()
 
 
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The request body is larger than {limit} bytes.", code="request_too_large")
+
+
 class Deadline:
     """Cancels the current task after some seconds; `passed` tells that cancellation from others.
 
     A timer instead of `asyncio.wait_for`, which makes a task of every single receive.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, timers: Timers | None = None) -> None:
+        timers = timers or timers_of(asyncio.get_running_loop())
         self.passed = False
-        self._task = asyncio.current_task()
-        self._timer = timers_of(asyncio.get_running_loop()).call_later(seconds, self._pass)
+        self._task = timers.current_task()
+        self._timer = timers.call_later(seconds, self._pass)
 
     def _pass(self) -> None:
         self.passed = True

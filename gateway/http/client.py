@@ -24,13 +24,14 @@ Origin = tuple[str, str, int]  # scheme, host, port
 
 
 class Client:
-    """Makes calls, and keeps connections for the next ones. To be used in one event loop.
+    """Makes calls, and keeps connections for the next ones. To be made and used in one event loop.
 
     `silence`: seconds without a byte after which a call is given up.
     """
 
     def __init__(self, silence: float) -> None:
         self._silence = silence
+        self._loop = asyncio.get_running_loop()  # to ask for it with each call costs a system call
         self._idle: dict[Origin, list[ClientProtocol]] = {}
         self._all: set[ClientProtocol] = set()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -64,7 +65,7 @@ class Client:
     def idle(self, origin: Origin) -> ClientProtocol | None:
         """A connection that can be used again; None if there is none."""
         kept = self._idle.get(origin)
-        oldest = asyncio.get_running_loop().time() - KEEPALIVE_SECONDS
+        oldest = self._loop.time() - KEEPALIVE_SECONDS
         while kept:
             protocol = kept.pop()
             if protocol.usable and protocol.idle_since > oldest:
@@ -77,7 +78,7 @@ class Client:
         if not protocol.release():
             self._all.discard(protocol)
             return
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         protocol.idle_since = loop.time()
         self._idle.setdefault(origin, []).append(protocol)
         if self._sweeping is None:
@@ -89,7 +90,7 @@ class Client:
 
     def _sweep(self) -> None:
         """Close what has been idle for too long."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         oldest = loop.time() - KEEPALIVE_SECONDS
         for origin, kept in list(self._idle.items()):
             for protocol in kept:
@@ -106,7 +107,7 @@ class Client:
         if scheme == "https" and self._tls is None:
             self._tls = ssl.create_default_context()
         tls = self._tls if scheme == "https" else None
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         late = Deadline(CONNECT_SECONDS)
         try:
             addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

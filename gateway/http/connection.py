@@ -12,6 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.config.settings import Settings
@@ -69,19 +70,22 @@ class LingeringTransport:
 
 
 class Pieces:
-    """A request's body as uvicorn keeps it until it is asked for, of which a single piece is not copied."""
+    """A request's body as uvicorn keeps it until it is asked for, of which a single piece is not copied.
+
+    uvicorn is told of no length, because it would stop reading for a body that is all here; `Connection` sees to that.
+    """
 
     def __init__(self) -> None:
+        self.size = 0  # bytes
         self._pieces: list[bytes] = []
-        self._size = 0
 
     def __iadd__(self, piece: bytes) -> Pieces:
         self._pieces.append(piece)
-        self._size += len(piece)
+        self.size += len(piece)
         return self
 
     def __len__(self) -> int:
-        return self._size
+        return 0
 
     def __bytes__(self) -> bytes:
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -177,6 +181,8 @@ class Connection(HttpToolsProtocol):
             if UPGRADE.search(data, 0, end + 1):
                 data = UPGRADE.sub(b"", data[:end]) + data[end:]
         super().data_received(data)
+        if self.in_body and isinstance(self.cycle.body, Pieces) and self.cycle.body.size > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_deadline()
             return

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from starlette.types import Receive
 
-from gateway.http.timers import timers_of
+from gateway.http.timers import Timers, timers_of
 
 
 class ClientGone(Exception):
@@ -24,13 +24,14 @@ class UntilDisconnect:
     Call `stop` before the answer's last byte: after it, a server reports a disconnect that isn't one.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, timers: Timers | None = None) -> None:
         self._receive = receive
+        self._timers = timers or timers_of(asyncio.get_running_loop())
 
     async def __aenter__(self) -> UntilDisconnect:
-        self._task = asyncio.current_task()
+        self._task = self._timers.current_task()
         self._watch: asyncio.Task[None] | None = None
-        self._timer = timers_of(asyncio.get_running_loop()).call_later(WATCH_AFTER, self._start)
+        self._timer = self._timers.call_later(WATCH_AFTER, self._start)
         return self
 
     def _start(self) -> None:

@@ -9,11 +9,10 @@ from gateway.errors import ApiError
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """A request header's first value; `name` in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            found: bytes = value
-            return found
-    return None
+    found: dict[bytes, bytes] | None = scope.get("lensmith.headers")
+    if found is None:
+        found = scope["lensmith.headers"] = dict(reversed(scope["headers"]))  # of several with one name the first stays
+    return found.get(name)
 
 
 JSON_TYPE = (b"content-type", b"application/json")

@@ -33,6 +33,9 @@ class Timers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
+    def current_task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task(self._loop)
+
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         row = self._rows.get(seconds)
         if row is None:
@@ -62,6 +65,7 @@ _TIMERS: WeakKeyDictionary[asyncio.AbstractEventLoop, Timers] = WeakKeyDictionar
 
 
 def timers_of(loop: asyncio.AbstractEventLoop) -> Timers:
+    """The timers of an event loop. Whoever needs them for each request keeps them: to ask for the loop costs a call."""
     found = _TIMERS.get(loop)
     if found is None:
         found = _TIMERS[loop] = Timers(loop)

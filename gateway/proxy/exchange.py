@@ -113,7 +113,8 @@ class Exchange:
             call.bytes_held += size
 
         seconds = _timeout(scope)
-        body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout, hold)
+        timers = self._gateway.timers
+        body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout, hold, timers)
         self._record(call, "receive", 0.0)
         model, request = self._check(call, body)
         del body
@@ -147,7 +148,7 @@ class Exchange:
             await PromptList(call, request, send).run(ask, receive)
             return
         gateway = self._gateway
-        async with UntilDisconnect(receive) as watch:
+        async with UntilDisconnect(receive, gateway.timers) as watch:
             await self._prepare_images(call, model, request)
             payload = Payload(request, model, call.images)
             call.prompt_estimate = payload.prompt_tokens

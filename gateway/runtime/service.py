@@ -12,6 +12,7 @@ from gateway.config.schema import Config, ConfigError
 from gateway.config.settings import Settings
 from gateway.engines.base import Engine
 from gateway.http.client import Client
+from gateway.http.timers import timers_of
 from gateway.media.fetch import ImageFetcher
 from gateway.media.pool import ImagePool
 from gateway.runtime.cores import cores_for_images
@@ -60,6 +61,7 @@ class Gateway:
             math.ceil(settings.max_waiting / shares.processes),
         )
         self.fetcher = ImageFetcher(settings) if settings.image_hosts else None
+        self.timers = timers_of(asyncio.get_running_loop())
         self.client = Client(settings.engine_timeout)
         self.bytes = shares.byte_budget(settings.max_bytes_in_flight)
         self.requests = 0  # in progress

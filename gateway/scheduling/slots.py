@@ -20,6 +20,7 @@ class Slots:
         metrics.expect_model(model)
         self._running = metrics.running.labels(model)
         self._queued = metrics.waiting.labels(model)
+        self._counted_waiting = 0
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
     @property
@@ -100,7 +101,9 @@ class Slots:
 
     def _count(self) -> None:
         self._running.set(self._admission.running)
-        self._queued.set(self._admission.waiting)
+        if self._admission.waiting != self._counted_waiting:
+            self._counted_waiting = self._admission.waiting
+            self._queued.set(self._counted_waiting)
 
 
 def _expire(turn: asyncio.Future[None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ CREATE TABLE records (number INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE pictures (path TEXT PRIMARY KEY, width INTEGER, height INTEGER, problem TEXT);
 CREATE INDEX by_problem ON rows (problem IS NULL, number);
 CREATE INDEX by_tokens ON rows (tokens, number);
+CREATE INDEX sound_by_tokens ON rows (tokens, number) WHERE problem IS NULL;
 CREATE INDEX by_source ON rows (source, number);
 CREATE INDEX by_twins ON rows (twins, number) WHERE twins IS NOT NULL;
 CREATE INDEX by_change ON rows (changed) WHERE changed;
@@ -58,7 +60,7 @@ ORDERS: dict[Order, str] = {
 }
 COUNTER = slice(24, 28)  # bytes of the file's header in which SQLite counts what was written
 SOURCES = 200  # files that a filter names
-MAX_SIZES = 10_000  # pictures of a page whose sizes are read; the marks of a query are limited
+MAX_SIZES = 10_000  # pictures of a page whose sizes are read: a query can have so many marks
 KEPT = 16  # filters and summaries kept in memory: with 100,000 rows each has 400 KB
 BUSY_SECONDS = 10.0  # how long a reader waits for a writer
 COLUMNS = "number, split, source, place, problem, tokens, flagged, left_out, changed, line, twins"
@@ -102,14 +104,13 @@ class Filter:
                 conditions.append(f"{column} = ?")
                 values.append(value)
         if self.text:
-            conditions.append("number IN (SELECT number FROM records WHERE instr(lower(record), lower(?)))")
-            values.append(json.dumps(self.text, ensure_ascii=False)[1:-1])  # as it is written in the JSON
-        if self.min_tokens is not None:
-            conditions.append("tokens >= ?")
-            values.append(self.min_tokens)
-        if self.max_tokens is not None:
-            conditions.append("tokens <= ?")
-            values.append(self.max_tokens)
+            conditions.append("number IN (SELECT number FROM records WHERE record LIKE ? ESCAPE '\\')")
+            written = re.sub(r"[\\%_]", r"\\\g<0>", json.dumps(self.text, ensure_ascii=False)[1:-1])
+            values.append(f"%{written}%")
+        for comparison, limit in ((">=", self.min_tokens), ("<=", self.max_tokens)):
+            if limit is not None:
+                conditions.append(f"tokens {comparison} ?")
+                values.append(limit)
         return " AND ".join(conditions), values
 
 

@@ -13,6 +13,7 @@ from studio.jobs.store import Jobs
 from studio.workspace.folder import Workspace
 from studio.workspace.names import check_name
 from studio.workspace.sources import Source
+from studio.workspace.versions import TRAIN, VALIDATION, find_version
 
 EXPORT, OLLAMA = "export", "ollama"  # kinds
 # A run's recipe validates; an export has nothing to validate on.
@@ -42,8 +43,13 @@ def export(workspace: Workspace, jobs: Jobs, source: Source, name: str) -> Job:
     return jobs.submit(JobSpec(EXPORT, name, command, workspace.folder, about=about, exclusive=f"model/{name}"))
 
 
-def install(workspace: Workspace, jobs: Jobs, source: Source, name: str, server: str, quantize: str) -> Job:
-    """Put a model folder into an Ollama and verify its answers there. Raises StudioError."""
+def install(
+    workspace: Workspace, jobs: Jobs, source: Source, name: str, server: str, quantize: str, data: str = ""
+) -> Job:
+    """Put a model folder into an Ollama and verify it there. Raises StudioError.
+
+    data: the dataset version (NAME@N) whose first rows are asked there and here; held out ones if it has some.
+    """
     if source.trained is not None:
         raise StudioError("serve.export_first", title=source.title)
     name = check_name(name or source.title.lower())
@@ -52,5 +58,9 @@ def install(workspace: Workspace, jobs: Jobs, source: Source, name: str, server:
     command = [*module_command("lensmith"), "modelfile", "install", str(source.base), "--name", name]
     command += ["--server", server] if server else []
     command += ["--quantize", quantize] if quantize else []
+    if data:
+        version = find_version(workspace, data)
+        split = VALIDATION if VALIDATION in version.rows else TRAIN
+        command += ["--data", str(version.folder / f"{split}.jsonl")]
     about = {"model": source.title}
     return jobs.submit(JobSpec(OLLAMA, name, command, workspace.folder, about=about, exclusive=f"ollama/{name}"))

@@ -99,7 +99,11 @@ def read_draft(form: Mapping[str, str], gpus: Sequence[str], workspace: Workspac
         here = f"datasets/{version.name}/versions/{version.number}"
         recipe |= {"dataset": TRAIN, "dataset_dir": here}
         recipe |= {"box_format": version.box_format} if version.box_format else {}
-    recipe |= {"output_dir": f"runs/{name}/output"} | suggested | _advanced(given, problems)
+    advanced = _advanced(given, problems)
+    if advanced.get("per_device_train_batch_size") == "auto":  # which divides the rows of a step that were suggested
+        rows = suggested["per_device_train_batch_size"] * suggested["gradient_accumulation_steps"]
+        advanced.setdefault("gradient_accumulation_steps", rows)
+    recipe |= {"output_dir": f"runs/{name}/output"} | suggested | advanced
     for key, sentence in recipe_problems(recipe).items():
         problems.setdefault(f"{ADVANCED}{key}" if key else "", Problem(text=sentence))
     return Draft(

@@ -21,6 +21,7 @@ from studio.web.forms import form_fields
 from studio.web.links import redirect
 from studio.web.render import Studio, render, studio_of, translator
 from studio.workspace.sources import find_source, model_sources, trained_sources
+from studio.workspace.versions import list_versions
 
 router = APIRouter()
 DEVICES = Devices()
@@ -38,6 +39,7 @@ def index(request: Request) -> Response:
         devices=devices_now(DEVICES, studio.jobs),
         cards=checks.CARD_NAMES,
         quantizations=serving_jobs.QUANTIZATIONS,
+        versions=list_versions(studio.workspace),
         **_jobs(studio),
     )
 
@@ -60,7 +62,7 @@ async def export(request: Request) -> Response:
 async def install(request: Request) -> Response:
     studio, fields = studio_of(request), await form_fields(request)
     source = find_source(studio.workspace, fields.get("source", ""))
-    given = [fields.get(key, "").strip() for key in ("name", "server", "quantize")]
+    given = [fields.get(key, "").strip() for key in ("name", "server", "quantize", "data")]
     serving_jobs.install(studio.workspace, studio.jobs, source, *given)
     return redirect(request, "serve")
 

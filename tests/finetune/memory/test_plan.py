@@ -51,7 +51,7 @@ def test_rows_divide_the_step_and_the_most_come_first() -> None:
 def test_rows_that_do_not_fit_are_not_tried() -> None:
     memory = needed(4, 0)
     assert [plan.size for plan in found(memory)] == [4, 3, 2, 1]
-    assert found(memory)[0].needed <= memory
+    assert found(memory)[0].needed == pytest.approx(memory, rel=0.05)
     assert found(memory)[0].kept_layers < 4
     assert found(memory, disable_gradient_checkpointing=True)[0].size < 4
     assert [plan.size for plan in found(1)] == [1], "where nothing fits, the least that can be tried"

@@ -36,8 +36,10 @@ def test_auto_is_the_run_of_the_rows_it_chose(recipe: MakeRecipe, tmp_path: Path
     assert written.batch_size * written.gradient_accumulation_steps == 8
     assert written.batch_size == 8, "so short rows all go at once"
     assert "auto is 8 rows at once" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert json.loads((tmp_path / "auto" / "environment.json").read_text())["micro_batch"]["size"] == 8
+    assert json.loads((tmp_path / "auto" / "environment.json").read_text())["rows_at_once"]["rows"] == 8
     plain = train(recipe(eval_dataset=None, per_device_train_batch_size=8))
+    record = json.loads((tmp_path / "out" / "environment.json").read_text())["rows_at_once"]
+    assert record == {"rows": 8, "accumulation": 1, "kept": "all activations", "chosen": "by the recipe"}
     assert chosen.samples == plain.samples == 32
     assert adapter(tmp_path / "auto") == adapter(plain.output_dir)
 

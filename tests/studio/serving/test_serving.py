@@ -21,6 +21,8 @@ from tests.support.gateway.processes import until
 from tests.support.gateway.requests import picture
 from tests.support.modelfiles.fake_ollama import running
 from tests.support.paths import SHAPES_VL
+from tests.support.studio.data import shape_files
+from tests.support.studio.datasets import imported
 from tests.support.studio.jobs import SLEEP, finished, printed, python
 from tests.support.studio.tuned_run import WORD, tuned_run
 
@@ -143,6 +145,21 @@ def test_a_model_is_installed_in_ollama_by_a_job(client: TestClient, studio: Stu
     job = finished(studio.jobs, studio.jobs.list("ollama")[0])
     assert job.state == "failed"
     assert "127.0.0.1:1" in html.unescape(client.get("/serve/jobs").text)
+
+
+def test_an_installation_measures_the_answers_there_and_here(client: TestClient, studio: Studio) -> None:
+    imported(client, shape_files())
+    assert '<option value="mine@1">' in client.get("/serve").text
+    with running() as ollama:
+        ollama.answers = {}
+        client.post("/serve/ollama", data={"source": MODEL, "name": "api-ok", "server": ollama.url, "data": "mine@1"})
+        job = finished(studio.jobs, studio.jobs.list("ollama")[0])
+    assert re.search(r"answers are as good: \d+ of \d+ right in Ollama, \d+ through the gateway", job.tail()[0]), (
+        job.tail()[0]
+    )
+    assert job.state == "failed", "the stand-in is not this model"
+    wrong = client.post("/serve/ollama", data={"source": MODEL, "name": "other", "data": "gone@1"})
+    assert wrong.status_code == 404
 
 
 def test_figures_are_sums_over_models_and_statuses() -> None:

@@ -84,13 +84,24 @@ def test_the_form_is_the_recipe_and_the_command_that_do_the_same(preview: Previe
     assert found["command"] == f"cd {studio.workspace.folder} && lensmith train runs/first/recipe.yaml"
 
 
+def test_auto_takes_its_rows_from_those_of_a_step(preview: Preview) -> None:
+    suggested = yaml.safe_load(preview()["yaml"])
+    rows = suggested["per_device_train_batch_size"] * suggested["gradient_accumulation_steps"]
+    auto = {"key.per_device_train_batch_size": "auto"}
+    assert yaml.safe_load(preview(**auto)["yaml"])["gradient_accumulation_steps"] == rows
+    chosen = preview(**auto, **{"key.gradient_accumulation_steps": "12"})
+    assert yaml.safe_load(chosen["yaml"])["gradient_accumulation_steps"] == 12
+    wrong = preview(**{"key.per_device_train_batch_size": "many"})["problems"]
+    assert wrong["key.per_device_train_batch_size"] == "'many' is neither a number of rows, 1 or more, nor auto."
+
+
 def test_a_key_that_is_a_number_or_a_word_can_be_either(client: TestClient, preview: Preview) -> None:
     key = "per_device_train_batch_size"
     field = re.search(rf'<input id="key.{key}"[^>]*>\s*<datalist.*?</datalist>', client.get("/train").text)
     assert field is not None
     assert '<option value="auto">' in field[0]
     for value in ("auto", "4"):
-        found = preview(**{f"key.{key}": value})
+        found = preview(**{f"key.{key}": value, "key.gradient_accumulation_steps": "16"})
         assert f"{key}: {value}" in found["yaml"]
         assert not found["problems"]
 
