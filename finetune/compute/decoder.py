@@ -167,8 +167,8 @@ def why_not(base: Any) -> str:
 class LayeredStep:
     """The loss of micro-batches and its gradients, for a frozen language model whose linears have LoRA adapters.
 
-    base: the *ForConditionalGeneration module; kept_layers: of how many layers, the last ones, activations are kept; the
-    others' are computed again from their inputs.
+    base: the *ForConditionalGeneration module; kept_layers: of how many layers, the last ones, activations are kept;
+    the others' are computed again from their inputs.
     """
 
     def __init__(self, base: Any, kept_layers: int = 0) -> None:

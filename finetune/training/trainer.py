@@ -175,8 +175,7 @@ class Trainer:
             last = n + 1 == len(window.mine)
             share = 0.0 if last and window.idle else 1.0 / parts
             total += self.passes.learn(batch, images, share, last)
-            if share:
-                measured += torch.tensor(self.loss.measured, dtype=torch.float64) * share
+            measured += torch.tensor(self.loss.measured, dtype=torch.float64) * share
         loss, *figures = self.world.sum(total.item(), *measured.tolist())
         self.scaler.unscale_(self.optimizer)
         total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)

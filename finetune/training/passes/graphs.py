@@ -15,7 +15,6 @@ from finetune.families.batch import Batch
 from finetune.families.forward import LabelLoss
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
-from finetune.training.parallel import World
 from finetune.training.passes.modules import ModulePasses
 
 GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
@@ -79,13 +78,13 @@ class GraphPasses:
 
 
 def make_passes(
-    base: Any, recipe: Recipe, data: TrainingData, world: World, loss: Any, modules: ModulePasses,
+    base: Any, recipe: Recipe, data: TrainingData, loss: Any, modules: ModulePasses,
     dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console,
 ) -> ModulePasses | GraphPasses:  # fmt: skip
     """CUDA graphs where they can be had, and a line that says which it is and why."""
     if base.lm_head.weight.device.type != "cuda":
         return modules
-    if world.size > 1:
+    if modules.processes > 1:
         reason = "several processes train together"
     elif not isinstance(loss, LabelLoss):
         reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
