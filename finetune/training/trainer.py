@@ -32,15 +32,13 @@ from finetune.reporting.sample import SAMPLE_LOG, Sample, log_samples
 from finetune.training import checkpoint as checkpoints
 from finetune.training.dataset import TrainingData
 from finetune.training.optim import load_optimizer, make_optimizer, steps_per_epoch, total_steps
-from finetune.training.order import Window, epoch_batches
+from finetune.training.order import DECODED_AHEAD, Window, epoch_batches
 from finetune.training.parallel import World, distribute
 from finetune.training.passes.graphs import make_passes
 from finetune.training.passes.modules import ModulePasses
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
 from finetune.training.validation import validate
-
-DECODED_AHEAD = 2  # micro-batches whose images are decoded while one is computed
 
 
 class Trainer:

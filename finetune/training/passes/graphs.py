@@ -90,6 +90,8 @@ def make_passes(
         reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
     elif recipe.neftune_noise_alpha:
         reason = "neftune_noise_alpha is set"
+    elif recipe.packing:
+        reason = "packing is set"
     else:
         reason = why_not(base)
     if reason:
