@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from finetune.families.forward import hidden_states
 from finetune.families.generation.rows import CapturedSteps, Rows
 from finetune.families.generation.slots import Filling, Slots
 
-CPU_ROWS, MAX_ROWS = 8, 128  # answered at once, unless the recipe says how many
+MAX_ROWS = {"cpu": 32, "cuda": 128}  # answered at once, unless the recipe says how many
+CPU_SHARE = 0.125  # of the machine's memory, for slots
 SLOTS_SHARE, PROMPTS_SHARE = 0.5, 0.25  # of the free memory: for slots, and for reading prompts
 PROMPT_BYTES = 100  # that reading a token of a prompt takes, for each of its hidden values, the tower's work included
 PROMPT_TOKENS = 16384  # read at once: more make no GPU quicker
 AHEAD = 6  # groups of prompts whose images are decoded ahead
 STEPS = 4  # between two looks at which rows have ended, on a GPU
-PLACES = 256  # steps attend over multiples of so many tokens: few graphs
+PLACES = {"cpu": 32, "cuda": 256}  # steps attend over multiples of so many tokens: few graphs
 GRAPHS_FROM = 16  # prompts: capturing graphs for fewer costs more than it saves
 
 
@@ -42,7 +44,7 @@ def greedy(
     """
     device = model.lm_head.weight.device
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    size = _rounded(max(map(len, prompts), default=0) + max_new_tokens)
+    size = _rounded(max(map(len, prompts), default=0) + max_new_tokens, device)
     limits = _limits(model, size, device)
     at_once, tokens = min(rows or limits[0], max(1, len(prompts))), limits[1]
     while order:
@@ -66,21 +68,24 @@ def greedy(
             at_once, tokens = max(1, at_once // 2), max(1, tokens // 2)
 
 
-def _rounded(places: int) -> int:
-    return -(-places // PLACES) * PLACES
+def _rounded(places: int, device: torch.device) -> int:
+    multiple = PLACES[device.type]
+    return -(-places // multiple) * multiple
 
 
 def _limits(model: Any, size: int, device: torch.device) -> tuple[int, int]:
     """How many rows of `size` tokens to answer at once, and how many tokens of prompts to read at once."""
-    if device.type == "cpu":
-        return CPU_ROWS, PROMPT_TOKENS
-    config = model.model.language_model.config
+    config, dtype = model.model.language_model.config, model.lm_head.weight.dtype
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_of_row = size * 2 * config.num_hidden_layers * config.num_key_value_heads * head * 2
+    bytes_of_row = size * 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
+    most = MAX_ROWS[device.type]
+    if device.type == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return max(1, min(most, int(CPU_SHARE * memory / bytes_of_row))), PROMPT_TOKENS
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused
     tokens = int(PROMPTS_SHARE * free / (PROMPT_BYTES * config.hidden_size))
-    return max(1, min(MAX_ROWS, int(SLOTS_SHARE * free / bytes_of_row))), max(1, min(PROMPT_TOKENS, tokens))
+    return max(1, min(most, int(SLOTS_SHARE * free / bytes_of_row))), max(1, min(PROMPT_TOKENS, tokens))
 
 
 class _Run:
@@ -136,7 +141,7 @@ class _Run:
         steps = max(1, min(self.steps, self.rows.max_new_tokens - int(self.made[slots].min())))
         self.made[slots] += steps
         longest = max(len(self.prompts[index]) + self.made[slot] for slot, index in self.running.items())
-        seen = min(self.rows.slots.size, _rounded(longest))
+        seen = min(self.rows.slots.size, _rounded(longest, self.device))
         for _ in range(steps):
             self.step(self.width, seen)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import os
 import stat
@@ -165,22 +164,19 @@ def test_a_stream_that_the_client_leaves_costs_its_tokens(
 
 
 def test_requests_at_a_time(guarded: tuple[Process, str], add: Callable[..., str]) -> None:
-    gateway, first = guarded
+    gateway, _ = guarded
     secret = add("single", "--concurrency", "1")
     working(gateway, secret)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(chat, gateway, secret, messages=ask("slow 1"))
-
-        def running() -> float:
-            metrics = httpx.get(gateway.url + "/metrics", headers={"authorization": f"Bearer {first}"}).text
-            return 'lensmith_requests_running{model="fake"} 1.0' in metrics
-
-        until("one runs", running)
+    body = {**BODY, "messages": ask("count 10000 0.05"), "stream": True}
+    headers = {"authorization": f"Bearer {secret}"}
+    with httpx.stream("POST", gateway.url + CHAT, json=body, headers=headers, timeout=30) as running:
+        assert running.status_code == 200
+        pieces = running.iter_bytes()  # whose end would end the connection
+        next(pieces)
         refused = chat(gateway, secret)
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "concurrency_limit"
-        assert slow.result().status_code == 200
-    assert chat(gateway, secret).status_code == 200
+    until("the next one is served", lambda: chat(gateway, secret).status_code == 200)
 
 
 def test_the_file_holds_no_secret_and_is_the_owners(guarded: tuple[Process, str], key_file: Path) -> None:

@@ -86,7 +86,7 @@ def test_pages_filters_and_marks(page: Page, studio_server: StudioServer, tmp_pa
     expect(page.locator(".badge", has_text="left out")).to_have_count(11)
     expect(page.get_by_text("11 rows differ from version 1")).to_be_visible()
     page.get_by_role("button", name="Discard").click()
-    expect(page.get_by_text("differ from version")).to_have_count(0)
+    expect(page.get_by_text("not saved yet")).to_have_count(0)
 
 
 def test_a_refusal_is_a_sentence_and_keeps_what_was_typed(

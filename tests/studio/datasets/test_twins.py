@@ -42,7 +42,7 @@ def test_copies_and_near_copies_are_found_and_left_out(client: TestClient, studi
     imported(client, files)
     client.post("/data/mine/duplicates")
     until("the search ends", lambda: "hx-refresh" in client.get("/data/mine/twins").headers)
-    assert "differ from version" not in client.get("/data/mine").text
+    assert "not saved yet" not in client.get("/data/mine").text
     page = client.get("/data/mine?show=twins").text
     assert "7 rows · page 1" in page
     client.post("/data/mine/twins")
