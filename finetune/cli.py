@@ -148,6 +148,7 @@ def evaluate(
     from finetune.evaluation.evaluate import compare_runs
     from finetune.evaluation.evaluate import evaluate as run
     from finetune.evaluation.predictions import read_predictions
+    from finetune.reporting.comparison import hundredths, write_evaluation
 
     if against:  # before hours of answers
         read_predictions(Path(against))
@@ -157,18 +158,22 @@ def evaluate(
 
         chosen = (engine, merge)
     result = run(loaded, endpoint=endpoint, engine=chosen)
+    rows = []
     for name, score in result.scores.items():
-        scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
-        values = [scale * value for value in (score.mean, score.low, score.high)]
-        click.echo(f"{name:12} {values[0]:6.2f}  (95 % interval {values[1]:.2f} to {values[2]:.2f})")
+        mean, low, high = hundredths(name, score.mean, score.low, score.high)
+        click.echo(f"{name:12} {mean:6.2f}  (95 % interval {low:.2f} to {high:.2f})")
+        rows.append([name, f"{mean:.2f}", f"{low:.2f} to {high:.2f}"])
     click.echo(f"{result.n} answers, {result.answers_per_second:.1f} a second: {result.predictions}")
+    predictions = Path(result.predictions)
+    records = read_predictions(predictions)
+    report = write_evaluation(predictions.with_name("report.html"), predictions.resolve().parent.name, records, rows)
+    click.echo(f"Scores and answers: {report}")
     if against:
         page = Path(result.predictions).with_name("comparison.html")
         compared = compare_runs(Path(result.predictions), Path(against), page)
         click.echo(f"Against {against}, side by side in {page}:")
         for name, difference in compared.difference.items():
-            scale = 100 if name in ("exact_match", "token_f1", "anls") else 1
-            values = [scale * value for value in (difference.mean, difference.low, difference.high)]
+            values = hundredths(name, difference.mean, difference.low, difference.high)
             click.echo(
                 f"{name:12} {values[0]:+6.2f}  (95 % interval {values[1]:+.2f} to {values[2]:+.2f}, "
                 f"p = {compared.p[name]:.4f})"

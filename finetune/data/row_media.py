@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,4 +134,9 @@ def shown(medium: Path | str | Video) -> str:
 
 def resolve(name: str, media: Path) -> Path | str:
     """A path relative to the folder `media`; a URL or data URI as it is."""
-    return name if name.startswith(INLINE) else media / name
+    return name if name.startswith(INLINE) else _path(name, media)
+
+
+@lru_cache(4096)  # rows that follow one another often ask about the same images
+def _path(name: str, media: Path) -> Path:
+    return media / name

@@ -24,7 +24,7 @@ from finetune.evaluation.predictions import Predictions, read_predictions, recor
 from finetune.evaluation.statistics import Score, compare, interval
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
-from finetune.reporting.comparison import write_comparison
+from finetune.reporting.comparison import hundredths, write_comparison
 from finetune.reporting.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -138,12 +138,22 @@ def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Co
         {name: difference for name, (difference, _) in compared.items()}, {name: p for name, (_, p) in compared.items()}
     )
     if page is not None:
-        rows = [
-            [name, f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{comparison.p[name]:.4f}"]
-            for name, d in comparison.difference.items()
-        ]
-        write_comparison(page, one, other, rows)
+        rows = []
+        for name, d in comparison.difference.items():
+            means = hundredths(name, *(interval(each[name]).mean for each in (values, their_values)))
+            mean, low, high = hundredths(name, d.mean, d.low, d.high)
+            shown = [*(f"{one:.2f}" for one in means), f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+            rows.append([name, *shown, f"{comparison.p[name]:.4f}"])
+        write_comparison(page, one, other, rows, run_names(ours, theirs))
     return comparison
+
+
+def run_names(ours: Path, theirs: Path) -> tuple[str, str]:
+    """What two runs are called: their folders' names, or whole paths where those are alike."""
+    folders = [path.parent if path.suffix == ".jsonl" else path for path in (ours.resolve(), theirs.resolve())]
+    if folders[0].name == folders[1].name:
+        return str(ours), str(theirs)
+    return folders[0].name, folders[1].name
 
 
 def _values(records: list[dict[str, Any]], console: Console) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The page that shows two models' answers to the same rows, side by side."""
+"""The pages of evaluations: a run's scores and answers, and two runs' answers to the same rows side by side.
+
+Every score is a mean on the scale of 0 to 100.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,68 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.row_media import media_of
-from finetune.reporting.html import render_answer, render_page, render_table, thumbnail
+from finetune.reporting.html import is_right, render_answer, render_page, render_table, thumbnail
 
 SHOWN_PAIRS = 100
+SHARES = ("exact_match", "token_f1", "anls")  # metrics that are computed as shares of 1
+
+
+def hundredths(metric: str, *values: float) -> list[float]:
+    """A metric's values on the scale of 0 to 100, which the others have already."""
+    return [100 * value if metric in SHARES else value for value in values]
+
+
+def write_evaluation(path: Path, run: str, records: Sequence[dict[str, Any]], scores: list[list[str]]) -> Path:
+    """A page of a run's scores and answers, the wrong ones first.
+
+    records: of generated_predictions.jsonl; scores: rows of metric, mean and interval.
+    """
+    wrong = sorted(records, key=lambda record: is_right(record["predict"], record["label"]))
+    rows = [_cells(record, [record]) for record in wrong[:SHOWN_PAIRS]]
+    page = render_page(
+        f"Evaluation of {run}",
+        "<h2>Scores</h2>"
+        + render_table(["metric", "of 100", "95 % interval"], scores)
+        + f"<h2>Answers</h2><p>{len(rows)} of {len(records)} are shown, those that differ from the label first.</p>"
+        + "<table><tr><th>image</th><th>question</th><th>label</th><th>answer</th></tr>"
+        + "".join(rows)
+        + "</table>",
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _cells(record: dict[str, Any], answered: Sequence[dict[str, Any]]) -> str:
+    """A row of the table of answers."""
+    images = "".join(thumbnail(medium) for medium in media_of(record))
+    cells = [images, escape(str(record.get("prompt", ""))), escape(str(record["label"]))]
+    cells += [render_answer(one["predict"], one["label"]) for one in answered]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def write_comparison(
-    path: Path, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], scores: list[list[str]]
+    path: Path,
+    ours: Sequence[dict[str, Any]],
+    theirs: Sequence[dict[str, Any]],
+    scores: list[list[str]],
+    names: tuple[str, str] = ("this run", "the other"),
 ) -> Path:
     """A page of both runs' answers with their images, those that differ first.
 
-    ours, theirs: records of generated_predictions.jsonl in the same order; scores: rows of metric, difference, interval
-    and p.
+    ours, theirs: records of generated_predictions.jsonl in the same order; scores: rows of metric, both means, their
+    difference, its interval and p; names: of the runs.
     """
     pairs = sorted(zip(ours, theirs, strict=True), key=lambda pair: pair[0]["predict"] == pair[1]["predict"])
-    rows = []
-    for one, other in pairs[:SHOWN_PAIRS]:
-        images = "".join(thumbnail(medium) for medium in media_of(one))
-        cells = [images, escape(str(one.get("prompt", ""))), escape(str(one["label"]))]
-        cells += [render_answer(record["predict"], record["label"]) for record in (one, other)]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    rows = [_cells(one, [one, other]) for one, other in pairs[:SHOWN_PAIRS]]
     differing = sum(one["predict"] != other["predict"] for one, other in pairs)
     page = render_page(
         "Answers side by side",
         "<h2>Difference</h2>"
-        + render_table(["metric", "this run minus the other", "95 % interval", "p"], scores)
+        + render_table(["metric", *names, "difference", "95 % interval", "p"], scores)
         + f"<h2>Answers</h2><p>{differing} of {len(pairs)} answers differ; {len(rows)} are shown.</p>"
-        + "<table><tr><th>image</th><th>question</th><th>label</th><th>this run</th><th>the other</th></tr>"
+        + "<table><tr><th>image</th><th>question</th><th>label</th>"
+        + "".join(f"<th>{escape(name)}</th>" for name in names)
+        + "</tr>"
         + "".join(rows)
         + "</table>",
     )

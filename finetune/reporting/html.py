@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from html import escape
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from finetune.media.image_files import decode
 from finetune.media.videos import first_frame
 
 THUMBNAIL = (160, 160)
+PACKAGES = ("lensmith", "torch", "transformers", "peft")
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
@@ -23,15 +26,29 @@ table { border-collapse: collapse; width: 100% }
 td, th { border-bottom: 1px solid #ddd; padding: .35rem .6rem; text-align: left; vertical-align: top }
 th { font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
 img { max-width: 100% } .right { color: #116329 } .wrong { color: #a40e26 }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto } footer { color: #666; margin-top: 2rem }
+@media (max-width: 40rem) { body { margin: 1rem auto }
+  table { display: block; overflow-x: auto } td { min-width: 5rem } }
 """
 
 
 def render_page(title: str, body: str) -> str:
+    """A whole page, which says when it was made and by which versions."""
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}"
+        f"<footer>Made {made} by {escape(versions)}.</footer></body></html>\n"
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def render_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -44,9 +61,12 @@ def format_number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
+def is_right(text: str, label: str) -> bool:
+    return text.strip().casefold() == label.strip().casefold()
+
+
 def render_answer(text: str, label: str) -> str:
-    right = text.strip().casefold() == label.strip().casefold()
-    return f'<span class="{"right" if right else "wrong"}">{escape(text)}</span>'
+    return f'<span class="{"right" if is_right(text, label) else "wrong"}">{escape(text)}</span>'
 
 
 def thumbnail(medium: Path | str | Video) -> str:

@@ -25,6 +25,7 @@ def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp
     scored = runner.invoke(evaluate, [str(path), adapter, f"output_dir={tmp_path / 'scores'}"])
     assert scored.exit_code == 0, scored.output
     assert "24 answers, " in scored.output
+    assert "Evaluation of scores" in (tmp_path / "scores/report.html").read_text()
     assert "rouge-l" in scored.output
     again = [str(path), f"output_dir={tmp_path / 'base'}", "--against", str(tmp_path / "scores")]
     compared = runner.invoke(evaluate, again)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,7 +178,10 @@ def test_runs_are_compared_pair_by_pair(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         lines = [{"predict": label if n < right else "x", "label": label} for n, label in enumerate(labels)]
         (tmp_path / name / "generated_predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    compared = compare_runs(tmp_path / "first", tmp_path / "second")
+    compared = compare_runs(tmp_path / "first", tmp_path / "second", tmp_path / "page.html")
+    head, scores = re.findall(r"<tr>.*?</tr>", (tmp_path / "page.html").read_text())[:2]
+    assert re.findall("<th>(.*?)</th>", head) == ["metric", "first", "second", "difference", "95 % interval", "p"]
+    assert re.findall("<td>(.*?)</td>", scores)[:4] == ["exact_match", "100.00", "50.00", "+50.00"]
     assert compared.difference["exact_match"].mean == 0.5
     assert compared.difference["exact_match"].low > 0.3
     assert compared.p["exact_match"] < 0.001

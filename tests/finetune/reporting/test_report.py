@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 from finetune.recipe.load import make_recipe
-from finetune.reporting.comparison import write_comparison
+from finetune.reporting.comparison import write_comparison, write_evaluation
 from finetune.reporting.training_report import write_training_report
 
 HOSTILE = "<script>alert(1)</script>"
@@ -47,3 +48,18 @@ def test_a_comparison_shows_differing_answers_first_and_escapes_them(tmp_path: P
     assert text.index("blue") < text.index('class="right">red')
     assert "1 of 2 answers differ; 2 are shown" in text
     assert "gone.png is gone" in text
+
+
+def test_an_evaluation_shows_wrong_answers_first_and_escapes_them(tmp_path: Path) -> None:
+    answers = [{"prompt": "?", "predict": predict, "label": "red"} for predict in ("red", HOSTILE)]
+    page = write_evaluation(tmp_path / "e.html", HOSTILE, answers, [["exact_match", "50.00", "0.00 to 100.00"]])
+    text = page.read_text()
+    assert "script" not in Tags(text).tags
+    assert text.index('class="wrong"') < text.index('class="right">red')
+    assert "50.00" in text
+
+
+def test_pages_fit_a_phone_and_say_when_and_by_what_they_were_made(tmp_path: Path) -> None:
+    text = write_evaluation(tmp_path / "e.html", "run", [], []).read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert re.search(r"Made 20\d\d-\d\d-\d\d \d\d:\d\d UTC by lensmith [\w.]+, torch [\w.+]+, transformers", text)

@@ -171,7 +171,8 @@ def test_requests_at_a_time(guarded: tuple[Process, str], add: Callable[..., str
     headers = {"authorization": f"Bearer {secret}"}
     with httpx.stream("POST", gateway.url + CHAT, json=body, headers=headers, timeout=30) as running:
         assert running.status_code == 200
-        next(running.iter_bytes())
+        pieces = running.iter_bytes()  # whose end would end the connection
+        next(pieces)
         refused = chat(gateway, secret)
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "concurrency_limit"
