@@ -18,8 +18,9 @@ class Batch:
     """B rows padded to L tokens, or rows packed into one, of L tokens together.
 
     ids: [B, L]; positions: [4, B, L] (text order, then M-RoPE's three); attended: [B, L] bool or None if nothing is
-    padded on the left; labelled: [B, L] bool, where the next token is a label; labels: those tokens in order;
-    images: bank indices in the order of the ids; rows: their sources; packed: where the rows are, if they are packed.
+    padded on the left; labelled: [B, L] bool, where the next token is a label; label_at: [N], the same as places in
+    B x L; labels: [N], those tokens in order; images: bank indices in the order of the ids; rows: their sources;
+    packed: where the rows are, if they are packed.
     """
 
     ids: Any
@@ -27,6 +28,7 @@ class Batch:
     attended: Any | None
     images: list[int]
     labelled: Any = None
+    label_at: Any = None
     labels: Any = None
     rows: tuple[str, ...] = ()
     packed: Packed | None = None
@@ -61,6 +63,7 @@ def collate_train(rows: Sequence[Encoded], device: torch.device, packing: bool =
         attended=None,
         images=[image for row in rows for image in row.images],
         labelled=_tensor(labelled, device),
+        label_at=_tensor(np.flatnonzero(labelled), device),
         labels=_tensor(labels, device),
         rows=tuple(row.source for row in rows),
         packed=packed,
@@ -84,4 +87,14 @@ def collate_prompts(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def _tensor(array: Any, device: torch.device) -> Any:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    return on_device(torch.from_numpy(array), device)
+
+
+def on_device(tensor: Any, device: torch.device) -> Any:
+    """A tensor of the CPU on the device, without a wait for it."""
+    return ready(tensor, device).to(device, non_blocking=True)
+
+
+def ready(tensor: Any, device: torch.device) -> Any:
+    """The tensor in memory that a GPU can read by itself: a copy out of other memory waits for what the GPU does."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor

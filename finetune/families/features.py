@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune.compute.vision import CHUNK_PATCHES, Tower
+from finetune.families.batch import on_device, ready
 from finetune.families.feature_file import FeatureFile, file_for
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
+from finetune.media.normalised import Normalisation
 from finetune.model.tensors import is_sharded
 
-CHUNK_PATCHES = 4096  # patches that go through the tower at once while the cache is filled
-THREADS = 2  # decoding threads; Pillow and torch work outside Python's lock
+THREADS = max(2, min(8, len(os.sched_getaffinity(0)) - 1))  # Pillow and torch work outside Python's lock
 
 
 class PixelLoader:
-    """Decodes images in threads, the next batch's while this one is computed."""
+    """Decodes images in threads, the next batches' while this one is computed; `device` is where they go."""
 
-    def __init__(self, bank: ImageBank, processor: Any) -> None:
-        self.bank, self.processor = bank, processor.image_processor
+    def __init__(self, bank: ImageBank, processor: Any, device: torch.device) -> None:
+        self.bank, self.processor, self.device = bank, processor.image_processor, device
+        self.normalisation = Normalisation(self.processor)
         self.pool = ThreadPoolExecutor(THREADS)
         self.feeder = ThreadPoolExecutor(1)
         self._coming: dict[tuple[int, ...], Future[tuple[Any, Any]]] = {}
@@ -39,12 +42,20 @@ class PixelLoader:
     def prefetch(self, images: tuple[int, ...]) -> None:
         """Starts to decode these images in the background."""
         if images not in self._coming:
-            self._coming[images] = self.feeder.submit(self.bank.pixels, images, self.processor, self.pool)
+            self._coming[images] = self.feeder.submit(self._read, images)
 
     def get(self, images: tuple[int, ...]) -> tuple[Any, Any]:
-        """pixel_values [patches, patch dimension] and grids [images, 3], on the CPU. Raises FinetuneError."""
+        """Patches [patches, patch dimension], for `placed`, and grids [images, 3], on the CPU. Raises FinetuneError."""
         coming = self._coming.pop(images, None)
-        return coming.result() if coming else self.bank.pixels(images, self.processor, self.pool)
+        return coming.result() if coming else self._read(images)
+
+    def placed(self, patches: Any) -> Any:
+        """pixel_values on the device."""
+        return self.normalisation(patches.to(self.device, non_blocking=True))
+
+    def _read(self, images: tuple[int, ...]) -> tuple[Any, Any]:
+        patches, grids = self.bank.pixels(images, self.processor, self.pool, raw=True)
+        return ready(patches, self.device), grids
 
     def close(self) -> None:
         for pool in (self.feeder, self.pool):
@@ -60,7 +71,7 @@ class TrainedVision:
     cached = False
 
     def __init__(self, model: Any, device: torch.device, bank: ImageBank, processor: Any) -> None:
-        self.visual, self.device, self.loader = model.model.visual, device, PixelLoader(bank, processor)
+        self.visual, self.device, self.loader = model.model.visual, device, PixelLoader(bank, processor, device)
 
     def prefetch(self, images: Sequence[int]) -> None:
         if images:
@@ -75,7 +86,7 @@ class TrainedVision:
         if not images:
             return self._blank() if is_sharded(self.visual) else None
         pixels, grids = self.loader.get(tuple(images))
-        return pixels.to(self.device, non_blocking=True), grids.to(self.device)
+        return self.loader.placed(pixels), grids.to(self.device)
 
     def _blank(self) -> tuple[Any, Any]:
         config = self.visual.config
@@ -107,8 +118,10 @@ class FrozenFeatures:
         processes_per_host: int = 1,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.bank, self.loader = model, bank, PixelLoader(bank, processor)
+        self.model, self.bank = model, bank
         self.device = next(model.model.visual.parameters()).device
+        self.loader = PixelLoader(bank, processor, self.device)
+        self.tower = Tower(model.model.visual, self._encode, self.device)
         self.chunk_of: dict[int, int] = {}
         self.chunks: list[list[int]] = []
         config = model.config.vision_config
@@ -149,13 +162,16 @@ class FrozenFeatures:
         """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
         if not images:
             return None
-        parts: dict[int, Any] = {}
-        for chunk in self._missing(images):
-            parts.update(zip(chunk, self._compute(chunk), strict=True))
         if self._kept is None:
+            (once,) = self._missing(images)
+            features = self._compute(once)
+            if len(once) == len(images):
+                return features
+            parts = dict(self._apart(once, features))
             return torch.cat([parts[index] for index in images], dim=1)
-        self._kept.update((index, part.cpu()) for index, part in parts.items())
-        return torch.cat([self._kept[index] for index in images], dim=1).to(self.device, non_blocking=True)
+        for chunk in self._missing(images):
+            self._kept.update(self._apart(chunk, self._compute(chunk).cpu()))
+        return on_device(torch.cat([self._kept[index] for index in images], dim=1), self.device)
 
     def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
         """The images that must go through the tower, in the groups in which they go."""
@@ -165,8 +181,15 @@ class FrozenFeatures:
         missing = (index for index in images if index not in kept)
         return [tuple(self.chunks[chunk]) for chunk in dict.fromkeys(self.chunk_of[index] for index in missing)]
 
-    def _compute(self, images: tuple[int, ...]) -> list[Any]:
-        pixels, grids = self.loader.get(images)
-        with torch.no_grad():
-            features = encode_images(self.model, pixels.to(self.device), grids.to(self.device))
-        return list(features.split([self.bank.tokens(index) for index in images], dim=1))
+    def _compute(self, images: tuple[int, ...]) -> Any:
+        """[1 + D, tokens of the images in order, hidden]."""
+        patches, grids = self.loader.get(images)
+        return self.tower(patches, [(time, rows, columns) for time, rows, columns in grids.tolist()])
+
+    def _apart(self, images: tuple[int, ...], features: Any) -> Iterator[tuple[int, Any]]:
+        """Each image's features, which do not keep the others'."""
+        parts = features.split([self.bank.tokens(index) for index in images], dim=1)
+        return ((index, part.clone()) for index, part in zip(images, parts, strict=True))
+
+    def _encode(self, patches: Any, **layout: Any) -> Any:
+        return encode_images(self.model, self.loader.normalisation(patches), **layout)

@@ -10,14 +10,14 @@ import torch
 from finetune.families.batch import Batch
 
 
-def encode_images(model: Any, pixels: Any, grids: Any) -> Any:
+def encode_images(model: Any, pixels: Any, **layout: Any) -> Any:
     """[1 + D, tokens, hidden] features of images: the tower's output, then its D DeepStack features.
 
-    `model` is the *ForConditionalGeneration module. Works with what transformers 4.57 (a tuple or a tensor) and 5 (an
-    output object) return.
+    `model` is the *ForConditionalGeneration module; layout: `grid_thw` [images, 3], and what a tower may be told
+    besides (vision.Layouts). Works with what transformers 4.57 (a tuple or a tensor) and 5 (an output object) return.
     """
     visual = model.model.visual
-    out = visual(pixels.to(visual.dtype), grid_thw=grids)
+    out = visual(pixels.to(visual.dtype), **layout)
     if isinstance(out, torch.Tensor):
         pooled, deep = out, []
     elif isinstance(out, tuple):
@@ -79,7 +79,7 @@ class LabelLoss(torch.nn.Module):  # type: ignore[misc]
     def forward(self, batch: Batch, images: Any | None) -> Any:
         """images: the features of the batch's images, or their (pixels, grids) if the vision tower is trained."""
         if isinstance(images, tuple):
-            images = encode_images(self.base, *images)
+            images = encode_images(self.base, images[0], grid_thw=images[1])
         states = hidden_states(self.base, batch, images, noise=self.noise if self.noisy else 0.0)
-        logits = self.base.lm_head(states[batch.labelled]).float()
+        logits = self.base.lm_head(states.flatten(0, 1)[batch.label_at]).float()
         return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")

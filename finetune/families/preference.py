@@ -75,11 +75,11 @@ class PreferenceLoss(torch.nn.Module):  # type: ignore[misc]
     def log_probs(self, batch: PairBatch, images: Any | None, noise: float = 0.0) -> Any:
         """[2 B] float32 summed log-probabilities of the answers' label tokens."""
         if isinstance(images, tuple):
-            images = encode_images(self.base, *images)
+            images = encode_images(self.base, images[0], grid_thw=images[1])
         if images is not None:
             images = torch.cat([images, images], dim=1)
         states = hidden_states(self.base, batch, images, noise=noise)
-        logits = self.base.lm_head(states[batch.labelled]).float()
+        logits = self.base.lm_head(states.flatten(0, 1)[batch.label_at]).float()
         taken = -torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         return torch.stack([answer.sum() for answer in taken.split(batch.answer_tokens)])
 

@@ -115,20 +115,29 @@ class ImageBank:
     def tokens(self, index: int) -> int:
         return self.limits.tokens(self.grids[index])
 
-    def pixels(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
+    def pixels(
+        self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor, raw: bool = False
+    ) -> tuple[Any, Any]:
         """Decodes images and videos: pixel_values [patches, patch dimension] and grids [I, 3]. Raises FinetuneError.
 
-        processor: the image processor.
+        processor: the image processor; raw: whether pixels may be uint8, for normalised.Normalisation to finish.
         """
         if any(index in self.clips for index in indices):
             return self._mixed(indices, processor, pool)
-        images = list(pool.map(self._decode, indices))
-        features = processor(images=images, return_tensors="pt")
-        grids = features["image_grid_thw"]
-        for index, grid in zip(indices, grids.tolist(), strict=True):
-            if tuple(grid) != self.grids[index]:
-                raise FinetuneError(f"{shown(self.paths[index])} is not of the size that its header said.")
-        return features["pixel_values"], grids
+        import torch
+
+        # A Pillow processor has no step for both, nor have settings that leave one out.
+        raw = raw and processor.do_rescale and processor.do_normalize and hasattr(processor, "rescale_and_normalize")
+        settings = {"do_rescale": False, "do_normalize": False} if raw else {}
+        made = list(pool.map(lambda index: self._patches(index, processor, settings), indices))
+        return torch.cat([patches for patches, _ in made]), torch.cat([grid for _, grid in made])
+
+    def _patches(self, index: int, processor: Any, settings: dict[str, Any]) -> tuple[Any, Any]:
+        """An image's pixel_values and its grid [1, 3]."""
+        made = processor(images=[self._decode(index)], return_tensors="pt", **settings)
+        if tuple(made["image_grid_thw"][0].tolist()) != self.grids[index]:
+            raise FinetuneError(f"{shown(self.paths[index])} is not of the size that its header said.")
+        return made["pixel_values"], made["image_grid_thw"]
 
     def _mixed(self, indices: Sequence[int], processor: Any, pool: ThreadPoolExecutor) -> tuple[Any, Any]:
         """`pixels` one by one, as videos have a processor of their own."""

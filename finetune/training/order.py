@@ -14,6 +14,7 @@ from finetune.recipe.schema import Recipe
 from finetune.training.optim import steps_per_epoch
 
 MEGABATCH = 50  # batches' worth of rows that are sorted by length together, as in transformers' LengthGroupedSampler
+DECODED_AHEAD = 2  # micro-batches whose images are decoded while one is computed
 
 
 def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int, grouped: bool) -> list[list[int]]:

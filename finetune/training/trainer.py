@@ -32,8 +32,10 @@ from finetune.reporting.sample import SAMPLE_LOG, Sample, log_samples
 from finetune.training import checkpoint as checkpoints
 from finetune.training.dataset import TrainingData
 from finetune.training.optim import load_optimizer, make_optimizer, steps_per_epoch, total_steps
-from finetune.training.order import Window, epoch_batches
-from finetune.training.parallel import World, distribute, no_sync
+from finetune.training.order import DECODED_AHEAD, Window, epoch_batches
+from finetune.training.parallel import World, distribute
+from finetune.training.passes.graphs import make_passes
+from finetune.training.passes.modules import ModulePasses
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
 from finetune.training.validation import validate
@@ -90,12 +92,17 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, recipe, self.device, console)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        modules = ModulePasses(self.parallel, self.autocast, self.scaler, world.size)
         tried = self.device.type == "cuda" and world.size == 1
         self.plan, self.reason = quickest(plans, self._trial()) if tried and len(plans) > 1 else (plans[0], ESTIMATED)
         set_checkpointing(self.base, self.plan)
         console.print(self.plan.choice(recipe, self.reason), highlight=False, end="")
         self.recipe = recipe = self.plan.applied(recipe)
         self.identity = checkpoints.fingerprint(recipe, data, world.size)
+        kept_layers, parameters = self.plan.kept_layers, self.parameters
+        self.passes = make_passes(
+            self.base, recipe, data, self.loss, modules, self.dtype, parameters, kept_layers, console
+        )
         self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
         self.total = total_steps(recipe, len(data.rows), world.size)
         self.feed, self.held_out_feed = self._feeds()
@@ -142,31 +149,24 @@ class Trainer:
     def step(self, window: Window, lr: float, following: Window | None) -> tuple[float, float]:
         """One optimiser step: (loss a label token or pair, gradient norm before clipping), of all processes together.
 
-        The images of the micro-batch after this one, at last of the `following` window, are decoded meanwhile. Raises
-        FinetuneError, in all processes, if a micro-batch cannot be made.
+        The images of the micro-batches after each one, at last of the `following` window, are decoded meanwhile.
+        Raises FinetuneError, in all processes, if a micro-batch cannot be made.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
-        loss, measured = 0.0, torch.zeros(len(self.loss.measured), dtype=torch.float64)
+        measured = torch.zeros(len(self.loss.measured), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)  # read once a step: reading waits for the GPU
         parts = window.labels if self.recipe.stage == "sft" else window.samples
+        coming = [*window.mine, *(following.mine if following is not None else [])]
         for n, rows in enumerate(window.mine):
-            self.feed.prefetch(rows)  # first in line, if nothing fetched it before
-            if n + 1 < len(window.mine):
-                self.feed.prefetch(window.mine[n + 1])
-            elif following is not None:
-                self.feed.prefetch(following.mine[0])
+            for later in coming[n : n + 1 + DECODED_AHEAD]:
+                self.feed.prefetch(later)
             batch, images = self.world.agree(functools.partial(self.feed.batch, rows))
             last = n + 1 == len(window.mine)
             share = 0.0 if last and window.idle else 1.0 / parts
-            with no_sync(self.parallel, last):
-                with self.autocast:
-                    loss_sum = self.parallel(batch, images)
-                # DDP and FSDP take the mean over the processes where the sum is wanted.
-                self.scaler.scale(loss_sum * (share * self.world.size)).backward()
-            loss += loss_sum.item() * share
-            if share:
-                measured += torch.tensor(self.loss.measured, dtype=torch.float64) * share
-        loss, *figures = self.world.sum(loss, *measured.tolist())
+            total += self.passes.learn(batch, images, share, last)
+            measured += torch.tensor(self.loss.measured, dtype=torch.float64) * share
+        loss, *figures = self.world.sum(total.item(), *measured.tolist())
         self.scaler.unscale_(self.optimizer)
         total_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm or math.inf)
         norm = gather_full(total_norm).item()
@@ -180,13 +180,13 @@ class Trainer:
         else:
             self.state.skipped += 1
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.passes.frees_gradients)
         self.rng = self._rng_state()
         return loss, norm
 
     def undo_step(self) -> bool:
         """Drops what an unfinished step left; whether the run is again as it was after the last finished one."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.passes.frees_gradients)
         dropout(self.model, True)
         return not self.updating
 

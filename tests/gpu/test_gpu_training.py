@@ -48,3 +48,114 @@ def test_a_run_with_paged_8_bit_states_goes_on_bit_for_bit(tmp_path: Path, preci
     assert train(make_recipe(keys | {"output_dir": str(tmp_path / "half")})).steps == 6
     whole, half = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "half"))
     assert whole == half
+
+
+GRAPHS = KEYS | {
+    "flash_attn": "auto",
+    "fp16": True,
+    "logging_steps": 1,
+    "lora_rank": 8,
+    "disable_gradient_checkpointing": False,
+}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    """Rows of several lengths, with one and two pictures and none."""
+    chats = [ask("what color is the shape?" * (1 + number % 5), "red", number) for number in range(6)]
+    chats += [ask("same color? " * number, "no", number, number + 1) for number in range(1, 5)]
+    return str(write_dataset(tmp_path / "data", [*chats, ask("hello", "hi there"), ask("and now?", "bye")]))
+
+
+def run(rows: str, output: Path, **keys: Any) -> tuple[list[float], str]:
+    """The losses of a run's steps, and what it said."""
+    import io
+
+    from rich.console import Console
+
+    from finetune.recipe.load import make_recipe
+    from finetune.reporting.runlog import read_log
+    from finetune.training.loop import train
+
+    console = Console(file=io.StringIO(), width=1000)
+    train(make_recipe(GRAPHS | {"dataset_dir": rows, "output_dir": str(output)} | keys), console)
+    return [record["loss"] for record in read_log(output / "trainer_log.jsonl")], console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def repeatable() -> Iterator[None]:
+    """Attention whose backward pass always adds up in the same order."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_graphs_do_what_the_layers_do_bit_for_bit(rows: str, tmp_path: Path, monkeypatch: Any, dropout: float) -> None:
+    from finetune.compute.graphs import Graphs
+
+    graphs, said = run(rows, tmp_path / "graphs", lora_dropout=dropout)
+    assert "CUDA graphs" in said
+    assert "without CUDA graphs" not in said
+    monkeypatch.setattr(Graphs, "run", lambda self, key, work: work())
+    layers, _ = run(rows, tmp_path / "layers", lora_dropout=dropout)
+    assert layers == graphs
+    paths = [tmp_path / name / "adapter_model.safetensors" for name in ("graphs", "layers")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_losses_in_graphs_are_those_of_the_models_own_modules(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
+    from finetune.training.passes import graphs as passes
+
+    keys = {"lora_dropout": 0.0, "max_steps": 30}
+    graphs, _ = run(rows, tmp_path / "graphs", **keys)
+    monkeypatch.setattr(passes, "why_not", lambda base: "this is a test")
+    modules, said = run(rows, tmp_path / "modules", **keys)
+    assert "this is a test" in said
+    assert graphs == pytest.approx(modules, rel=0.02)
+
+
+@pytest.mark.usefixtures("repeatable")
+def test_a_run_in_graphs_goes_on_bit_for_bit(rows: str, tmp_path: Path) -> None:
+    whole, _ = run(rows, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole/checkpoint-3", tmp_path / "half/checkpoint-3")
+    half, _ = run(rows, tmp_path / "half")
+    assert half[-3:] == whole[-3:]
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "half")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_training_goes_on_where_a_graph_cannot_be_captured(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
+    from finetune.compute.graphs import Graphs
+
+    def full(self: Any, work: Any) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    expected, _ = run(rows, tmp_path / "graphs")
+    monkeypatch.setattr(Graphs, "_captured", full)
+    losses, said = run(rows, tmp_path / "out")
+    assert "without CUDA graphs: no memory is left" in said
+    assert losses == pytest.approx(expected, rel=0.01)
+
+
+def test_the_tower_in_graphs_gives_the_same_features(rows: str) -> None:
+    from rich.console import Console
+
+    from finetune.families.features import FrozenFeatures
+    from finetune.model.base import load_base
+    from finetune.recipe.load import make_recipe
+    from finetune.training.dataset import load_training_data
+
+    recipe = make_recipe(GRAPHS | {"dataset_dir": rows, "output_dir": "unused"})
+    data = load_training_data(recipe, Console(quiet=True))
+    base = load_base(data.folder, recipe, torch.device("cuda", 0), torch.float16)
+    features = FrozenFeatures(base, data.bank, data.processor, [0, 1, 2])
+    expected = features.get([0, 1])
+    for _ in range(4):
+        assert torch.equal(features.get([0, 1]), expected)
+    assert features.tower.graphs is not None
+    assert len(features.tower.graphs.graphs) == 1
+    assert not torch.equal(features.get([1, 0]), expected)
+    features.close()

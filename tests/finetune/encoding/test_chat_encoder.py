@@ -159,12 +159,14 @@ def test_rows_are_read_up_to_their_last_label(encode: Encoder) -> None:
     assert following[batch.labelled].tolist() == batch.labels.tolist()
 
 
-def test_prompts_end_together(encode: Encoder) -> None:
+def test_prompts_begin_together(encode: Encoder) -> None:
+    """Padded on the right, where under causal attention nothing real sees it."""
     long, short = encode(CHATS["two images of different sizes"]), encode(CHATS["no image"])
     batch = collate_prompts([short, long], torch.device("cpu"))
-    assert batch.ids[0, -len(short) :].tolist() == short.ids.tolist()
-    assert batch.attended is not None
-    assert batch.attended.sum(1).tolist() == [len(short), len(long)]
+    assert batch.ids[0, : len(short)].tolist() == short.ids.tolist()
+    assert batch.ids[1].tolist() == long.ids.tolist()
+    assert batch.positions[1:, 1].tolist() == long.positions.tolist()
+    assert batch.attended is None
 
 
 def test_an_epoch_has_every_row_once_in_a_repeatable_order() -> None:

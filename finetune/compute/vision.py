@@ -1,0 +1,130 @@
+"""The frozen vision tower on images in groups, without a wait for the GPU in between."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from finetune.compute.graphs import Graphs
+
+CHUNK_PATCHES = 4096  # patches that go through the tower at once
+LAYOUTS, GRAPHS = 64, 16  # that are remembered
+COMMON = 2  # times that images of the same sizes went through the tower, after which it is captured for them
+
+Grid = tuple[int, int, int]
+
+
+class Layouts:
+    """What the tower computes of its images' grids (positions, lengths), made once for each group of grids.
+
+    Lengths stay on the CPU: every layer reads them, and would wait for the GPU.
+    """
+
+    def __init__(self, visual: Any, device: torch.device) -> None:
+        self.visual, self.device = visual, device
+        self.made: OrderedDict[tuple[Grid, ...], dict[str, Any]] = OrderedDict()
+
+    def of(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        """Keyword arguments for the tower's forward pass."""
+        key = tuple(grids)
+        if key not in self.made:
+            self.made[key] = self._make(torch.tensor(key))
+            if len(self.made) > LAYOUTS:
+                self.made.popitem(last=False)
+        return self.made[key]
+
+    def _make(self, grids: Any) -> dict[str, Any]:
+        visual, given = self.visual, {"grid_thw": grids.to(self.device)}
+        if not hasattr(visual, "interpolation_mode"):  # another family's, or an older transformers computes them itself
+            return given
+        from transformers import vision_utils
+
+        merge = visual.config.spatial_merge_size
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        positions = vision_utils.get_vision_position_ids(grids, merge)
+        return given | {
+            "cu_seqlens": vision_utils.get_vision_cu_seqlens(grids),
+            "position_ids": positions.to(self.device),
+            "interp_indices": indices.to(self.device),
+            "interp_weights": weights.to(self.device),
+        }
+
+
+def chunks(grids: Sequence[Grid]) -> list[slice]:
+    """The images that go through the tower together: as many in succession as have CHUNK_PATCHES patches, or one."""
+    found, first, size = [], 0, 0
+    for number, grid in enumerate(grids):
+        if number > first and size + math.prod(grid) > CHUNK_PATCHES:
+            found.append(slice(first, number))
+            first, size = number, 0
+        size += math.prod(grid)
+    return [*found, slice(first, len(grids))]
+
+
+class Tower:
+    """Features of images: `encode(patches, **layout)` in chunks, as CUDA graphs where the same sizes come again.
+
+    encode: patches of a chunk, on the device, to [1 + D, tokens, hidden].
+    """
+
+    def __init__(self, visual: Any, encode: Callable[..., Any], device: torch.device) -> None:
+        self.encode, self.device, self.layouts = encode, device, Layouts(visual, device)
+        self.graphs = Graphs(GRAPHS) if device.type == "cuda" else None
+        self.seen: Counter[tuple[Grid, ...]] = Counter()
+        self.unit = 0  # patches of a token
+        self.patches: Any = None  # [CHUNK_PATCHES, patch dimension], what graphs read, and where they put features
+        self.features: Any = None
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def __call__(self, patches: Any, grids: Sequence[Grid]) -> Any:
+        """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order."""
+        out, start, filled = None, 0, 0
+        for images in chunks(grids):
+            end = start + sum(map(math.prod, grids[images]))
+            part = self._chunk(patches[start:end], tuple(grids[images]))
+            if out is None:
+                out = part.new_empty(len(part), len(patches) * part.shape[1] // (end - start), part.shape[2])
+            out[:, filled : filled + part.shape[1]] = part
+            start, filled = end, filled + part.shape[1]
+        return out
+
+    def _chunk(self, patches: Any, grids: tuple[Grid, ...]) -> Any:
+        """A chunk's features, until the next chunk's."""
+        layout = self.layouts.of(grids)
+        if self.graphs is not None and self._is_common(patches, grids):
+            tokens = len(patches) // self.unit
+            self.patches[: len(patches)].copy_(patches, non_blocking=True)
+
+            def work() -> None:
+                self.features[:, :tokens] = self.encode(self.patches[: len(patches)], **layout)
+
+            try:
+                self.graphs.run(grids, work)
+                return self.features[:, :tokens]
+            except RuntimeError:  # no memory for it, or a kernel that cannot be captured
+                self.graphs = None
+        return self.encode(patches.to(self.device, non_blocking=True), **layout)
+
+    def _is_common(self, patches: Any, grids: tuple[Grid, ...]) -> bool:
+        """Whether images of these sizes are worth a graph; makes room for the first."""
+        if patches.dtype != torch.uint8 or len(patches) > CHUNK_PATCHES:
+            return False
+        self.seen[grids] += 1
+        if self.seen[grids] <= COMMON:
+            return False
+        if self.patches is None:
+            made = self.encode(patches.to(self.device), **self.layouts.of(grids))
+            self.unit = len(patches) // made.shape[1]
+            self.patches = patches.new_zeros(CHUNK_PATCHES, patches.shape[1], device=self.device)
+            self.features = made.new_zeros(len(made), CHUNK_PATCHES // self.unit, made.shape[2])
+        return True

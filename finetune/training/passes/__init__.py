@@ -1,0 +1,1 @@
+"""The forward and backward pass of a micro-batch."""

@@ -1,0 +1,101 @@
+"""Passes layer by layer in CUDA graphs, where they can be had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from finetune.compute.decoder import LayeredStep, why_not
+from finetune.compute.fixed_inputs import Buffers
+from finetune.compute.graphs import Graphs
+from finetune.encoding.encoded_rows import labels_of, lengths_of
+from finetune.families.batch import Batch
+from finetune.families.forward import LabelLoss
+from finetune.recipe.schema import Recipe
+from finetune.training.dataset import TrainingData
+from finetune.training.passes.modules import ModulePasses
+
+GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
+
+
+class GraphPasses:
+    """The same by `compute`'s layers, each micro-batch as one CUDA graph; without a GPU, as it comes.
+
+    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep.
+    """
+
+    frees_gradients = False  # graphs add to gradients where they are
+
+    def __init__(
+        self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, dtype: torch.dtype,
+        parameters: list[Any], kept_layers: int, console: Console,
+    ) -> None:  # fmt: skip
+        self.modules, self.scaler, self.console = modules, modules.scaler, console
+        device = base.lm_head.weight.device
+        size = recipe.batch_size
+        vision, hidden = base.config.vision_config, base.model.language_model.config.hidden_size
+        levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
+        labels = size * int(labels_of(data.rows).max())
+        self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
+        self.step = LayeredStep(base, kept_layers)
+        self.factor = torch.zeros((), device=device)
+        self.loss = torch.zeros((), device=device)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.graphs: Graphs | None = None
+        if device.type == "cuda":
+            self.graphs = Graphs(GRAPHS, self.step.prepare)
+            self.step.learn(
+                self.buffers.blank(), self.factor
+            )  # libraries prepare themselves, as they cannot in a graph
+
+    def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
+        """See ModulePasses.learn."""
+        if not self.buffers.fits(batch):
+            return self.modules.learn(batch, images, share, last)
+        inputs = self.buffers.put(batch, images)
+        self.factor.copy_(self.scaler.scale(torch.full_like(self.factor, share)))
+        self.step.reseed()
+
+        def work() -> None:
+            self.loss.copy_(self.step.learn(inputs, self.factor))
+
+        if self.graphs is not None:
+            try:
+                self.graphs.run(inputs.shape, work)
+                return self.loss.double() * share
+            except RuntimeError as error:  # torch.OutOfMemoryError, or a kernel that cannot be captured
+                self.graphs = None
+                torch.cuda.empty_cache()
+                self.console.print(
+                    f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}",
+                    highlight=False,
+                )
+        work()
+        return self.loss.double() * share
+
+
+def make_passes(
+    base: Any, recipe: Recipe, data: TrainingData, loss: Any, modules: ModulePasses,
+    dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console,
+) -> ModulePasses | GraphPasses:  # fmt: skip
+    """CUDA graphs where they can be had, and a line that says which it is and why."""
+    if base.lm_head.weight.device.type != "cuda":
+        return modules
+    if modules.processes > 1:
+        reason = "several processes train together"
+    elif not isinstance(loss, LabelLoss):
+        reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
+    elif recipe.neftune_noise_alpha:
+        reason = "neftune_noise_alpha is set"
+    elif recipe.packing:
+        reason = "packing is set"
+    else:
+        reason = why_not(base)
+    if reason:
+        console.print(f"Steps run by the model's own modules: {reason}.", highlight=False)
+        return modules
+    console.print("Steps run as CUDA graphs, a graph for each shape of micro-batch.", highlight=False)
+    return GraphPasses(base, recipe, data, modules, dtype, parameters, kept_layers, console)

@@ -1,0 +1,57 @@
+"""Runs whose micro-batches go layer by layer, as they do in CUDA graphs, beside runs by the model's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from finetune.recipe.schema import Recipe
+from finetune.reporting.runlog import read_log
+from finetune.training import trainer
+from finetune.training.loop import train
+from finetune.training.passes.graphs import GraphPasses
+from tests.support.finetune.runs import adapter
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def layered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains as on a GPU, without the graphs; activations of two layers are kept."""
+
+    def make(base: Any, recipe: Any, data: Any, loss: Any, modules: Any, *rest: Any) -> Any:
+        dtype, parameters, _, console = rest
+        return GraphPasses(base, recipe, data, modules, dtype, parameters, 2, console)
+
+    monkeypatch.setattr(trainer, "make_passes", make)
+
+
+def losses(output: Path) -> list[float]:
+    return [record["loss"] for record in read_log(output / "trainer_log.jsonl") if "loss" in record]
+
+
+def test_losses_are_those_of_the_models_own_modules(
+    recipe: MakeRecipe, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    keys = {"lora_dropout": 0.0, "max_steps": 12, "logging_steps": 1, "learning_rate": 1e-3}
+    train(recipe(output_dir=str(tmp_path / "modules"), **keys), Console(quiet=True))
+    request.getfixturevalue("layered")
+    train(recipe(output_dir=str(tmp_path / "layers"), **keys), Console(quiet=True))
+    expected = losses(tmp_path / "modules")
+    assert len(expected) == 12
+    assert expected[-1] < expected[0]
+    assert losses(tmp_path / "layers") == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.usefixtures("layered")
+def test_a_run_goes_on_bit_for_bit(recipe: MakeRecipe, tmp_path: Path) -> None:
+    keys = {"lora_dropout": 0.1, "quantization_bit": 4, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    train(recipe(output_dir=str(tmp_path / "whole"), max_steps=5, **keys), Console(quiet=True))
+    for steps in (2, 5):
+        train(recipe(output_dir=str(tmp_path / "parts"), max_steps=steps, save_steps=2, **keys), Console(quiet=True))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert adapter(tmp_path / "parts") == adapter(tmp_path / "whole")
