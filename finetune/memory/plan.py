@@ -21,6 +21,7 @@ from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
 MARGIN = 0.9  # share of the free memory that may be planned for; estimates were within 4 % of measured peaks
+KEPT_SHARE = 0.8  # of that, for activations that need not be kept: of some layers alone they were never measured
 MOST_TOKENS = 16384  # at once: more keep no GPU busier
 ESTIMATED = "by the estimate of memory"
 FLOAT32 = 2  # times the memory of 16 bits, which is what is estimated
@@ -147,7 +148,7 @@ def _plan(
     elif math.isinf(memory):  # a card of which nothing is known
         kept = 0
     else:
-        kept = max((kept for kept in (layers, *_steps(layers)) if needed(kept) <= memory), default=0)
+        kept = max((kept for kept in (layers, *_steps(layers)) if needed(kept) <= KEPT_SHARE * memory), default=0)
     return Plan(size, accumulation, kept, layers, needed(kept))
 
 
