@@ -24,10 +24,13 @@ def _heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
+def start(recipe: Recipe, path: Path, measured: bool = True) -> subprocess.Popen[str]:
+    """A training process. measured: whether `make cov` counts its lines, for which it writes files of its own."""
     save_recipe(recipe, path)
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
+    if not measured:
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=_heed_signals, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
