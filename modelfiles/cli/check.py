@@ -258,5 +258,6 @@ def _report(commands: list[Command], findings: list[Finding], as_json: bool) -> 
     else:
         for finding in findings:
             click.echo(str(finding))
-        click.echo(f"{len(findings)} findings; docs/modelfile-rules.md explains them" if findings else "no findings")
+        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        click.echo(f"{count}; docs/modelfile-rules.md explains them" if findings else "no findings")
     sys.exit(exit_code(findings))
