@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -34,11 +35,11 @@ class ServerChild:
             raise ServerChildError(f"The {self.name} engine has ended: {self.exit_reason()}")
 
     def exit_reason(self) -> str:
-        """The last line of its log."""
+        """The last message of its log, whose lines may be JSON; of those, only what has a message is one."""
         size = os.fstat(self._log.fileno()).st_size
         tail = os.pread(self._log.fileno(), LAST_BYTES, max(0, size - LAST_BYTES))
         lines = tail.decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return next(filter(None, map(_message, reversed(lines))), "it said nothing")
 
     def wait_until_ready(self, health: str) -> None:
         """Until `health`, a URL, answers 200. Raises ServerChildError."""
@@ -52,6 +53,15 @@ class ServerChild:
             except OSError:
                 time.sleep(0.2)
         raise ServerChildError(f"The {self.name} engine was not ready after {START_SECONDS} s.")
+
+
+def _message(line: str) -> str:
+    """What a line of a log says; empty for a record without a message, such as that of a request."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line.strip()
+    return str(record.get("message", "")) if isinstance(record, dict) else line
 
 
 @contextmanager
