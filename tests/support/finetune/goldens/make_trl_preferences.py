@@ -2,8 +2,8 @@
 
     python -m tests.support.finetune.goldens.make_trl_preferences    # with trl 1.16 and datasets beside Lensmith
 
-The model is the repository's own with adapters drawn from a seed. TRL's ORPO and CPO (SimPO) trainers tokenise a chat in
-a way of their own, so they are given the ids and labels that Lensmith makes of the pairs. ORPO's also learns the
+The model is the repository's own with adapters drawn from a seed. TRL's ORPO and CPO (SimPO) trainers tokenise a chat
+in a way of their own, so they are given the ids and labels that Lensmith makes of the pairs. ORPO's also learns the
 question; its figures here leave that out, as the paper does.
 """
 
