@@ -29,8 +29,8 @@ GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a
 class GraphPasses:
     """The same by `compute`'s layers, each micro-batch as one CUDA graph; without a GPU, as it comes.
 
-    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep; feed:
-    what makes the batches.
+    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep;
+    feed: what makes the batches.
     """
 
     frees_gradients = False  # graphs add to gradients where they are
