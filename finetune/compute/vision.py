@@ -86,9 +86,12 @@ class Tower:
         self.features: Any = None
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def __call__(self, patches: Any, grids: Sequence[Grid]) -> Any:
-        """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order."""
-        out, start, filled = None, 0, 0
+    def __call__(self, patches: Any, grids: Sequence[Grid], room: Any | None = None) -> Any:
+        """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order.
+
+        room: [1 + D, tokens, hidden], where they are put.
+        """
+        out, start, filled = room, 0, 0
         for images in chunks(grids):
             end = start + sum(map(math.prod, grids[images]))
             part = self._chunk(patches[start:end], tuple(grids[images]))

@@ -1,4 +1,4 @@
-"""Records of data files (JSON, JSON lines, CSV, parquet, WebDataset's tar) as dicts."""
+"""Records of data files (JSON, JSON lines, CSV, parquet, WebDataset's tar) and of folders of pictures as dicts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from finetune.data.pictures.folder import read_pictures
 from finetune.data.webdataset import read_shard
 from finetune.errors import FinetuneError
 
@@ -29,12 +30,14 @@ class Line(NamedTuple):
     text: str
 
 
-def read_records(path: Path) -> Iterator[Any]:
+def read_records(path: Path, split: str = "train") -> Iterator[Any]:
     """The records of one file in order; one that is broken is a FinetuneError, which names the file and the line.
+
+    split: of a folder of pictures, which is read like a file.
 
     Raises FinetuneError if the file, or the rest of it, cannot be read.
     """
-    return map(partial(parsed, path), read_unparsed(path))
+    return map(partial(parsed, path), read_unparsed(path, split))
 
 
 def parsed(path: Path, record: Any) -> Any:
@@ -47,7 +50,7 @@ def parsed(path: Path, record: Any) -> Any:
         return FinetuneError(f"{path}, line {record.number}: not JSON: {error}.")
 
 
-def read_unparsed(path: Path) -> Iterator[Any]:
+def read_unparsed(path: Path, split: str = "train") -> Iterator[Any]:
     """The records of one file, those of JSON lines as Line, for `parsed`. Raises what read_records raises."""
     try:
         if path.suffix == ".jsonl":
@@ -60,6 +63,8 @@ def read_unparsed(path: Path) -> Iterator[Any]:
             yield from _json(path)
         elif path.suffix == ".tar":
             yield from read_shard(path)
+        elif path.is_dir():
+            yield from read_pictures(path, split)
         else:
             raise FinetuneError(f"The data file {path} must be {', '.join(SUFFIXES)}.")
     except FileNotFoundError:
@@ -89,10 +94,19 @@ def _json(path: Path) -> Iterator[Any]:
             yield from _list(path, file)
             return
     records = read_json(path)
+    if isinstance(records, dict) and records and all(map(_is_caption, records.values())):
+        raise FinetuneError(
+            f"{path} names captions by their pictures, as sd-scripts' metadata does, which is not read: write each "
+            "beside its picture (cat.txt for cat.jpg) and move this file away."
+        )
     if not isinstance(records, list):
         keys = f" with the keys {', '.join(map(str, records))}"[:200] if isinstance(records, dict) else ""
         raise FinetuneError(f"{path} must hold a JSON list of rows; it holds one {type(records).__name__}{keys}.")
     yield from records
+
+
+def _is_caption(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.keys() & {"caption", "tags"})
 
 
 def _list(path: Path, file: TextIO) -> Iterator[Any]:

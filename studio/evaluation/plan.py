@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from finetune.recipe.load import make_recipe
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.atomic_write import write_atomically
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
 from studio.jobs.job import Job
 from studio.jobs.spec import CPU, JobSpec
@@ -109,7 +109,7 @@ def submit(name: str, workspace: Workspace, jobs: Jobs, gpus: tuple[int, ...]) -
         JobSpec(
             kind=KIND,
             title=name,
-            command=[sys.executable, "-m", "studio.evaluation.answering", f"evaluations/{name}"],
+            command=[*module_command("studio.evaluation.answering"), f"evaluations/{name}"],
             cwd=workspace.folder,
             gpus=gpus or (CPU,),
             about={"evaluation": name, "dataset": plan.dataset, "version": plan.version},

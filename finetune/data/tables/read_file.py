@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from finetune.data.formats import Row, make_row
 from finetune.data.layouts import Layout, detect
 from finetune.data.pairs.records import as_llamafactory
-from finetune.data.records import Line, parsed, read_unparsed
+from finetune.data.records import Line, parsed, read_records, read_unparsed
 from finetune.data.row_fields import FIELDS
 from finetune.data.sources import DataFile
 from finetune.data.tables.cache import code_version, kept_file, scratch_file
@@ -58,7 +58,7 @@ def read_file(file: DataFile, reading: Reading, digest: Any) -> RowFile:
     how += [reading.ranking, reading.limit]
     layout = None if reading.layout is None else asdict(replace(reading.layout, media=Path()))
     key.update(json.dumps([*how, layout], default=str).encode())
-    _hash(file.path, key, digest)
+    _hash(file, key, digest)
     write = partial(_write, file, reading)
     if file.path.suffix == ".tar":  # its images are in a cache of their own, which may be emptied
         owner = _Owner()
@@ -77,14 +77,22 @@ class _Owner:
     """Whose end is the end of a scratch file."""
 
 
-def _hash(path: Path, *hashes: Any) -> None:
+def _hash(file: DataFile, *hashes: Any) -> None:
     try:
-        with path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                for each in hashes:
-                    each.update(piece)
+        for piece in _pieces(file):
+            for each in hashes:
+                each.update(piece)
     except OSError:  # which reading it will say better
         pass
+
+
+def _pieces(file: DataFile) -> Iterator[bytes]:
+    if file.path.is_dir():
+        yield from (repr(record).encode() for record in read_records(file.path, file.split))
+        return
+    with file.path.open("rb") as data:
+        while piece := data.read(READ_BYTES):
+            yield piece
 
 
 def _write(file: DataFile, reading: Reading, target: BinaryIO) -> None:
@@ -95,7 +103,7 @@ def _write(file: DataFile, reading: Reading, target: BinaryIO) -> None:
 def _batches(file: DataFile, reading: Reading, notes: list[str]) -> Iterator[pa.RecordBatch]:
     """The file's rows, and after them the columns that no row has. notes: gets the fields that are not read."""
     path, layout = file.path, reading.layout
-    records: Iterator[Any] = islice(read_unparsed(path), reading.limit)
+    records: Iterator[Any] = islice(read_unparsed(path, file.split), reading.limit)
     read_record = partial(_record, path, reading.ranking and layout is None)
     if layout is None:
         begun, broken = [], []  # records up to the first that can tell the layout; what is wrong with those before it

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -256,9 +257,10 @@ runpy.run_path({str(ROOT / "lensmith.py")!r}, run_name="__main__")
 
 
 def test_a_run_that_finds_no_memory_says_which_keys_to_change(
-    client: TestClient, studio: Studio, form: dict[str, str]
+    client: TestClient, studio: Studio, form: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (studio.workspace.folder / "lensmith.py").write_text(NO_ROOM)
+    (tmp_path / "lensmith.py").write_text(NO_ROOM)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     changed = {"key.disable_gradient_checkpointing": "true", "key.per_device_train_batch_size": "24"}
     client.post("/train/start", data=form | changed)
     job = ended(studio, studio.jobs.list("train")[0])
