@@ -6,8 +6,9 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from finetune.data.pictures.folder import read_pictures
 from finetune.data.webdataset import read_shard
@@ -22,6 +23,13 @@ TEXT = "utf-8-sig"  # with or without the byte order mark that Windows programs 
 csv.field_size_limit(2**30)  # an image in base64 is longer than the default, 131,072 characters
 
 
+class Line(NamedTuple):
+    """A line of JSON lines before it is parsed, which another process can do. number: from 1."""
+
+    number: int
+    text: str
+
+
 def read_records(path: Path, split: str = "train") -> Iterator[Any]:
     """The records of one file in order; one that is broken is a FinetuneError, which names the file and the line.
 
@@ -29,6 +37,21 @@ def read_records(path: Path, split: str = "train") -> Iterator[Any]:
 
     Raises FinetuneError if the file, or the rest of it, cannot be read.
     """
+    return map(partial(parsed, path), read_unparsed(path, split))
+
+
+def parsed(path: Path, record: Any) -> Any:
+    """What a line of the file holds; any other record as it is. One that is broken is a FinetuneError."""
+    if not isinstance(record, Line):
+        return record
+    try:
+        return json.loads(record.text)
+    except (ValueError, RecursionError) as error:
+        return FinetuneError(f"{path}, line {record.number}: not JSON: {error}.")
+
+
+def read_unparsed(path: Path, split: str = "train") -> Iterator[Any]:
+    """The records of one file, those of JSON lines as Line, for `parsed`. Raises what read_records raises."""
     try:
         if path.suffix == ".jsonl":
             yield from _jsonl(path)
@@ -141,15 +164,11 @@ def _is_lines(path: Path) -> bool:
         return False
 
 
-def _jsonl(path: Path) -> Iterator[Any]:
+def _jsonl(path: Path) -> Iterator[Line]:
     with path.open(encoding=TEXT) as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    record = FinetuneError(f"{path}, line {number}: not JSON: {error}.")
-                yield record
+            if not line.isspace():
+                yield Line(number, line)
 
 
 def _csv(path: Path) -> Iterator[Any]:

@@ -355,8 +355,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(recipe: MakeRecipe, tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends(recipe: MakeRecipe, tmp_path: Path, number: signal.Signals) -> None:
-    endless = recipe(max_steps=100_000)
-    process = start(endless, tmp_path / "endless.yaml")
+    """And what it has learned until then is in a plot and a report."""
+    endless = recipe(max_steps=100_000, plot_loss=True)
+    process = start(endless, tmp_path / "endless.yaml", measured=True)
     wait_for_step(process, tmp_path / "out", 3)
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
@@ -365,6 +366,9 @@ def test_a_signal_saves_and_ends(recipe: MakeRecipe, tmp_path: Path, number: sig
     assert "Traceback" not in errors
     (saved,) = (tmp_path / "out").glob("checkpoint-*")
     assert int(saved.name.rpartition("-")[2]) == read_log(tmp_path / "out/trainer_log.jsonl")[-1]["current_steps"]
+    assert (tmp_path / "out/training_loss.png").exists()
+    assert "data:image/png" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/train_results.json").exists()
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(recipe: MakeRecipe) -> None:
