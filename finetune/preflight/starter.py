@@ -107,7 +107,8 @@ def _choices(rows: Sequence[Row], name: str, folder: str, model: str, card: Card
     yield Choice("learning_rate", 1e-4, "usual for adapters")
     yield Choice("lr_scheduler_type", "cosine", "the learning rate falls to zero")
     yield Choice("warmup_ratio", 0.05, "after rising over the first steps")
-    steps = math.ceil(len(rows) * epochs * (0.9 if held_out else 1) / (2 * accumulated))
+    trained = len(rows) * (0.9 if held_out else 1)
+    steps = math.ceil(epochs * math.ceil(trained / (2 * accumulated)))  # a pass ends with a step of what is left
     yield Choice("logging_steps", max(1, steps // 100), f"of about {steps:,} steps")
     yield Choice("save_steps", max(10, steps // 5), "a run that is interrupted goes on from there")
 

@@ -173,6 +173,8 @@ def test_init_writes_a_recipe_that_starts(
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(check, [str(out)])
     assert result.output.splitlines()[-1] == "Would start.", result.output
+    assert "10 steps of up to" in result.output
+    assert "# of about 10 steps" in out.read_text()
     rows = chats(load_recipe(out), "photos")
     assert len(rows) == 4
     assert {answer for _, answer in rows.values()} == ({"cat", "dog"} if kind == "classes" else {"a pet"})
