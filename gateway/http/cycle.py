@@ -74,18 +74,19 @@ class Cycle(RequestResponseCycle):
 
     def _written_head(self, message: Message) -> bytes:
         status: int = message["status"]
-        headers = [*self.default_headers, *message.get("headers", ())]
-        names = [name.lower() for name, _ in headers]
-        if BAD_NAME.search(b"".join(names)) or BAD_VALUE.search(b"".join([value for _, value in headers])):
-            raise RuntimeError("A header of the answer has characters that headers may not have.")
-        lines = [STATUS_LINE[status]]
+        names, values, lines = [], [], [STATUS_LINE[status]]
         length, closes = None, False
-        for name, (_, value) in zip(names, headers, strict=True):
+        for name, value in (*self.default_headers, *message.get("headers", ())):
+            name = name.lower()
+            names.append(name)
+            values.append(value)
             lines.append(b"%b: %b\r\n" % (name, value))
             if name == b"content-length":
                 length = int(value)
             elif name == b"connection" and b"close" in value.lower():
                 closes = True
+        if BAD_NAME.search(b"".join(names)) or BAD_VALUE.search(b"".join(values)):
+            raise RuntimeError("A header of the answer has characters that headers may not have.")
         if closes:
             self.keep_alive = False
         elif not self.keep_alive:
