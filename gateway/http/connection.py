@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
-from gateway.http.cycle import Cycle
+from gateway.http.cycle import MAX_WAITING, Cycle
 from gateway.http.timers import Timer, timers_of
 
 # An offer to go on in another protocol, such as HTTP/2 by Java's client. httptools 0.9 takes the body of such a request
@@ -135,7 +134,7 @@ class Connection(HttpToolsProtocol):
                 data = UPGRADE.sub(b"", data[:end]) + data[end:]
         super().data_received(data)
         # Not for a body that is all here: to stop reading and to start again are two system calls.
-        if self.in_body and self.cycle.waiting_bytes > HIGH_WATER_LIMIT:
+        if self.in_body and self.cycle.waiting_bytes > MAX_WAITING:
             self.flow.pause_reading()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_deadline()

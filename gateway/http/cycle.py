@@ -15,6 +15,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 # What would break a head, or let a value write lines of its own into it (RFC 9110, section 5).
 BAD_NAME = re.compile(rb'[\x00-\x1f\x7f()<>@,;:\\\[\]={} \t"]')
 BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+# Bytes of a body that wait to be asked for, from which on no more are taken from the network. As many may come at once.
+MAX_WAITING = 262_144
 BODILESS = (204, 304)  # statuses of answers that never have one
 
 
@@ -28,10 +30,11 @@ class Cycle(RequestResponseCycle):
         self._head = b""  # of the answer, until it is written
 
     def add(self, piece: bytes) -> None:
-        """Keep a piece of the request's body until it is asked for."""
+        """Keep a piece of the request's body until it is asked for. Whoever waits is woken for much or for its end."""
         self._pieces.append(piece)
         self.waiting_bytes += len(piece)
-        self.message_event.set()
+        if self.waiting_bytes > MAX_WAITING:
+            self.message_event.set()
 
     async def receive(self) -> Any:
         """ASGI's `receive`."""

@@ -14,7 +14,7 @@ import uvicorn
 from gateway.config.settings import Settings
 from gateway.http.body import Deadline
 from gateway.http.connection import connection_class
-from gateway.http.cycle import Cycle
+from gateway.http.cycle import MAX_WAITING, Cycle
 from gateway.http.timers import Timer
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -110,6 +110,44 @@ def test_an_answer_without_a_body_has_no_chunks(request_: bytes, status: int) ->
     found = received(sends(begin(status=status), piece(b"")), request_)
     assert found.endswith(b"\r\n\r\n")
     assert b"chunked" not in found
+
+
+def bodies_of(sizes: list[int]) -> list[int]:
+    """Sizes of the messages in which a body comes that is sent in pieces of these sizes."""
+    came: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            came.append(len(message["body"]))
+            more = message["more_body"]
+        await send(begin())
+        await send(piece(b"done"))
+
+    async def talk(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % sum(sizes))
+        for size in sizes:
+            writer.write(bytes(size))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        found = await reader.readuntil(b"done")
+        writer.close()
+        return found
+
+    asyncio.run(with_server(app, talk))
+    return came
+
+
+def test_a_body_in_pieces_is_given_on_once() -> None:
+    assert bodies_of([1, 70_000, 60_000]) == [130_001]
+
+
+def test_of_a_large_body_no_more_than_a_part_waits() -> None:
+    came = bodies_of([300_000] * 4)
+    assert sum(came) == 1_200_000
+    assert max(came) <= 2 * MAX_WAITING
 
 
 def test_requests_leave_nothing_to_the_collector() -> None:
