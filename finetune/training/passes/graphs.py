@@ -56,12 +56,9 @@ class GraphPasses:
         self.loss = torch.zeros((), device=device)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.graphs: Graphs | None = None
-        if device.type == "cuda":
-            self.graphs = Graphs(GRAPHS, self.step.prepare)
-            self.step.learn(
-                self.buffers.blank(), self.factor
-            )  # libraries prepare themselves, as they cannot in a graph
+        self.graphs = Graphs(device, GRAPHS, self.step.prepare, self._warn)
+        if self.graphs.works:  # libraries prepare themselves, as they cannot in a graph
+            self.step.learn(self.buffers.blank(), self.factor)
 
     def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
         """See ModulePasses.learn."""
@@ -74,19 +71,13 @@ class GraphPasses:
         def work() -> None:
             self.loss.copy_(self.step.learn(inputs, self.factor))
 
-        if self.graphs is not None:
-            try:
-                self.graphs.run(inputs.shape, work)
-                return self.loss.double() * share
-            except RuntimeError as error:  # torch.OutOfMemoryError, or a kernel that cannot be captured
-                self.graphs = None
-                torch.cuda.empty_cache()
-                self.console.print(
-                    f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}",
-                    highlight=False,
-                )
-        work()
+        self.graphs.run(inputs.shape, work)
         return self.loss.double() * share
+
+    def _warn(self, error: RuntimeError) -> None:
+        self.console.print(
+            f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}", highlight=False
+        )
 
 
 def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.device) -> HostMemory | None:
