@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -159,8 +160,8 @@ def engine_error(payload: object, status: int = 502) -> ApiError | None:
         return engine_lost(502, "The engine failed while it worked on the request.")
     fallback = "engine_error" if kept >= 500 else "engine_refused"
     reason = fallback
-    if kept == 400 and "context length" in message.lower():
-        # Clients shorten their prompt on this code; LMDeploy sends the sentence without it.
+    if kept == 400 and re.search("context (?:length|size)", message, re.IGNORECASE):
+        # Clients shorten their prompt on this code; LMDeploy and llama.cpp send the sentence without it.
         fallback, param = "context_length_exceeded", param or "messages"
     return ApiError(
         kept,
