@@ -5,12 +5,15 @@ Every subcommand is imported only when it runs, so `lensmith --help` is instant 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and Path(sys.path[0]) == Path.cwd() != Path(__file__).resolve().parent:
     # `torchrun -m lensmith` looks for modules in the current folder first, where somebody's own finetune.py may lie.
     del sys.path[0]
+
+import getpass
 
 import click
 
@@ -63,6 +66,8 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
     name = (error.name or "").split(".")[0]
     if name == "examples":
         return click.ClickException("The demo is part of the repository: clone it and run `make demo` there.")
+    if error.name == "studio":
+        return click.ClickException("The studio is not in this installation: pip install 'lensmith[studio]' brings it.")
     if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles", "studio"):
         return error
     extra = COMMANDS[command][1]
@@ -73,6 +78,20 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
 @click.version_option(lensmith_version(), prog_name="lensmith")
 def main() -> None:
     """From labelled images to an answering API: fine-tune, merge, serve, register in Ollama."""
+    name_user()
+
+
+def name_user() -> None:
+    """A user id without a name, as containers have, gets its number as the name, and / as its home as Docker does it.
+
+    Without them PyTorch and others fail when they look for their caches.
+    """
+    try:
+        getpass.getuser()
+        Path.home()
+    except (KeyError, OSError, RuntimeError):
+        os.environ.setdefault("USER", str(os.getuid()))
+        os.environ.setdefault("HOME", "/")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ QUESTION = "Describe each picture. What is on the table, and where is the chair?
 ROWS, IMAGES, SIZE = 96, 8, (640, 480)
 
 
-def write_rows(folder: Path, rows: int) -> None:
+def write_rows(folder: Path, rows: int, size: tuple[int, int] = SIZE) -> None:
     """ShareGPT rows with their own pictures, so that no cache helps either side."""
     from PIL import Image
 
@@ -37,7 +37,7 @@ def write_rows(folder: Path, rows: int) -> None:
         names = [f"images/{row}_{k}.jpg" for k in range(IMAGES)]
         for name in names:
             small = Image.frombytes("RGB", (40, 30), rng.randbytes(40 * 30 * 3))
-            small.resize(SIZE, Image.Resampling.BICUBIC).save(folder / name, quality=85)
+            small.resize(size, Image.Resampling.BICUBIC).save(folder / name, quality=85)
         turns = [{"from": "human", "value": "<image>" * IMAGES + QUESTION}, {"from": "gpt", "value": ANSWER}]
         data.append({"conversations": turns, "images": names})
     (folder / "rows.json").write_text(json.dumps(data))

@@ -12,6 +12,7 @@ from torch.nn.functional import rms_norm, silu
 
 from finetune.compute.adapted_linear import Kept, backward, forward, forward_kept, keep, linear
 from finetune.compute.fixed_inputs import IGNORED, FixedInputs
+from finetune.compute.host_stack import HostMemory, HostStack
 from finetune.compute.randomness import LayerDraws
 from finetune.model.attention import PACKED, REPEATED_HEADS
 
@@ -168,11 +169,11 @@ class LayeredStep:
     """The loss of micro-batches and its gradients, for a frozen language model whose linears have LoRA adapters.
 
     base: the *ForConditionalGeneration module; kept_layers: of how many layers, the last ones, activations are kept;
-    the others' are computed again from their inputs.
+    the others' are computed again from their inputs, which wait in `host` (of as many tensors), or where they are.
     """
 
-    def __init__(self, base: Any, kept_layers: int = 0) -> None:
-        self.base, self.model = base, base.model.language_model
+    def __init__(self, base: Any, kept_layers: int = 0, host: HostMemory | None = None) -> None:
+        self.base, self.model, self.host = base, base.model.language_model, host
         config = base.config
         device = self.model.embed_tokens.weight.device
         self.image_ids = torch.tensor([config.image_token_id, config.video_token_id], device=device)
@@ -195,21 +196,20 @@ class LayeredStep:
 
         The loss is the summed float32 cross entropy of the label tokens.
         """
-        x, kept, rotary = self._forward(inputs)
+        x, waiting, kept, rotary = self._forward(inputs)
         loss, grad = self._loss(x, inputs, factor)
         del x
         for number in reversed(range(len(self.model.layers))):
             with self._drawn(number, True):
-                layer, found = self.model.layers[number], kept.pop()
-                if number < self.again:
-                    found = activations(layer, found, rotary)
+                layer = self.model.layers[number]
+                found = activations(layer, waiting.pop(), rotary) if number < self.again else kept.pop()
                 grad = layer_backward(layer, found, grad)
                 del found
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, inputs: FixedInputs) -> tuple[Any, list[Any], tuple[Any, Any]]:
-        """(the last layer's output [B, L, hidden], each layer's input or activations, cos and sin)."""
+    def _forward(self, inputs: FixedInputs) -> tuple[Any, HostStack | list[Any], list[Activations], tuple[Any, Any]]:
+        """(the last layer's output [B, L, hidden], layers' inputs, the other layers' activations, cos and sin)."""
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
@@ -217,11 +217,12 @@ class LayeredStep:
             x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
         rotary = _rotary(self.model, x, inputs.positions)
         deep = len(inputs.features) - 1 if inputs.features is not None else 0
-        kept: list[Any] = []
+        waiting: HostStack | list[Any] = [] if self.host is None else HostStack(self.host)
+        kept: list[Activations] = []
         for number, layer in enumerate(self.model.layers):
             with self._drawn(number, False):
                 if number < self.again:
-                    kept.append(x)
+                    waiting.append(x)
                     x = layer_forward(layer, x, rotary)
                 else:
                     kept.append(activations(layer, x, rotary))
@@ -229,7 +230,7 @@ class LayeredStep:
             if number < deep:  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)
-        return x, kept, rotary
+        return x, waiting, kept, rotary
 
     def _loss(self, x: Any, inputs: FixedInputs, factor: Any) -> tuple[Any, Any]:
         """(the loss, its gradient for x times factor)."""

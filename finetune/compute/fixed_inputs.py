@@ -61,7 +61,10 @@ class Buffers:
         return FixedInputs(numbers[0], numbers[1:], self.features, places[0], places[1])
 
     def put(self, batch: Any, features: Any) -> FixedInputs:
-        """The batch in the buffers, padded on the right. features: [1 + D, image tokens, hidden], or None."""
+        """The batch in the buffers, padded on the right.
+
+        features: [1 + D, image tokens, hidden], if not in the buffers already; or None.
+        """
         rows, own = batch.ids.shape
         length = rounded(own, self.longest)
         labels = min(self.places.shape[1], max(FEWEST_LABELS, 1 << (len(batch.labels) - 1).bit_length()))
@@ -77,7 +80,8 @@ class Buffers:
         if features is not None:
             if features.shape[1] > self.features.shape[1]:
                 raise FinetuneError(f"{'; '.join(batch.rows)}: more image tokens than tokens.")
-            self.features[:, : features.shape[1]] = features
+            if features.data_ptr() != self.features.data_ptr():
+                self.features[:, : features.shape[1]] = features
         return FixedInputs(numbers[0], numbers[1:], None if features is None else self.features, places[0], places[1])
 
 

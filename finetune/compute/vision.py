@@ -79,16 +79,19 @@ class Tower:
 
     def __init__(self, visual: Any, encode: Callable[..., Any], device: torch.device) -> None:
         self.encode, self.device, self.layouts = encode, device, Layouts(visual, device)
-        self.graphs = Graphs(GRAPHS) if device.type == "cuda" else None
+        self.graphs = Graphs(device, GRAPHS)
         self.seen: Counter[tuple[Grid, ...]] = Counter()
         self.unit = 0  # patches of a token
         self.patches: Any = None  # [CHUNK_PATCHES, patch dimension], what graphs read, and where they put features
         self.features: Any = None
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def __call__(self, patches: Any, grids: Sequence[Grid]) -> Any:
-        """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order."""
-        out, start, filled = None, 0, 0
+    def __call__(self, patches: Any, grids: Sequence[Grid], room: Any | None = None) -> Any:
+        """[1 + D, tokens, hidden] of patches [P, patch dimension] on the CPU, of images of these grids in order.
+
+        room: [1 + D, tokens, hidden], where they are put.
+        """
+        out, start, filled = room, 0, 0
         for images in chunks(grids):
             end = start + sum(map(math.prod, grids[images]))
             part = self._chunk(patches[start:end], tuple(grids[images]))
@@ -101,18 +104,15 @@ class Tower:
     def _chunk(self, patches: Any, grids: tuple[Grid, ...]) -> Any:
         """A chunk's features, until the next chunk's."""
         layout = self.layouts.of(grids)
-        if self.graphs is not None and self._is_common(patches, grids):
+        if self.graphs.works and self._is_common(patches, grids):
             tokens = len(patches) // self.unit
             self.patches[: len(patches)].copy_(patches, non_blocking=True)
 
             def work() -> None:
                 self.features[:, :tokens] = self.encode(self.patches[: len(patches)], **layout)
 
-            try:
-                self.graphs.run(grids, work)
-                return self.features[:, :tokens]
-            except RuntimeError:  # no memory for it, or a kernel that cannot be captured
-                self.graphs = None
+            self.graphs.run(grids, work)
+            return self.features[:, :tokens]
         return self.encode(patches.to(self.device, non_blocking=True), **layout)
 
     def _is_common(self, patches: Any, grids: tuple[Grid, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Records of data files (JSON, JSON lines, CSV, parquet, WebDataset's tar) as dicts."""
+"""Records of data files (JSON, JSON lines, CSV, parquet, WebDataset's tar) and of folders of pictures as dicts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from finetune.data.pictures.folder import read_pictures
 from finetune.data.webdataset import read_shard
 from finetune.errors import FinetuneError
 
@@ -21,11 +23,35 @@ TEXT = "utf-8-sig"  # with or without the byte order mark that Windows programs 
 csv.field_size_limit(2**30)  # an image in base64 is longer than the default, 131,072 characters
 
 
-def read_records(path: Path) -> Iterator[Any]:
+class Line(NamedTuple):
+    """A line of JSON lines before it is parsed, which another process can do. number: from 1."""
+
+    number: int
+    text: str
+
+
+def read_records(path: Path, split: str = "train") -> Iterator[Any]:
     """The records of one file in order; one that is broken is a FinetuneError, which names the file and the line.
+
+    split: of a folder of pictures, which is read like a file.
 
     Raises FinetuneError if the file, or the rest of it, cannot be read.
     """
+    return map(partial(parsed, path), read_unparsed(path, split))
+
+
+def parsed(path: Path, record: Any) -> Any:
+    """What a line of the file holds; any other record as it is. One that is broken is a FinetuneError."""
+    if not isinstance(record, Line):
+        return record
+    try:
+        return json.loads(record.text)
+    except (ValueError, RecursionError) as error:
+        return FinetuneError(f"{path}, line {record.number}: not JSON: {error}.")
+
+
+def read_unparsed(path: Path, split: str = "train") -> Iterator[Any]:
+    """The records of one file, those of JSON lines as Line, for `parsed`. Raises what read_records raises."""
     try:
         if path.suffix == ".jsonl":
             yield from _jsonl(path)
@@ -37,6 +63,8 @@ def read_records(path: Path) -> Iterator[Any]:
             yield from _json(path)
         elif path.suffix == ".tar":
             yield from read_shard(path)
+        elif path.is_dir():
+            yield from read_pictures(path, split)
         else:
             raise FinetuneError(f"The data file {path} must be {', '.join(SUFFIXES)}.")
     except FileNotFoundError:
@@ -66,10 +94,19 @@ def _json(path: Path) -> Iterator[Any]:
             yield from _list(path, file)
             return
     records = read_json(path)
+    if isinstance(records, dict) and records and all(map(_is_caption, records.values())):
+        raise FinetuneError(
+            f"{path} names captions by their pictures, as sd-scripts' metadata does, which is not read: write each "
+            "beside its picture (cat.txt for cat.jpg) and move this file away."
+        )
     if not isinstance(records, list):
         keys = f" with the keys {', '.join(map(str, records))}"[:200] if isinstance(records, dict) else ""
         raise FinetuneError(f"{path} must hold a JSON list of rows; it holds one {type(records).__name__}{keys}.")
     yield from records
+
+
+def _is_caption(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.keys() & {"caption", "tags"})
 
 
 def _list(path: Path, file: TextIO) -> Iterator[Any]:
@@ -127,15 +164,11 @@ def _is_lines(path: Path) -> bool:
         return False
 
 
-def _jsonl(path: Path) -> Iterator[Any]:
+def _jsonl(path: Path) -> Iterator[Line]:
     with path.open(encoding=TEXT) as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    record = FinetuneError(f"{path}, line {number}: not JSON: {error}.")
-                yield record
+            if not line.isspace():
+                yield Line(number, line)
 
 
 def _csv(path: Path) -> Iterator[Any]:

@@ -14,6 +14,8 @@ import yaml
 from finetune.data.hub import download, is_hub_id, modelscope_wanted
 from finetune.data.layouts import COLUMNS, FORMATS, OPENAI_TAGS, TAGS, Layout
 from finetune.data.pairs.records import ANSWERS
+from finetune.data.pictures.captions import find_captions
+from finetune.data.pictures.folder import PICTURES, find_pictures, is_hidden, pictures_of, unanswered
 from finetune.data.records import SUFFIXES, TEXT, read_json
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
@@ -26,10 +28,11 @@ ENTRY = {*TEXTS, "formatting", "columns", "tags", "ranking", "num_samples"}
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file, and the folder that the paths of images in it are relative to."""
+    """One file, and the folder that paths of images in it are relative to; or a folder of pictures, and its split."""
 
     path: Path
     media: Path
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,37 @@ def _data_files(folder: Path, split: str, media: Path | None, subset: str | None
     found = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if found is not None and subset is None:
         return [DataFile(found, media or folder)]
-    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.name != "dataset_info.json")
+    files = data_files(folder)
     if subset is not None:
         files = _of_subset(files, folder, subset)
+    elif not files:
+        return [_picture_folder(folder, split)]
     metadata = [path for path in files if path.name in METADATA]
     files = _of_split(metadata or files, folder, split)
     if not files:
         raise FinetuneError(f"The dataset folder {folder} has no {CAPTIONS} and no data file of the split {split!r}.")
     return [DataFile(path, media or (path.parent if metadata else folder)) for path in files]
+
+
+def _picture_folder(folder: Path, split: str) -> DataFile:
+    """A folder without data files, if it has pictures of the split, with answers. Raises FinetuneError."""
+    pictures = find_pictures(folder.absolute())
+    if pictures is None or pictures.kind == "pictures":
+        missing = unanswered(pictures) if pictures else "no pictures: name the file or folder that holds the data"
+        raise FinetuneError(
+            f"The dataset folder {folder} has no {CAPTIONS} and no data file of the split {split!r}, and {missing}."
+        )
+    if not pictures_of(pictures, split):
+        raise FinetuneError(f"The dataset folder {folder} has no picture of the split {split!r}.")
+    return DataFile(pictures.root, pictures.root, split)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The data files below a folder: not hidden ones, dataset_info.json, or JSON files that each go with a picture."""
+    paths = sorted(path for path in folder.rglob("*") if not is_hidden(path, folder))
+    files = [path for path in paths if path.suffix in SUFFIXES and path.name != "dataset_info.json"]
+    captions = find_captions([path for path in paths if path.suffix.lower() in PICTURES], files)
+    return sorted(set(files) - set(captions.values()))
 
 
 def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
@@ -168,6 +194,8 @@ def _entry(entry: Any, folder: Path, media: Path | None, location: str, ranking:
             raise FinetuneError(f"{location}: {what} may have {', '.join(known)}; not {given!r}.")
     files = _entry_files(entry, folder, media, location)
     layout = Layout(kind, folder, default_columns | columns, default_tags | tags)
+    if files[0].path.is_dir() and not (columns or tags):  # the layout of pictures shows by itself
+        return Source(files, num_samples=count)
     return Source(files, layout, tuple(columns.values()), count)
 
 
@@ -177,7 +205,7 @@ def _entry_files(entry: dict[str, Any], folder: Path, media: Path | None, locati
         path = folder / entry["file_name"]
         if path.is_dir():
             files = _data_files(path, split, media, subset)
-            beside = {file.path for file in files if file.path.name in METADATA}
+            beside = {file.path for file in files if file.path.name in METADATA or file.path.is_dir()}
             return [file if file.path in beside else DataFile(file.path, media or folder) for file in files]
         return [DataFile(path, media or folder)]
     if hub_id := entry.get("ms_hub_url" if modelscope_wanted() else "hf_hub_url") or entry.get("hf_hub_url"):

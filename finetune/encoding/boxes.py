@@ -88,6 +88,8 @@ def refuse_boxes(encoder: Encoder, model_type: str, recipe: Recipe) -> str | Non
 
 def boxes_in(text: str) -> Iterator[list[float]]:
     """The boxes [x1, y1, x2, y2] and points [x, y] of a text."""
+    if "[" not in text and "(" not in text:  # as most texts
+        return
     for match in BOX.finditer(text):
         yield [float(number) for number in re.findall(NUMBER, match[0])]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_left
+import marshal
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.formats import Row
-from finetune.encoding.encoded import Compact, Encoded
+from finetune.encoding.encoded import Compact, Encoded, EncodedText, label_runs
 from finetune.encoding.positions import rope_positions, video_positions
 from finetune.encoding.skeletons import Skeletons
 from finetune.encoding.special_tokens import refuse_specials, special_tokens
@@ -50,15 +50,15 @@ class ChatEncoder:
 
     def __init__(self, folder: ModelFolder, processor: Any, bank: ImageBank) -> None:
         self.folder, self.processor, self.bank = folder, processor, bank
-        self.eos = np.array(folder.eos_token_ids)
-        if not len(self.eos):
+        self.eos = folder.eos_token_ids
+        if not self.eos:
             raise FinetuneError(f"{folder.path} names no eos_token_id; its answers would have no end.")
         if folder.chat_template is None:
             raise FinetuneError(f"{folder.path} has no chat template; use an instruction-tuned model.")
         self.image_token_id = int(folder.config["image_token_id"])
         self.video_token_id = int(folder.config.get("video_token_id") or -1)
         self.specials = special_tokens(processor.tokenizer)
-        self._texts: dict[str, Compact] = {}
+        self._texts: dict[bytes, EncodedText] = {}
         self._skeletons = Skeletons(folder.chat_template, self._render_rows)
 
     def encode(self, rows: Sequence[Row], max_pixels: int | None = None) -> list[Encoded]:
@@ -74,32 +74,34 @@ class ChatEncoder:
 
     def compact(self, rows: Sequence[Row], max_pixels: int | None = None) -> list[Compact | FinetuneError]:
         """Each chat as it is kept, or what is wrong with it."""
-        found: list[Compact | FinetuneError] = []
-        keys: list[str | None] = []
-        fresh: dict[str, Row] = {}
+        media: list[tuple[int, ...] | FinetuneError] = []
+        keys: list[bytes] = []
+        fresh: dict[bytes, Row] = {}
         if len(self._texts) > KEPT:
             self._texts.clear()
         for row in rows:
             try:
-                found.append(Compact(None, None, self.add_media(row, max_pixels)))
+                media.append(self.add_media(row, max_pixels))
                 keys.append(self._key(row))
             except FinetuneError as error:
-                found.append(error)
-                keys.append(None)
+                media.append(error)
+                keys.append(b"")
                 continue
             if keys[-1] not in self._texts:
-                fresh.setdefault(str(keys[-1]), row)
+                fresh.setdefault(keys[-1], row)
         broken = self._encode_texts(list(fresh.items()))
-        for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
-            chat = found[number]
-            if isinstance(chat, Compact):
-                text = self._texts.get(str(key))
-                found[number] = broken[str(key)] if text is None else self._with_media(text, chat.media, row)
+        found: list[Compact | FinetuneError] = []
+        for key, row, shown in zip(keys, rows, media, strict=True):
+            if isinstance(shown, FinetuneError):
+                found.append(shown)
+            else:
+                text = self._texts.get(key)
+                found.append(broken[key] if text is None else self._with_media(text, shown, row))
         return found
 
     def place(self, chat: Compact, source: str) -> Encoded:
         """Gives each image its tokens and every token its position."""
-        bank, ids, labelled = self.bank, chat.ids, chat.labelled
+        bank, ids, labelled = self.bank, np.array(chat.ids, dtype=np.int64), chat.labelled
         grids = [bank.grids[index] for index in chat.media]
         has_videos = any(index in bank.clips for index in chat.media)
         seen, spans = ids == self.image_token_id, grids
@@ -130,34 +132,37 @@ class ChatEncoder:
         for row in rows:
             self.refuse_specials(row)
         prompts = [replace(row, messages=row.messages[:-1]) for row in rows]
-        keys = ["prompt" + self._key(row) for row in prompts]
+        keys = [b"prompt" + self._key(row) for row in prompts]
         for key, row in zip(keys, prompts, strict=True):
             media = self.add_media(row)
             if key not in self._texts:
                 (text,) = self._with_times(self._render([row.messages], row.tools, prompt=True), [row])
-                ids = np.array(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-                self._texts[key] = Compact(ids, np.zeros(len(ids), dtype=bool), ())
+                ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+                self._texts[key] = self._text(ids, ())
             chat = self._with_media(self._texts[key], media, row)
             if isinstance(chat, FinetuneError):
                 raise chat
             encoded.append(self.place(chat, row.source))
         return encoded
 
-    def _with_media(self, text: Compact, media: tuple[int, ...], row: Row) -> Compact | FinetuneError:
+    def _text(self, ids: list[int], runs: Sequence[int]) -> EncodedText:
+        images, videos = ids.count(self.image_token_id), ids.count(self.video_token_id)
+        return EncodedText(array("i", ids), array("i", runs), images, videos)
+
+    def _with_media(self, text: EncodedText, media: tuple[int, ...], row: Row) -> Compact | FinetuneError:
         """The chat with its images and videos, if the template shows all of them."""
-        seen = int((text.ids == self.image_token_id).sum())
-        spans = len(media)
+        seen, spans = text.images, len(media)
         if row.videos:
-            seen += int((text.ids == self.video_token_id).sum())
+            seen += text.videos
             spans = sum(len(self.bank.spans(index)) for index in media)
         if seen != spans:
             what = "images and videos" if row.videos else "images"
             return FinetuneError(f"{row.source}: the chat template shows {seen} of {spans} {what}.")
-        return Compact(text.ids, text.labelled, media)
+        return Compact(text.ids, text.runs, media)
 
-    def _encode_texts(self, items: Sequence[tuple[str, Row]]) -> dict[str, FinetuneError]:
-        """Tokenises chats that differ, and finds their label masks; what is wrong with some, by their keys."""
-        broken: dict[str, FinetuneError] = {}
+    def _encode_texts(self, items: Sequence[tuple[bytes, Row]]) -> dict[bytes, FinetuneError]:
+        """Tokenises chats that differ, and finds their label tokens; what is wrong with some, by their keys."""
+        broken: dict[bytes, FinetuneError] = {}
         plain = [(key, row) for key, row in items if row.tools is None]
         groups = [plain] if plain else []
         groups += [[item] for item in items if item[1].tools is not None]
@@ -172,7 +177,7 @@ class ChatEncoder:
                         broken |= self._encode_texts([item])
         return broken
 
-    def _encode_group(self, group: Sequence[tuple[str, Row]]) -> None:
+    def _encode_group(self, group: Sequence[tuple[bytes, Row]]) -> None:
         """The same of chats that have the same tools. Raises FinetuneError for one that cannot be encoded."""
         rows = [row for _, row in group]
         for row in rows:
@@ -184,9 +189,11 @@ class ChatEncoder:
         tokenizer.no_truncation()
         encodings = tokenizer.encode_batch(wholes, add_special_tokens=False)
         for n, ((key, row), encoding) in enumerate(zip(group, encodings, strict=True)):
-            ids = np.array(encoding.ids, dtype=np.int64)
-            labelled = self._label_mask(ids, encoding.offsets, wholes[n], starts[n], row)
-            self._texts[key] = Compact(ids, labelled, ())
+            ids = encoding.ids
+            runs = label_runs(ids, encoding, wholes[n], starts[n], self.eos)
+            if runs is None:
+                raise FinetuneError(f"{row.source}: the chat template does not end answers with an end-of-turn token.")
+            self._texts[key] = self._text(ids, runs)
 
     def _render_rows(self, rows: Sequence[Row]) -> tuple[list[str], list[list[int]]]:
         """Chats that have the same tools, by the model's template, and where each one's answers begin.
@@ -215,25 +222,6 @@ class ChatEncoder:
             starts[n].append(len(prefix))
         return wholes, starts
 
-    def _label_mask(self, ids: Any, offsets: Sequence[tuple[int, int]], text: str, starts: list[int], row: Row) -> Any:
-        """[L] bool: from each answer's first token to its end-of-turn token and the newline after it.
-
-        offsets: [L], where each token begins and ends in the chat's text.
-
-        A token that begins in the prompt and reaches into the answer is no label: the model never writes it.
-        """
-        ends = np.flatnonzero((ids[:, None] == self.eos).any(axis=1))
-        labelled = np.zeros(len(ids), dtype=bool)
-        for start in starts:
-            first = bisect_left(offsets, (start,))
-            later = ends[ends >= first]
-            if not len(later):
-                raise FinetuneError(f"{row.source}: the chat template does not end answers with an end-of-turn token.")
-            after = later[0] + 1
-            newline = after < len(ids) and text[slice(*offsets[int(after)])].isspace()
-            labelled[first : after + newline] = True
-        return labelled
-
     def add_media(self, row: Row, max_pixels: int | None = None) -> tuple[int, ...]:
         """The bank's indices of the row's images and videos, in the order of its text. Raises FinetuneError."""
         if not row.videos:
@@ -251,12 +239,12 @@ class ChatEncoder:
     def _clips(self, row: Row) -> list[Clip]:
         return [self.bank.clips[self.bank.add_video(video, row.source)] for video in row.videos]
 
-    def _key(self, row: Row) -> str:
+    def _key(self, row: Row) -> bytes:
         """A key that is equal for chats with the same text, times and labels."""
         chat: list[Any] = [row.messages, row.tools, row.unlabelled]
         if row.videos:
             chat.append([(clip.times, clip.seconds_a_pair) for clip in self._clips(row)])
-        return json.dumps(chat, ensure_ascii=False)
+        return marshal.dumps(chat, 2)  # a version that writes equal values alike
 
     def _with_times(self, texts: list[str], rows: Sequence[Row]) -> list[str]:
         """The texts with the rows' videos written as the model reads them."""

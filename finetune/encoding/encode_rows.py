@@ -74,7 +74,7 @@ def _open(open_encoder: Callable[[], Encoder], rows: Rows, model_type: str, reci
 
 
 def _encode(state: _State, task: tuple[int, int]) -> EncodedBatch:
-    rows = [state.rows[number] for number in range(*task)]
+    rows = list(state.rows[slice(*task)])
     chats = list(_compact(rows, state))
     bank = state.encoder.bank
     numbers: dict[int, int] = {}  # of the bank's media, in the order of this batch
@@ -85,7 +85,7 @@ def _encode(state: _State, task: tuple[int, int]) -> EncodedBatch:
     good = [isinstance(chat, Compact) for chat in chats]
     return EncodedBatch(
         table=pack(chats),
-        labels=np.array([int(c.labelled.sum()) if isinstance(c, Compact) else 0 for c in chats], np.int32),
+        labels=np.array([c.labels if isinstance(c, Compact) else 0 for c in chats], np.int32),
         counts=np.array([len(c.media) if isinstance(c, Compact) else 0 for c in chats], np.int32),
         media=np.array(media, np.int32),
         found=[(bank.paths[index], bank.known(index)) for index in numbers],
@@ -98,11 +98,13 @@ def _encode(state: _State, task: tuple[int, int]) -> EncodedBatch:
 def _compact(rows: list[Row | FinetuneError], state: _State) -> Iterator[Compact | FinetuneError]:
     """Each row encoded, or what is wrong with it."""
     encoder, ready = state.encoder, []
+    has_boxes = state.recipe.box_format is not None
     for row in rows:
         if isinstance(row, Row):
             try:
                 encoder.refuse_specials(row)
-                (row,) = place_boxes([row], encoder, state.model_type, state.recipe)
+                if has_boxes:
+                    (row,) = place_boxes([row], encoder, state.model_type, state.recipe)
             except FinetuneError as error:
                 row = error
         ready.append(row)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +43,82 @@ class Encoded:
 class Compact:
     """A chat before its images get their tokens and its tokens their positions: what is kept of every row.
 
-    ids: [T], one for each image; labelled: [T] bool; media: indices into the bank; more: what a family keeps besides.
+    ids: [T] int32, one for each image; runs: where runs of label tokens begin and end, in turn, int32 too; media:
+    indices into the bank; more: what a family keeps besides. Numbers are in arrays, as a list takes nine times as much.
     """
 
-    ids: Any
-    labelled: Any
+    ids: array[int]
+    runs: array[int]
     media: tuple[int, ...]
     more: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> int:
+        """Label tokens."""
+        return sum(self.runs[1::2]) - sum(self.runs[::2])
+
+    @property
+    def labelled(self) -> Any:
+        """[T] bool, the label tokens."""
+        labelled = np.zeros(len(self.ids), dtype=bool)
+        for start, end in zip(self.runs[::2], self.runs[1::2], strict=True):
+            labelled[start:end] = True
+        return labelled
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A chat without its media: ids and runs as of Compact; images, videos: how many of their tokens it shows."""
+
+    ids: array[int]
+    runs: array[int]
+    images: int
+    videos: int
+
+
+def label_runs(ids: list[int], encoding: Any, text: str, starts: Sequence[int], eos: Sequence[int]) -> list[int] | None:
+    """Where runs of label tokens begin and end: from each answer's first token to its end and the newline after it.
+
+    None if an answer has no end. ids: [T]; encoding: the tokenizer's, which knows where tokens are in the chat's text;
+    starts: where answers begin in it; eos: the tokens that end one.
+
+    A token that begins in the prompt and reaches into the answer is no label: the model never writes it.
+    """
+    runs: list[int] = []
+    for start in starts:
+        first = _first_token(encoding, start)
+        ends = [end for token in eos if (end := _index(ids, token, first)) >= 0]
+        if not ends:
+            return None
+        after = min(ends) + 1
+        if after < len(ids) and text[slice(*encoding.token_to_chars(after))].isspace():
+            after += 1
+        if runs and first <= runs[-1]:  # the run goes on
+            runs[-1] = max(after, runs[-1])
+        else:
+            runs += [first, after]
+    return runs
+
+
+def _first_token(encoding: Any, start: int) -> int:
+    """The first token that begins at a character of the text or after it."""
+    token = encoding.char_to_token(start)
+    if token is not None and encoding.token_to_chars(token)[0] == start:
+        return int(token)
+    return bisect_left(encoding.offsets, (start,))
+
+
+def _index(ids: list[int], token: int, start: int) -> int:
+    """Where the token is first from `start` on; -1 if it is not."""
+    try:
+        return ids.index(token, start)
+    except ValueError:
+        return -1
+
+
+def runs_of(labelled: Any) -> array[int]:
+    """Where runs of True begin and end, in turn. labelled: [T] bool."""
+    return array("i", np.flatnonzero(np.diff(labelled, prepend=False, append=False)).tolist())
 
 
 def split_pair(row: Encoded) -> tuple[Encoded, Encoded]:

@@ -6,6 +6,7 @@ What decides about a run (lengths, numbers of labels, images) is in memory, as n
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -53,34 +54,32 @@ def pack(chats: Sequence[Compact | FinetuneError]) -> pa.RecordBatch:
     """Compact chats as a batch of the table's file."""
     import pyarrow as pa
 
-    ids: list[Any] = []
-    runs: list[Any] = []
+    ids: list[array[int]] = []
+    runs: list[array[int]] = []
+    nothing = array("i")
     more: list[bytes | None] = []
     for chat in chats:
         if isinstance(chat, Compact):
             ids.append(chat.ids)
-            runs.append(_runs(chat.labelled))
+            runs.append(chat.runs)
             more.append(json.dumps(chat.more).encode() if chat.more else None)
         else:
-            ids.append(())
-            runs.append(())
+            ids.append(nothing)
+            runs.append(nothing)
             more.append(None)
     return pa.RecordBatch.from_arrays([_lists(ids), _lists(runs), pa.array(more, pa.large_binary())], schema=_schema())
 
 
-def _runs(labelled: Any) -> list[int]:
-    """Where runs of True begin and end, in turn."""
-    edges = (np.flatnonzero(labelled[1:] != labelled[:-1]) + 1).tolist()
-    begins = [0] if len(labelled) and labelled[0] else []
-    return begins + edges + ([len(labelled)] if len(labelled) and labelled[-1] else [])
-
-
-def _lists(values: Sequence[Any]) -> pa.Array:
+def _lists(values: Sequence[array[int]]) -> pa.Array:
     import pyarrow as pa
 
     ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    flat = np.concatenate([np.asarray(value, np.int32) for value in values] or [np.zeros(0, np.int32)])
+    flat = np.frombuffer(b"".join(values), np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
+
+
+def _array(numbers: pa.ListScalar) -> array[int]:
+    return array("i", numbers.values.to_numpy().tobytes())
 
 
 class EncodedTable:
@@ -147,13 +146,9 @@ class EncodedTable:
         """The chat as the model sees it."""
         batch = int(np.searchsorted(self._starts, number, side="right")) - 1
         ids, runs, more = (column[number - int(self._starts[batch])] for column in self._batches[batch].columns)
-        ids = ids.values.to_numpy().astype(np.int64)
-        labelled = np.zeros(len(ids), dtype=bool)
-        edges = runs.values.to_numpy()
-        for start, end in zip(edges[::2], edges[1::2], strict=True):
-            labelled[start:end] = True
         kept = tuple(json.loads(more.as_py())) if more.is_valid else ()
-        return self.encoder.place(Compact(ids, labelled, self.media(number), kept), self.source(number))
+        chat = Compact(_array(ids), _array(runs), self.media(number), kept)
+        return self.encoder.place(chat, self.source(number))
 
 
 class EncodedRows(Sequence[Encoded]):

@@ -12,6 +12,7 @@ of the processor for the first chat of each number of images, and in training fo
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.formats import Row
-from finetune.encoding.encoded import Compact, Encoded
+from finetune.encoding.encoded import Compact, Encoded, runs_of
 from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import SizedImages
@@ -83,12 +84,14 @@ class ProcessorEncoder:
             except FinetuneError as error:
                 found.append(error)
                 continue
-            found.append(Compact(chat.ids, chat.labelled, chat.images, (chat.text, chat.prompt, chat.question)))
+            ids = array("i", chat.ids.tolist())
+            found.append(Compact(ids, runs_of(chat.labelled), chat.images, (chat.text, chat.prompt, chat.question)))
         return found
 
     def place(self, chat: Compact, source: str) -> ProcessedChat:
         """The chat that `compact` made so."""
-        return ProcessedChat(chat.ids, chat.labelled, np.empty((3, 0)), chat.media, source, *chat.more)
+        ids = np.asarray(chat.ids, np.int64)
+        return ProcessedChat(ids, chat.labelled, np.empty((3, 0)), chat.media, source, *chat.more)
 
     def added_tokens(self, index: int) -> int:
         """How many more tokens an image has than a compact chat: none, its processor writes them."""

@@ -34,12 +34,11 @@ class Skeleton:
     def fill(self, texts: Sequence[str]) -> tuple[str, list[int]]:
         """The chat with these texts, and where its answers begin in it."""
         whole = self.pieces[0]
-        ends = [len(whole)]  # of the pieces
-        begins = [0]
+        begins = [0]  # of the pieces
         for text, piece in zip(texts, self.pieces[1:], strict=True):
-            begins.append(len(whole) + len(text))
-            whole += text + piece
-            ends.append(len(whole))
+            whole += text
+            begins.append(len(whole))
+            whole += piece
         return whole, [begins[before] + after for before, after in self.starts]
 
 
@@ -59,7 +58,7 @@ class Skeletons:
         found: list[tuple[str, list[int]] | None] = [None] * len(rows)
         first: dict[Any, int] = {}
         for number, row in enumerate(rows):
-            shape, texts = _shape(row), _texts(row)
+            shape, texts = _shape(row)
             if shape not in self._known:
                 self._known[shape] = self._skeleton(row, texts)
             skeleton = self._known[shape]
@@ -129,18 +128,17 @@ def _strings(template: str) -> list[str] | None:
     )
 
 
-def _shape(row: Row) -> Any:
-    return (
-        row.unlabelled,
-        tuple(
-            (message["role"], len(message), tuple(part["type"] for part in message["content"]))
-            for message in row.messages
-        ),
-    )
-
-
-def _texts(row: Row) -> list[str]:
-    return [part["text"] for message in row.messages for part in message["content"] if part["type"] == "text"]
+def _shape(row: Row) -> tuple[Any, list[str]]:
+    """What is equal for chats of one shape, and the chat's texts."""
+    shape: list[Any] = [row.unlabelled]
+    texts: list[str] = []
+    for message in row.messages:
+        shape += message["role"], len(message)
+        for part in message["content"]:
+            shape.append(part["type"])
+            if part["type"] == "text":
+                texts.append(part["text"])
+    return tuple(shape), texts
 
 
 def _with_texts(row: Row, texts: Sequence[str]) -> Row:
@@ -154,4 +152,4 @@ def _with_texts(row: Row, texts: Sequence[str]) -> Row:
 
 
 def _is_plain(texts: Sequence[str], telling: re.Pattern[str] | None) -> bool:
-    return all(text == text.strip() and text and not (telling and telling.search(text)) for text in texts)
+    return all(text and text == text.strip() and not (telling and telling.search(text)) for text in texts)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from finetune.compute.vision import CHUNK_PATCHES, Tower
-from finetune.families.batch import on_device, ready
+from finetune.families.batch import ready
 from finetune.families.feature_file import FeatureFile, file_for
 from finetune.families.forward import encode_images
 from finetune.media.bank import ImageBank
@@ -106,7 +106,12 @@ class FrozenFeatures:
     run computes bit for bit what an unbroken one does. reused: whether the order is used more than
     once; processes_per_host: how many processes of the run share this machine's memory, each with its own features;
     folder: on the disk that may hold them.
+
+    room: where features go that have room there, [1 + D, tokens, hidden] on the device; until it is set, and for more
+    tokens, they get memory of their own each time.
     """
+
+    room: Any = None
 
     def __init__(
         self,
@@ -159,7 +164,10 @@ class FrozenFeatures:
                 self._kept.prefetch(index)
 
     def get(self, images: Sequence[int]) -> Any | None:
-        """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError."""
+        """[1 + D, tokens of all the images in order, hidden], or None without images. Raises FinetuneError.
+
+        In `room` they are valid until the next call.
+        """
         if not images:
             return None
         if self._kept is None:
@@ -171,7 +179,9 @@ class FrozenFeatures:
             return torch.cat([parts[index] for index in images], dim=1)
         for chunk in self._missing(images):
             self._kept.update(self._apart(chunk, self._compute(chunk).cpu()))
-        return on_device(torch.cat([self._kept[index] for index in images], dim=1), self.device)
+        features = ready(torch.cat([self._kept[index] for index in images], dim=1), self.device)
+        room = self._room(images)
+        return features.to(self.device, non_blocking=True) if room is None else room.copy_(features, non_blocking=True)
 
     def _missing(self, images: Sequence[int]) -> list[tuple[int, ...]]:
         """The images that must go through the tower, in the groups in which they go."""
@@ -184,7 +194,13 @@ class FrozenFeatures:
     def _compute(self, images: tuple[int, ...]) -> Any:
         """[1 + D, tokens of the images in order, hidden]."""
         patches, grids = self.loader.get(images)
-        return self.tower(patches, [(time, rows, columns) for time, rows, columns in grids.tolist()])
+        sizes = [(time, rows, columns) for time, rows, columns in grids.tolist()]
+        return self.tower(patches, sizes, self._room(images))
+
+    def _room(self, images: Sequence[int]) -> Any | None:
+        """Where in `room` the features of the images go, if they do."""
+        tokens = sum(map(self.bank.tokens, images))
+        return None if self.room is None or tokens > self.room.shape[1] else self.room[:, :tokens]
 
     def _apart(self, images: tuple[int, ...], features: Any) -> Iterator[tuple[int, Any]]:
         """Each image's features, which do not keep the others'."""

@@ -58,7 +58,7 @@ def write_starter(data: Path, model: str, recipe: Path, card: Card | None) -> St
     if recipe.exists():
         raise FinetuneError(f"{recipe} exists; give another name with --out, or remove it.")
     if not data.exists():
-        raise FinetuneError(f"{data} does not exist; give a data file, or a folder of data files.")
+        raise FinetuneError(f"{data} does not exist; give a data file, or a folder of data files or pictures.")
     folder = data if data.is_dir() else data.parent
     probe = make_recipe({"model_name_or_path": model, "dataset_dir": str(folder), "box_format": "original"})
     found = read_rows(str(data), probe, hashlib.sha256(), [])
@@ -127,7 +127,9 @@ def _entry(data: Path, folder: Path) -> dict[str, Any]:
     """The entry of dataset_info.json that says what was found of itself."""
     recipe = make_recipe({"model_name_or_path": "", "dataset_dir": str(folder)})
     file = find_source(str(data), recipe).files[0]
-    first = next((record for record in read_records(file.path) if not isinstance(record, FinetuneError)), None)
+    first = next(
+        (record for record in read_records(file.path, file.split) if not isinstance(record, FinetuneError)), None
+    )
     layout = detect(first, file.media, str(file.path))
     path = folder if data.is_dir() and file.path.name in METADATA else data
     entry: dict[str, Any] = {"file_name": str(path.relative_to(folder)), "formatting": layout.kind}

@@ -99,13 +99,13 @@ class Trainer:
         console.print(self.plan.choice(recipe, self.reason), highlight=False, end="")
         self.recipe = recipe = self.plan.applied(recipe)
         self.identity = checkpoints.fingerprint(recipe, data, world.size)
-        kept_layers, parameters = self.plan.kept_layers, self.parameters
-        self.passes = make_passes(
-            self.base, recipe, data, self.loss, modules, self.dtype, parameters, kept_layers, console
-        )
         self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
         self.total = total_steps(recipe, len(data.rows), world.size)
         self.feed, self.held_out_feed = self._feeds()
+        kept_layers, parameters = self.plan.kept_layers, self.parameters
+        self.passes = make_passes(
+            self.base, recipe, data, modules, self.dtype, parameters, kept_layers, console, self.feed
+        )
         self.state = State()
         torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout
         if saved is not None:

@@ -11,6 +11,7 @@ from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.ollama.architectures import find_architecture
 from modelfiles.ollama.budget import context_needed, image_tokens
 from modelfiles.ollama.image_limits import llama_server_command
+from modelfiles.ollama.names import suggest_ollama_name
 
 OTHER_SERVERS = ("llama-server", "ollama", "vllm", "sglang")
 OWN_LIMITS = (0, 29, 0)  # the last Ollama that kept the model's own image sizes, which the others still do
@@ -22,7 +23,7 @@ def serve_command(folder: ModelFolder, server: str, workload: Workload, given: P
     Raises ValueError for an architecture whose images are not known.
     """
     if server == "ollama":
-        return shlex.join(["lensmith", "modelfile", "install", str(given), "--name", folder.name.lower()])
+        return shlex.join(["lensmith", "modelfile", "install", str(given), "--name", suggest_ollama_name(folder.name)])
     context = _context(folder, workload)
     if server == "llama-server":
         return shlex.join(llama_server_command(folder, context))

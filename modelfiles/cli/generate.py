@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from modelfiles.checks.image_rules import folder_image_findings, fused_findings
 from modelfiles.cli.options import IMAGES, SIZE, VERSION, read_system
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.grammar import UnrepresentableError
+from modelfiles.ollama.names import suggest_ollama_name
 from modelfiles.ollama.plan import PROMPTS, ROUTES, ModelfilePlan, ModelfilePlanError, Options, make_modelfile_plan
 from modelfiles.ollama.versions import Version
 from modelfiles.staging.gguf import can_try, open_adapter, try_pair
@@ -95,7 +95,7 @@ def _print_next_steps(plan: ModelfilePlan, out: Path, model_dir: Path) -> None:
     quantize = f" -q {kind}" if kind else ""
     # An adapter's model must not take the name of its base.
     named = model_dir.resolve().name if plan.route == "adapter-gguf" else plan.folder.name
-    name = re.sub(r"[^a-z0-9._-]+", "-", named.lower()).strip("-.") or "model"
+    name = suggest_ollama_name(named)
     name = f"{name}-tuned" if name == plan.options.base else name
     click.echo(f"\n  cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile{quantize}")
     click.echo(f'  ollama run {name} "What is in this picture?" ./picture.png')

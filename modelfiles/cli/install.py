@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from modelfiles.cli.generate import print_summary
-from modelfiles.cli.options import IMAGES, SIZE
+from modelfiles.cli.options import IMAGES, SIZE, check_new_name
 from modelfiles.cli.server import (
     DATA,
     FAULTS,
@@ -30,7 +30,7 @@ from modelfiles.staging.stage import stage_option, write_stage
 
 @click.command()
 @click.argument("model_dir", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="The model's name in Ollama.")
+@click.option("--name", required=True, callback=check_new_name, help="The model's name in Ollama.")
 @SERVER
 @DATA
 @LIMIT

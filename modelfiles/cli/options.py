@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from modelfiles.ollama.names import is_ollama_name, suggest_ollama_name
 from modelfiles.ollama.versions import NEWEST, Version, parse_version, version_text
 
 
@@ -21,6 +22,16 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
         raise click.BadParameter(f"{value!r} is not a size in pixels; write it like 1280x720")
     return int(width), int(height)
+
+
+def check_new_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """For `callback`: a name that Ollama will take, before anything is made or sent for it."""
+    if not is_ollama_name(value):
+        raise click.BadParameter(
+            f"Ollama takes no {value!r}: letters of a to z, digits, dots, dashes and underlines, with a :tag if you "
+            f"like, such as {suggest_ollama_name(value)}"
+        )
+    return value
 
 
 def read_system(path: Path) -> str:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.text import Text
 
 from modelfiles.checks.lint_sources import local_path
-from modelfiles.cli.options import read_system
+from modelfiles.cli.options import check_new_name, read_system
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.language.create_request import RequestError
@@ -61,7 +61,7 @@ FAULTS = (
 
 @click.command(name="push")
 @click.argument("stage", type=click.Path(path_type=Path))
-@click.argument("name")
+@click.argument("name", callback=check_new_name)
 @SERVER
 @click.option(
     "--system-file", type=click.Path(path_type=Path), help="A system prompt, any characters; replaces SYSTEM."

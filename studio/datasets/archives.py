@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from finetune.data.pictures.folder import JUNK
 from modelfiles.folder.atomic_write import new_folder
 from studio.datasets.uploads import RESERVE, disk_error, megabytes
 from studio.errors import StudioError
@@ -23,7 +24,6 @@ MAX_FILES = 2_000_000
 MAX_RATIO = 200  # unpacked to packed bytes of a whole archive; texts pack 10 to 1, bombs 1000 to 1
 SLACK = 100 * 2**20  # unpacked bytes that are always allowed: a small archive of one black picture is no bomb
 CHUNK = 2**20
-JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def is_archive(name: str) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.layouts import detect
+from finetune.data.pictures.folder import PICTURES
 from finetune.data.records import read_records
 from finetune.data.row_media import IMAGE, one_image
 from finetune.errors import FinetuneError
-from studio.datasets.finding import PICTURES
 from studio.errors import StudioError
 
 USES = ("question", "answer", "image", "chat", "system")  # what a column can be used for

@@ -1,4 +1,4 @@
-"""What a folder of data holds: data files in a layout of finetune's, or pictures with captions or in class folders."""
+"""What a folder of data holds, as finetune reads it: data files, or pictures with captions or in class folders."""
 
 from __future__ import annotations
 
@@ -9,24 +9,16 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from finetune.data.formats import CAPTION_PROMPT
-from finetune.data.records import SUFFIXES
-from finetune.data.row_media import IMAGE
-from finetune.data.sources import find_source
+from finetune.data.pictures.folder import HELD_OUT, JUNK, PictureFolder
+from finetune.data.sources import data_files, find_source
 from finetune.errors import FinetuneError
 from finetune.recipe.load import make_recipe
 from finetune.recipe.schema import Recipe
-from studio.datasets.archives import JUNK
 from studio.datasets.records import ORIGINAL_BOXES
 from studio.errors import StudioError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-CAPTIONS = (".txt", ".caption")
-MAX_CAPTION_BYTES = 100_000
 INFO = "dataset_info.json"
-HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "test", "testing")
 TRAIN, VALIDATION = "train", "validation"
-MAX_LISTED_CLASSES = 30  # more would make the question longer than a picture
 
 
 @dataclass(frozen=True)
@@ -59,16 +51,6 @@ def data_root(folder: Path) -> Path:
     while len(entries := visible(folder)) == 1 and entries[0].is_dir():
         folder = entries[0]
     return folder
-
-
-def data_files(root: Path) -> list[Path]:
-    """The files below a folder that finetune reads rows from."""
-    return sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and not is_hidden(path, root))
-
-
-def is_hidden(path: Path, root: Path) -> bool:
-    """Whether a path below `root` is nothing that a person put there."""
-    return any(part.startswith(".") or part in JUNK for part in path.relative_to(root).parts)
 
 
 def parts_of(root: Path) -> list[Part]:
@@ -118,78 +100,14 @@ def _is_held_out(name: str) -> bool:
     return any(word in HELD_OUT for word in words)
 
 
-@dataclass(frozen=True)
-class PictureFolder:
-    """Pictures without a data file. kind: captions, classes, or pictures alone; classes: the folders' names."""
-
-    kind: str
-    pictures: list[Path]
-    classes: list[str]
-
-    @property
-    def question(self) -> str:
-        """What is asked of each picture, unless somebody says something else."""
-        if self.kind != "classes":
-            return CAPTION_PROMPT
-        listed = f"Answer with one of: {', '.join(self.classes)}."
-        short = len(self.classes) <= MAX_LISTED_CLASSES
-        return f"What is shown in this image? {listed if short else 'Answer with its class alone.'}"
-
-
-def find_pictures(root: Path) -> PictureFolder | None:
-    """The pictures below a folder, and what their answers are; None if there are none."""
-    pictures = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURES and not is_hidden(p, root))
-    if not pictures:
-        return None
-    if any(_caption_file(picture) for picture in pictures):
-        return PictureFolder("captions", pictures, [])
-    classes = sorted({picture.parent.name for picture in pictures})
-    in_folders = all(len(_below_split(picture, root)) > 1 for picture in pictures)
-    if in_folders and len(classes) > 1:
-        return PictureFolder("classes", pictures, classes)
-    return PictureFolder("pictures", pictures, [])
-
-
-def _below_split(picture: Path, root: Path) -> tuple[str, ...]:
-    parts = picture.relative_to(root).parts
-    return parts[1:] if len(parts) > 1 and (parts[0].lower() in (TRAIN, "training", *HELD_OUT)) else parts
-
-
-def picture_split(picture: Path, root: Path) -> str:
-    """The split that a picture's first folder names."""
-    parts = picture.relative_to(root).parts
-    return VALIDATION if len(parts) > 1 and parts[0].lower() in HELD_OUT else TRAIN
-
-
-def picture_records(
-    found: PictureFolder, split: str, root: Path, question: str
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(picture, question-and-answer record) of each picture of a split; without a caption the answer is empty."""
+def picture_records(found: PictureFolder, split: str, question: str) -> Iterator[dict[str, Any]]:
+    """A record of each picture of a split; without a caption that can be read it has no answer yet."""
     for picture in found.pictures:
-        if picture_split(picture, root) != split:
-            continue
-        answer = picture.parent.name if found.kind == "classes" else ""
-        caption = _caption_file(picture)
-        if caption is not None:
-            answer = _read_caption(caption)
-        yield picture, {"query": IMAGE + question, "response": answer, "images": [str(picture)]}
-
-
-def _caption_file(picture: Path) -> Path | None:
-    """cat.txt for cat.jpg, or cat.jpg.txt."""
-    names = [name for suffix in CAPTIONS for name in (picture.with_suffix(suffix), Path(f"{picture}{suffix}"))]
-    return next((name for name in names if name.is_file()), None)
-
-
-def _read_caption(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(MAX_CAPTION_BYTES)
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return data.decode(encoding).strip()
-        except UnicodeDecodeError:
-            continue
-    return data.decode("latin-1").strip()
+        if (found.split_of(picture) == TRAIN) == (split == TRAIN):
+            try:
+                yield found.record(picture, question)
+            except FinetuneError:
+                yield found.unanswered(picture, question)
 
 
 def common_tail(first: Path, second: Path) -> int:

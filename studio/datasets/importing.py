@@ -24,13 +24,14 @@ from finetune.data.datasets import read_rows
 from finetune.data.formats import CAPTION_PROMPT, Row
 from finetune.data.hub import download
 from finetune.data.image_cache import cached_path
+from finetune.data.pictures.folder import PICTURES, find_pictures
 from finetune.data.records import read_records
-from finetune.data.sources import find_source
+from finetune.data.sources import data_files, find_source
 from finetune.errors import FinetuneError
 from modelfiles.folder.atomic_write import new_folder
 from studio.datasets import columns, finding
 from studio.datasets.archives import is_archive, unpack
-from studio.datasets.finding import Part, common_tail, data_root, find_pictures, parts_of, picture_records
+from studio.datasets.finding import Part, common_tail, data_root, parts_of, picture_records
 from studio.datasets.index import IndexedRow, RowIndex
 from studio.datasets.records import line_at, raw_record, to_record, with_files
 from studio.datasets.store import IMPORT, OUTCOME, ROWS, Dataset, read_json, write_json
@@ -120,14 +121,13 @@ class Import:
     def _parts(self, folder: Path) -> Iterator[Part]:
         """What finetune is to read; files whose columns were mapped, and folders of pictures, in a layout it knows."""
         mapping = self.wanted.get("columns")
-        if self.root.is_dir() and not finding.data_files(self.root):
+        if self.root.is_dir() and not data_files(self.root):
             pictures = find_pictures(self.root)
             if pictures is None:
                 raise StudioError("data.error_no_rows", path=self._root_name())
             question = self.wanted.get("question") or pictures.question
             for split in (finding.TRAIN, finding.VALIDATION):
-                records = picture_records(pictures, split, self.root, question)
-                yield self._written(folder, split, (record for _, record in records), self.root)
+                yield self._written(folder, split, picture_records(pictures, split, question), self.root)
             return
         for part in parts_of(self.root):
             if isinstance(mapping, dict) and part.file is not None:
@@ -188,7 +188,7 @@ class Import:
         """The broken rows with their records: read a second time, as a row that is broken has none."""
         for file in find_source(part.name, part.recipe).files:
             media = os.path.relpath(file.media, self.target)
-            for line, record in enumerate(read_records(file.path), 1):
+            for line, record in enumerate(read_records(file.path, file.split), 1):
                 if isinstance(record, FinetuneError):  # not even a record; its text begins with the file's path
                     message = record.message.replace(str(file.path), file.path.name, 1)
                     place = PLACE.match(message)
@@ -235,7 +235,7 @@ class Import:
             self.by_name = {}
             root = self.root if self.root.is_dir() else self.root.parent
             for path in root.rglob("*"):
-                if path.suffix.lower() in finding.PICTURES:
+                if path.suffix.lower() in PICTURES:
                     self.by_name.setdefault(path.name, []).append(path)
         return replace(row, images=[self._locate(image) for image in row.images])
 

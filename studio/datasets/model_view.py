@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
 
 TIMEOUT = 120.0  # seconds for an answer, the loading of a processor included
@@ -40,7 +41,7 @@ class ModelViewer:
                 self._timer.cancel()
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "studio.datasets.model_view"],
+                    module_command("studio.datasets.model_view"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

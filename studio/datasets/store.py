@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfiles.folder.atomic_write import write_atomically
+from modelfiles.hardware.python_child import module_command
 from studio.datasets.index import RowIndex
 from studio.errors import StudioError
 from studio.jobs.job import Job
@@ -141,7 +141,7 @@ class Dataset:
         return JobSpec(
             kind=kind,
             title=self.name,
-            command=[sys.executable, "-m", module, *arguments],
+            command=[*module_command(module), *arguments],
             cwd=self.versions_folder,  # nothing in it can be taken for a module of Python or a dataset's name
             about={"dataset": self.name},
             exclusive=f"{kind} {self.name}",

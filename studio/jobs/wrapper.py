@@ -76,7 +76,9 @@ class Wrapper:
         write_stop(self.folder)  # the machine is going down, or somebody ends the wrapper: as a stop
 
     def _start(self, log: int) -> subprocess.Popen[bytes]:
-        env = os.environ | {"PYTHONUNBUFFERED": "1", JOB_FOLDER: str(self.folder)} | self.spec.env
+        # Processes that the command spawns import nothing from the folder they run in (Python 3.11 and newer).
+        own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", JOB_FOLDER: str(self.folder)}
+        env = os.environ | own | self.spec.env
         if self.spec.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in self.spec.gpus if index != CPU)
         command = subprocess.Popen(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelfiles.folder.safetensors_header import HeaderError, read_header
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
 from studio.jobs.job import Job
 from studio.jobs.spec import CPU, JobSpec
@@ -55,7 +55,7 @@ def resume(run: Run, jobs: Jobs) -> Job:
         spec = run.job.spec
         command = [part for part in spec.command if not part.startswith(OPTION)]
     else:
-        command = [sys.executable, "-m", "lensmith", "train", str(run.folder / RECIPE)]
+        command = [*module_command("lensmith"), "train", str(run.folder / RECIPE)]
         spec = JobSpec(KIND, run.name, command, run.folder, (CPU,), about={"run": run.name}, grace=GRACE)
     return jobs.submit(replace(spec, command=[*command, f"{OPTION}{state.checkpoint}"], exclusive=f"run/{run.name}"))
 

@@ -6,6 +6,7 @@ import shutil
 
 from modelfiles.hardware.gpus import GIB
 from modelfiles.hardware.python_child import module_command
+from modelfiles.ollama.names import is_ollama_name, suggest_ollama_name
 from studio.errors import StudioError
 from studio.jobs.job import Job
 from studio.jobs.spec import JobSpec
@@ -52,7 +53,10 @@ def install(
     """
     if source.trained is not None:
         raise StudioError("serve.export_first", title=source.title)
-    name = check_name(name or source.title.lower())
+    name = name.strip() or suggest_ollama_name(source.title)
+    check_name(name.partition(":")[0])
+    if not is_ollama_name(name):
+        raise StudioError("serve.bad_ollama_name", name=name[:100], example=suggest_ollama_name(name))
     if quantize not in QUANTIZATIONS:
         raise StudioError("errors.parameters", name="quantize")
     command = [*module_command("lensmith"), "modelfile", "install", str(source.base), "--name", name]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from modelfiles.folder.atomic_write import write_atomically
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
 from studio.jobs.job import Job
 from studio.jobs.spec import JobSpec
@@ -38,7 +38,7 @@ def start_check(draft: Draft, workspace: Workspace, jobs: Jobs, measure: bool = 
     stop_checks(draft.name, jobs)
     _forget_old(workspace, jobs)
     folder = workspace.folder / FOLDER / digest
-    command = [sys.executable, "-m", "lensmith", "check", str(folder / "recipe.yaml"), "--json", str(folder / FINDINGS)]
+    command = [*module_command("lensmith"), "check", str(folder / "recipe.yaml"), "--json", str(folder / FINDINGS)]
     command += ["--measure" if measure else "--no-measure"]
     if draft.card is not None:
         command += ["--gpu", draft.card]

@@ -13,6 +13,7 @@ import yaml
 
 from finetune.data.hub import is_hub_id
 from finetune.recipe.load import recipe_problems
+from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
 from studio.jobs.devices import Device
 from studio.jobs.spec import CPU
@@ -66,16 +67,22 @@ class Draft:
         return f"runs/{self.name}/recipe.yaml"
 
     @property
-    def arguments(self) -> list[str]:
-        """The command below the Python interpreter, which the job runs in the workspace folder."""
-        train = ["lensmith", "train", self.recipe_path]
-        many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(len(self.gpus)), "-m"]
-        return [*many, *train] if len(self.gpus) > 1 else train
+    def command(self) -> list[str]:
+        """What the job runs in the workspace folder, where modules of the user's own may lie."""
+        train = [*module_command("lensmith"), "train", self.recipe_path]
+        if len(self.gpus) <= 1:
+            return train
+        return [*module_command("torch.distributed.run"), *self._processes, "--no-python", *train]
+
+    @property
+    def _processes(self) -> list[str]:
+        return ["--standalone", "--nproc-per-node", str(len(self.gpus))]
 
     def command_line(self, workspace: Workspace) -> str:
         """What to type to do the same without this page."""
         visible = f"CUDA_VISIBLE_DEVICES={','.join(map(str, self.gpus))} " if self.gpus != (CPU,) else ""
-        command = shlex.join(["torchrun", *self.arguments[1:]] if len(self.gpus) > 1 else self.arguments)
+        many = ["torchrun", *self._processes, "-m"] if len(self.gpus) > 1 else []
+        command = shlex.join([*many, "lensmith", "train", self.recipe_path])
         return f"cd {shlex.quote(str(workspace.folder))} && {visible}{command}"
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from modelfiles.folder.atomic_write import write_atomically
@@ -39,7 +38,7 @@ def start_run(draft: Draft, workspace: Workspace, jobs: Jobs) -> Job:
             JobSpec(
                 kind=KIND,
                 title=draft.name,
-                command=[sys.executable, "-m", *draft.arguments],
+                command=draft.command,
                 cwd=workspace.folder,
                 gpus=draft.gpus,
                 about=about,

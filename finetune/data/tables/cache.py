@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import tempfile
 import uuid
 import weakref
 from collections.abc import Callable
@@ -18,12 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune.data.image_cache import cache_root
+from finetune.data.image_cache import cache_folder
 from finetune.errors import FinetuneError
 from modelfiles.folder.atomic_write import PARTIAL
 
 MAX_BYTES = 20 * 2**30  # of all files together; those that were not used for longest go first
 SUFFIX = ".arrow"
+KIND = "rows"
 
 
 @cache
@@ -37,7 +37,7 @@ def code_version() -> str:
 
 def kept_file(key: str, write: Callable[[BinaryIO], None]) -> Path:
     """The file of this key; `write` fills it if it is not there. Raises FinetuneError if the disk refuses."""
-    final = _folder() / f"{key}{SUFFIX}"
+    final = cache_folder(KIND) / f"{key}{SUFFIX}"
     if not _use(final):
         file = _lock(final.with_name(final.name + PARTIAL))
         with file:
@@ -52,7 +52,7 @@ def kept_file(key: str, write: Callable[[BinaryIO], None]) -> Path:
 
 def scratch_file(write: Callable[[BinaryIO], None], owner: object) -> Path:
     """A file that is there as long as `owner` lives, in this process."""
-    file = _lock(_folder() / f"{uuid.uuid4().hex}{PARTIAL}")
+    file = _lock(cache_folder(KIND) / f"{uuid.uuid4().hex}{PARTIAL}")
     weakref.finalize(owner, _remove, file)  # the lock is held until then
     _fill(file, write)
     return Path(file.name)
@@ -77,20 +77,6 @@ def _remove(file: BinaryIO) -> None:
     Path(file.name).unlink(missing_ok=True)
     with suppress(OSError):  # what it still holds may not fit on the disk
         file.close()
-
-
-def _folder() -> Path:
-    """The cache's folder for rows; a temporary one where that cannot be written."""
-    folder = cache_root() / "rows"
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        return folder
-    folder = Path(tempfile.gettempdir()) / f"lensmith-rows-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise FinetuneError(f"{folder} belongs to another user; name a folder of yours in XDG_CACHE_HOME.")
-    return folder
 
 
 def _use(path: Path) -> bool:

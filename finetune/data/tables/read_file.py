@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from finetune.data.formats import Row, make_row
 from finetune.data.layouts import Layout, detect
 from finetune.data.pairs.records import as_llamafactory
-from finetune.data.records import read_records
+from finetune.data.records import Line, parsed, read_records, read_unparsed
 from finetune.data.row_fields import FIELDS
 from finetune.data.sources import DataFile
 from finetune.data.tables.cache import code_version, kept_file, scratch_file
@@ -58,7 +58,7 @@ def read_file(file: DataFile, reading: Reading, digest: Any) -> RowFile:
     how += [reading.ranking, reading.limit]
     layout = None if reading.layout is None else asdict(replace(reading.layout, media=Path()))
     key.update(json.dumps([*how, layout], default=str).encode())
-    _hash(file.path, key, digest)
+    _hash(file, key, digest)
     write = partial(_write, file, reading)
     if file.path.suffix == ".tar":  # its images are in a cache of their own, which may be emptied
         owner = _Owner()
@@ -77,14 +77,22 @@ class _Owner:
     """Whose end is the end of a scratch file."""
 
 
-def _hash(path: Path, *hashes: Any) -> None:
+def _hash(file: DataFile, *hashes: Any) -> None:
     try:
-        with path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                for each in hashes:
-                    each.update(piece)
+        for piece in _pieces(file):
+            for each in hashes:
+                each.update(piece)
     except OSError:  # which reading it will say better
         pass
+
+
+def _pieces(file: DataFile) -> Iterator[bytes]:
+    if file.path.is_dir():
+        yield from (repr(record).encode() for record in read_records(file.path, file.split))
+        return
+    with file.path.open("rb") as data:
+        while piece := data.read(READ_BYTES):
+            yield piece
 
 
 def _write(file: DataFile, reading: Reading, target: BinaryIO) -> None:
@@ -95,20 +103,25 @@ def _write(file: DataFile, reading: Reading, target: BinaryIO) -> None:
 def _batches(file: DataFile, reading: Reading, notes: list[str]) -> Iterator[pa.RecordBatch]:
     """The file's rows, and after them the columns that no row has. notes: gets the fields that are not read."""
     path, layout = file.path, reading.layout
-    records: Iterator[Any] = islice(read_records(path), reading.limit)
-    if reading.ranking and layout is None:
-        records = map(as_llamafactory, records)
-    broken: list[FinetuneError] = []  # before the first record that can tell the layout
+    records: Iterator[Any] = islice(read_unparsed(path, file.split), reading.limit)
+    read_record = partial(_record, path, reading.ranking and layout is None)
     if layout is None:
-        first = next((record for record in records if not _is_broken(record, broken)), None)
-        if first is None:
+        begun, broken = [], []  # records up to the first that can tell the layout; what is wrong with those before it
+        for record in records:
+            begun.append(record)
+            first = read_record(record)
+            if not isinstance(first, FinetuneError):
+                break
+            broken.append(first)
+        if len(broken) == len(begun):
             yield pack(broken)
             return
-        layout, records = detect(first, file.media, str(path)), chain(broken, [first], records)
+        layout, records = detect(first, file.media, str(path)), chain(begun, records)
     layout = replace(layout, media=file.media, box_format=reading.box_format, ranking=reading.ranking)
     fields: dict[str, None] = {}  # in order
     read = 0
-    for rows, found in spread(_convert, partial(tuple, (layout, path.name)), _tasks(records), reading.processes):
+    how = partial(tuple, (layout, path.name, read_record))
+    for rows, found in spread(_convert, how, _tasks(records), reading.processes):
         fields.update(dict.fromkeys(found))
         read += len(rows)
         yield rows
@@ -129,10 +142,10 @@ def _batches(file: DataFile, reading: Reading, notes: list[str]) -> Iterator[pa.
         notes.append(f"{path.name}: not used: {', '.join(map(str, unused))}")
 
 
-def _is_broken(record: Any, broken: list[FinetuneError]) -> bool:
-    if isinstance(record, FinetuneError):
-        broken.append(record)
-    return isinstance(record, FinetuneError)
+def _record(path: Path, is_pair: bool, record: Any) -> Any:
+    """A record of the file, parsed, and a pair with LLaMA-Factory's fields; or what is wrong with it."""
+    record = parsed(path, record)
+    return as_llamafactory(record) if is_pair else record
 
 
 def _tasks(records: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
@@ -150,6 +163,8 @@ def _tasks(records: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
 
 def _weight(value: Any) -> int:
     """Bytes of the texts and images in a record, about."""
+    if isinstance(value, Line):
+        return len(value.text)
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):
@@ -157,12 +172,14 @@ def _weight(value: Any) -> int:
     return sum(map(_weight, value)) if isinstance(value, list) else 0
 
 
-def _convert(how: tuple[Layout, str], task: tuple[int, list[Any]]) -> tuple[pa.RecordBatch, list[str]]:
+def _convert(
+    how: tuple[Layout, str, Callable[[Any], Any]], task: tuple[int, list[Any]]
+) -> tuple[pa.RecordBatch, list[str]]:
     """The rows of records, and the names of their fields."""
-    (layout, name), (first, records) = how, task
+    (layout, name, read_record), (first, records) = how, task
     rows: list[Row | FinetuneError] = []
     fields: dict[str, None] = {}
-    for number, record in enumerate(records, first):
+    for number, record in enumerate(map(read_record, records), first):
         if isinstance(record, FinetuneError):
             rows.append(record)
             continue

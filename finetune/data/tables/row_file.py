@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -54,6 +55,18 @@ class RowFile:
         batch = int(np.searchsorted(self._ends, number, side="right"))
         at = number - int(self._ends[batch]) + len(self._rows[batch])
         return unpack(self._rows[batch][at].as_py(), self.name, number)
+
+    def read(self, numbers: Any) -> list[Row | FinetuneError]:
+        """The same of several rows, which is quicker where they follow one another. numbers: [N] from 0."""
+        import pyarrow as pa
+
+        which = np.searchsorted(self._ends, numbers, side="right")
+        places = numbers - np.array(self._starts(), np.int64)[which]
+        edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(which)]
+        texts: list[bytes] = []
+        for start, end in pairwise(edges if len(which) else ()):
+            texts += self._rows[which[start]].take(pa.array(places[start:end])).to_pylist()
+        return [unpack(text, self.name, number) for text, number in zip(texts, numbers.tolist(), strict=True)]
 
     def _starts(self) -> list[int]:
         return [0, *self._ends[:-1].tolist()] if len(self._rows) else []
@@ -113,7 +126,12 @@ def _medium(medium: Path | str) -> str | list[str]:
 
 
 def _given(medium: str | list[str]) -> Path | str:
-    return Path(medium) if isinstance(medium, str) else medium[0]
+    return _path(medium) if isinstance(medium, str) else medium[0]
+
+
+@lru_cache(4096)  # rows that follow one another often have the same images
+def _path(text: str) -> Path:
+    return Path(text)
 
 
 def unpack(text: bytes, name: str, number: int) -> Row | FinetuneError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -11,6 +12,8 @@ from finetune.data.formats import Row
 from finetune.data.remote_images import downloaded
 from finetune.data.tables.row_file import RowFile
 from finetune.errors import FinetuneError
+
+READ_ROWS = 512  # at once, where all are asked for
 
 
 class Rows(Sequence[Any]):
@@ -35,9 +38,25 @@ class Rows(Sequence[Any]):
         if isinstance(index, slice):
             return self.take(index)
         number = int(self.at[index])
+        return self._usable(number, self.as_written(number))
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), READ_ROWS):
+            yield from self._read(self.at[start : start + READ_ROWS])
+
+    def _read(self, numbers: Any) -> Iterator[Any]:
+        """The rows of these numbers in the files together. numbers: [N]."""
+        which = np.searchsorted(self._ends, numbers, side="right")
+        edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(which)]
+        for start, end in pairwise(edges):
+            file = self.files[which[start]]
+            within = numbers[start:end] - (int(self._ends[which[start]]) - len(file))
+            yield from map(self._usable, numbers[start:end].tolist(), file.read(within))
+
+    def _usable(self, number: int, row: Row | FinetuneError) -> Row | FinetuneError:
+        """A row as it was written, with the files of its images in place of their URLs."""
         if number in self.failed:
             return FinetuneError(self.failed[number])
-        row = self.as_written(number)
         return downloaded(row) if isinstance(row, Row) else row
 
     def as_written(self, number: int) -> Any:

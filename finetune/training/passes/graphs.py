@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 
 from finetune.compute.decoder import LayeredStep, why_not
 from finetune.compute.fixed_inputs import Buffers
 from finetune.compute.graphs import Graphs
+from finetune.compute.host_stack import HostMemory
 from finetune.encoding.encoded_rows import labels_of, lengths_of
+from finetune.families.base import Feed
 from finetune.families.batch import Batch
-from finetune.families.forward import LabelLoss
+from finetune.families.features import FrozenFeatures
+from finetune.families.qwen_vl import QwenFeed
+from finetune.memory.layered import why_modules
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
 from finetune.training.passes.modules import ModulePasses
 
+HOST_SHARE = 0.25  # of the host's free memory, for layers' inputs
 GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
 
 
 class GraphPasses:
     """The same by `compute`'s layers, each micro-batch as one CUDA graph; without a GPU, as it comes.
 
-    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep.
+    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep;
+    feed: what makes the batches.
     """
 
     frees_gradients = False  # graphs add to gradients where they are
 
     def __init__(
         self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, dtype: torch.dtype,
-        parameters: list[Any], kept_layers: int, console: Console,
+        parameters: list[Any], kept_layers: int, console: Console, feed: Feed,
     ) -> None:  # fmt: skip
         self.modules, self.scaler, self.console = modules, modules.scaler, console
         device = base.lm_head.weight.device
@@ -39,17 +46,19 @@ class GraphPasses:
         levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
         labels = size * int(labels_of(data.rows).max())
         self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
-        self.step = LayeredStep(base, kept_layers)
+        if isinstance(feed, QwenFeed) and isinstance(feed.images, FrozenFeatures):
+            feed.images.room = self.buffers.features
+        layers = len(base.model.language_model.layers) - kept_layers
+        self.step = LayeredStep(
+            base, kept_layers, _host_memory(layers, self.buffers.features[0].numel(), dtype, device)
+        )
         self.factor = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.graphs: Graphs | None = None
-        if device.type == "cuda":
-            self.graphs = Graphs(GRAPHS, self.step.prepare)
-            self.step.learn(
-                self.buffers.blank(), self.factor
-            )  # libraries prepare themselves, as they cannot in a graph
+        self.graphs = Graphs(device, GRAPHS, self.step.prepare, self._warn)
+        if self.graphs.works:  # libraries prepare themselves, as they cannot in a graph
+            self.step.learn(self.buffers.blank(), self.factor)
 
     def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
         """See ModulePasses.learn."""
@@ -62,40 +71,36 @@ class GraphPasses:
         def work() -> None:
             self.loss.copy_(self.step.learn(inputs, self.factor))
 
-        if self.graphs is not None:
-            try:
-                self.graphs.run(inputs.shape, work)
-                return self.loss.double() * share
-            except RuntimeError as error:  # torch.OutOfMemoryError, or a kernel that cannot be captured
-                self.graphs = None
-                torch.cuda.empty_cache()
-                self.console.print(
-                    f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}",
-                    highlight=False,
-                )
-        work()
+        self.graphs.run(inputs.shape, work)
         return self.loss.double() * share
+
+    def _warn(self, error: RuntimeError) -> None:
+        self.console.print(
+            f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}", highlight=False
+        )
+
+
+def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.device) -> HostMemory | None:
+    """Where the layers' inputs wait; None without a GPU, or if the host has no room for them."""
+    # Pinned memory is given out in powers of two.
+    if device.type != "cuda" or 2 * layers * numbers * dtype.itemsize > HOST_SHARE * psutil.virtual_memory().available:
+        return None
+    try:
+        return HostMemory(layers, numbers, dtype, device)
+    except RuntimeError:  # the system allows no more pinned memory
+        return None
 
 
 def make_passes(
-    base: Any, recipe: Recipe, data: TrainingData, loss: Any, modules: ModulePasses,
-    dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console,
+    base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses,
+    dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console, feed: Feed,
 ) -> ModulePasses | GraphPasses:  # fmt: skip
     """CUDA graphs where they can be had, and a line that says which it is and why."""
     if base.lm_head.weight.device.type != "cuda":
         return modules
-    if modules.processes > 1:
-        reason = "several processes train together"
-    elif not isinstance(loss, LabelLoss):
-        reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
-    elif recipe.neftune_noise_alpha:
-        reason = "neftune_noise_alpha is set"
-    elif recipe.packing:
-        reason = "packing is set"
-    else:
-        reason = why_not(base)
+    reason = why_modules(recipe, data.folder.model_type, modules.processes) or why_not(base)
     if reason:
         console.print(f"Steps run by the model's own modules: {reason}.", highlight=False)
         return modules
     console.print("Steps run as CUDA graphs, a graph for each shape of micro-batch.", highlight=False)
-    return GraphPasses(base, recipe, data, modules, dtype, parameters, kept_layers, console)
+    return GraphPasses(base, recipe, data, modules, dtype, parameters, kept_layers, console, feed)

@@ -193,7 +193,9 @@ def _memory() -> MachineFinding:
 
 
 def _disk() -> MachineFinding:
-    free = shutil.disk_usage(Path.home()).free
+    home = Path.home()
+    there = next(folder for folder in (home, *home.parents) if folder.is_dir())  # containers may have no home
+    free = shutil.disk_usage(there).free
     what = f"{free / GIB:.1f} GiB free at home"
     if free < MIN_FREE_DISK:
         return MachineFinding(WARNING, "disk", what, "A 2B model takes 4 GiB, PyTorch with CUDA 7 GiB.")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from finetune.compute.decoder import LayeredStep, why_not
 from finetune.compute.fixed_inputs import Buffers, rounded
+from finetune.compute.host_stack import HostMemory
 from finetune.families.batch import collate_train
 from finetune.families.features import FrozenFeatures
 from finetune.families.forward import LabelLoss
@@ -71,6 +72,24 @@ def test_loss_and_gradients_are_autograds(recipe_of: MakeRecipe, keys: dict[str,
     for name, p in model.named_parameters():
         if p.requires_grad:
             assert torch.allclose(p.grad, expected[name], rtol=1e-3, atol=1e-5 * expected[name].abs().max()), name
+
+
+@pytest.mark.parametrize("kept_layers", [0, 1])
+def test_inputs_that_waited_in_host_memory_give_the_same_bits(recipe_of: MakeRecipe, kept_layers: int) -> None:
+    model, base, batch, features = prepared(recipe_of(lora_dropout=0.1))
+    inputs = buffers_for(base, batch, features).put(batch, features)
+    count = len(base.model.language_model.layers) - kept_layers
+    host = HostMemory(count, inputs.ids.numel() * features.shape[2] + 5, torch.float32, CPU)
+    found = []
+    for memory in (None, host, host):
+        step = LayeredStep(base, kept_layers, memory)
+        torch.manual_seed(1)
+        step.reseed()
+        loss = step.learn(inputs, torch.tensor(0.5))
+        found.append([loss, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+        model.zero_grad()
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("kept_layers", [0, 1])

@@ -68,7 +68,7 @@ def test_a_file_is_read_once_as_long_as_it_stays_the_same(
         raise AssertionError("it is read again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(read_file, "read_records", refused)
+        patched.setattr(read_file, "read_unparsed", refused)
         assert load_rows(str(path), recipe()).rows == first.rows
     lines(path, [ask(f"q {n}", "b") for n in range(5)])
     assert load_rows(str(path), recipe()).rows[0].messages[-1]["content"] == [{"type": "text", "text": "b"}]

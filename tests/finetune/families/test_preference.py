@@ -23,7 +23,8 @@ from finetune.model.targets import make_trainable
 from finetune.recipe.schema import Recipe
 from tests.support.finetune.families import FAMILIES, family_folder, reference_positions
 from tests.support.finetune.pairs_data import DPO, write_pairs
-from tests.support.finetune.trl_pairs import BETA, GAMMA, MEANS, PAIRS, move
+from tests.support.finetune.trl_pairs import BETA, GAMMA, MEANS, move
+from tests.support.finetune.trl_pairs import write_pairs as write_trl_pairs
 from tests.support.paths import SUPPORT
 
 MakeRecipe = Callable[..., Recipe]
@@ -202,13 +203,13 @@ def test_images_of_a_pair_go_through_the_tower_once(recipe: MakeRecipe, tmp_path
     assert seen == [2]
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "simpo", "orpo"])
 def test_losses_and_rewards_are_trls(name: str, recipe: MakeRecipe, tmp_path: Path) -> None:
     golden = GOLDEN[name]
     path = tmp_path / "pairs.jsonl"
-    records = [{"prompt": asked, "chosen": chosen, "rejected": rejected} for asked, chosen, rejected in PAIRS]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    made = recipe(stage="dpo", pref_loss=name, pref_beta=BETA, dataset=str(path), lora_rank=4)
+    write_trl_pairs(path)
+    keys = {"pref_loss": name, "pref_beta": BETA, "simpo_gamma": GAMMA}
+    made = recipe(stage="dpo", dataset=str(path), lora_rank=4, **keys)
     folder = open_base(made)
     reader = QwenVL().read(folder, made)
     rows = reader.encoder.encode(load_rows(str(path), made).rows)
@@ -225,7 +226,7 @@ def test_losses_and_rewards_are_trls(name: str, recipe: MakeRecipe, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["simpo", "orpo"])
-def test_losses_without_a_reference_are_trls(name: str, recipe: MakeRecipe) -> None:
+def test_losses_of_given_log_probabilities_are_trls(name: str, recipe: MakeRecipe) -> None:
     made = recipe(stage="dpo", pref_loss=name, pref_beta=BETA, simpo_gamma=GAMMA)
     chosen, rejected = (Answers(torch.tensor(means), torch.ones(4)) for means in MEANS)
     losses, _, _ = preference_losses(chosen, rejected, None, None, made)

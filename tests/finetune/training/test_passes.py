@@ -23,9 +23,9 @@ MakeRecipe = Callable[..., Recipe]
 def layered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains as on a GPU, without the graphs; activations of two layers are kept."""
 
-    def make(base: Any, recipe: Any, data: Any, loss: Any, modules: Any, *rest: Any) -> Any:
-        dtype, parameters, _, console = rest
-        return GraphPasses(base, recipe, data, modules, dtype, parameters, 2, console)
+    def make(base: Any, recipe: Any, data: Any, modules: Any, *rest: Any) -> Any:
+        dtype, parameters, _, console, feed = rest
+        return GraphPasses(base, recipe, data, modules, dtype, parameters, 2, console, feed)
 
     monkeypatch.setattr(trainer, "make_passes", make)
 

@@ -64,6 +64,10 @@ def test_ollama_is_installed() -> None:
     assert option(command, "--name") == "shapes-vl"
 
 
+def test_a_folder_of_any_name_gets_one_that_ollama_takes(tmp_path: Path) -> None:
+    assert option(plan(make_folder(tmp_path / "Größe: v1"), "ollama"), "--name") == "gr-e-v1"
+
+
 def test_the_context_holds_the_images_and_ends_with_the_model(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "model")
     one, four = (int(option(plan(model, "vllm", "--images", n), "--max-model-len")) for n in (1, 4))

@@ -50,12 +50,7 @@ def data(tmp_path: Path) -> Path:
 def ollama(model: Path) -> Iterator[FakeOllama]:
     """A server with a healthy model, whose prompts are the renderer's."""
     with running() as server:
-        server.show |= {
-            "model_info": {
-                "general.architecture": "qwen3vl", "qwen3vl.block_count": 2, "qwen3vl.embedding_length": 64,
-            },
-            "parameters": "num_ctx 11264\nnum_predict 2048\nrepeat_penalty 1.0\n" + STOPS,
-        }  # fmt: skip
+        server.show_qwen3vl()
         right = {f"Question {n}?": COLOURS[n % 4] for n in range(ROWS)}
         server.answers, server.reference = dict(right), dict(right)
         yield server
@@ -73,6 +68,18 @@ def test_install_generates_pushes_and_proves(ollama: FakeOllama, model: Path, da
     assert "checks passed" in result.output
     assert [path.name for path in model.parent.iterdir()] == ["model"], "nothing is left beside the model"
     assert "writing manifest" in result.output
+
+
+@pytest.mark.parametrize("name", ["Größe", "a b", "a/b/c/d", ":v1", "-a", ""])
+def test_a_name_that_ollama_would_refuse_is_refused_before_anything_is_sent(
+    name: str, ollama: FakeOllama, model: Path, tmp_path: Path
+) -> None:
+    result = run("install", model, "--name", name, "--server", ollama.url)
+    assert result.exit_code == 2
+    assert "Ollama takes no" in result.output
+    assert run("generate", model, "-o", tmp_path / "stage").exit_code == 0
+    assert run("push", "--server", ollama.url, tmp_path / "stage", "--", name).exit_code == 2
+    assert not ollama.uploads
 
 
 def forget(answers: int) -> Callable[[FakeOllama], None]:

@@ -20,6 +20,7 @@ from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.gateway.requests import picture
 from tests.support.modelfiles.fake_ollama import running
+from tests.support.modelfiles.model_folders import make_folder
 from tests.support.paths import SHAPES_VL
 from tests.support.studio.data import shape_files
 from tests.support.studio.datasets import imported
@@ -145,6 +146,29 @@ def test_a_model_is_installed_in_ollama_by_a_job(client: TestClient, studio: Stu
     job = finished(studio.jobs, studio.jobs.list("ollama")[0])
     assert job.state == "failed"
     assert "127.0.0.1:1" in html.unescape(client.get("/serve/jobs").text)
+
+
+def test_an_installation_that_proves_itself_is_done(client: TestClient, studio: Studio) -> None:
+    make_folder(studio.workspace.path("models", "shown"), min_pixels=1024 * 32 * 32)
+    with running() as ollama:
+        ollama.show_qwen3vl()
+        form = {"source": "model:models/shown", "name": "api-ok", "server": ollama.url}
+        assert client.post("/serve/ollama", data=form).status_code == 200
+        job = finished(studio.jobs, studio.jobs.list("ollama")[0])
+    assert job.state == "done", job.tail()[0]
+    assert re.search(r"api-ok is installed, \d+ checks passed", job.tail()[0])
+    told = html.unescape(client.get("/serve/jobs").text)
+    assert "api-ok" in told
+    assert "done" in told
+
+
+def test_a_name_that_ollama_does_not_take_is_a_sentence_with_one_that_it_takes(
+    client: TestClient, studio: Studio
+) -> None:
+    refused = client.post("/serve/ollama", data={"source": MODEL, "name": "形状-v1"})
+    assert refused.status_code == 400
+    assert "such as “v1”" in refused.json()["error"]
+    assert studio.jobs.list() == []
 
 
 def test_an_installation_measures_the_answers_there_and_here(client: TestClient, studio: Studio) -> None:

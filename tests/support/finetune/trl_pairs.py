@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,12 @@ PAIRS = [
 
 # Mean log-probabilities of the chosen and rejected answers of four pairs, for losses that need no more.
 MEANS = ((-0.2, -1.5, -3.0, -0.01), (-0.9, -1.4, -0.3, -6.0))
+
+
+def write_pairs(path: Path) -> None:
+    """PAIRS as a dataset's file."""
+    records = [{"prompt": asked, "chosen": chosen, "rejected": rejected} for asked, chosen, rejected in PAIRS]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def move(model: Any) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from modelfiles.ollama.prompts import Conversation, render_renderer
+from modelfiles.language import gotemplate
+from modelfiles.ollama.prompts import Conversation, render_renderer, render_template
 from tests.support.paths import GOLDENS
 
 TRACE = json.loads((GOLDENS / "api_create_trace.json").read_text())
@@ -29,6 +30,7 @@ class FakeOllama(ThreadingHTTPServer):
         self.blobs: dict[str, int] = {}
         self.uploads: list[str] = []
         self.requests: list[dict[str, Any]] = []
+        self.template = ""
         self.show: dict[str, Any] = dict(SHOW)
         self.version = VERSION
         self.blind = False  # answers without looking at the image
@@ -38,6 +40,13 @@ class FakeOllama(ThreadingHTTPServer):
         self.answers: dict[str, str] = {}  # question -> answer of /api/chat
         self.reference: dict[str, str] = {}  # question -> answer of /v1/chat/completions
         self.cut = False  # closes the connection in the middle of create
+
+    def show_qwen3vl(self) -> None:
+        """Describes its model as Ollama does a healthy one that was made of `make_folder`."""
+        shape = {"general.architecture": "qwen3vl", "qwen3vl.block_count": 2, "qwen3vl.embedding_length": 64}
+        stops = 'stop "<|im_end|>"\nstop "<|endoftext|>"'
+        parameters = "num_ctx 11264\nnum_predict 2048\nrepeat_penalty 1.0\n" + stops
+        self.show |= {"model_info": shape, "parameters": parameters}
 
     @property
     def url(self) -> str:
@@ -73,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
             missing = [d for d in request.get("files", {}).values() if d not in self.server.blobs]
             if missing:
                 return self._json({"error": f"blob {missing[0]} not found"}, 400)
+            self.server.template = "" if "renderer" in request else request.get("template", "")
             stream = EXCHANGES[request["model"]]["stream"][: 2 if self.server.cut else None]
             return self._answer(200, "".join(json.dumps(line) + "\n" for line in stream).encode())
         if self.path == "/v1/chat/completions":
@@ -84,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         messages = [{**m, "images": len(m.get("images", []))} for m in request["messages"]]
         conversation = Conversation("", messages, request.get("tools"))
         if request.get("_debug_render_only"):
-            prompt = render_renderer("qwen3-vl-instruct", conversation, image="[img-0]")
+            prompt = self._render(conversation)
             return {"_debug_info": {"rendered_template": prompt}}
         if self.server.empty:
             return {"model": request["model"], "done": True, "message": {"role": "assistant", "content": ""}}
@@ -99,6 +109,12 @@ class Handler(BaseHTTPRequestHandler):
             "prompt_eval_count": 17 + self._tokens(request["messages"][-1]["content"], len(images)),
             "logprobs": [{"token": "a", "logprob": -1.0 - seen, "top_logprobs": top}],
         }
+
+    def _render(self, conversation: Conversation) -> str:
+        """The prompt by the template that the model was created with, else by the renderer."""
+        if self.server.template:
+            return render_template(gotemplate.parse_template(self.server.template), conversation, image="[img-0]")
+        return render_renderer("qwen3-vl-instruct", conversation, image="[img-0]")
 
     def _tokens(self, text: str, images: int) -> int:
         """What images cost; blanks between `[img]` keep them from being fused."""

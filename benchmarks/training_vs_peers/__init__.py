@@ -1,0 +1,1 @@
+"""QLoRA of one model on the same rows by Lensmith and its peers, on one GPU, in turns."""

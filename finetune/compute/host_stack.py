@@ -1,0 +1,88 @@
+"""Layers' inputs between the forward and the backward pass, in host memory, where there is more room than on a GPU.
+
+Each is copied there while the next layer is computed, and back while the layer after it is differentiated, as in
+Unsloth's gradient checkpointing. So the GPU holds a few of them instead of all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class HostMemory:
+    """Room for a stack of `count` tensors of up to `numbers` elements; one stack is in use at a time.
+
+    The last tensor stays where it is, as it is wanted at once. On a CPU the others are copied too, one after the other.
+    Raises RuntimeError if host memory cannot be pinned for a GPU.
+    """
+
+    def __init__(self, count: int, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self.copied = max(0, count - 1)
+        self.host = torch.empty(self.copied, numbers, dtype=dtype, pin_memory=on_gpu)
+        self.places = torch.empty(2, numbers, dtype=dtype, device=device)
+        self.copies = torch.cuda.Stream(device) if on_gpu else None
+
+
+class HostStack:
+    """`count` times `append`, then as often `pop`; also while a CUDA graph is captured.
+
+    A tensor is freed when its copy has ended, and a place is written when what it held was used. One stream waits for
+    the other for that, never Python, and at the end nothing is under way.
+    """
+
+    def __init__(self, memory: HostMemory) -> None:
+        self.memory, self.size = memory, 0
+        self.shape: Any = None
+        self.last: Any = None
+        self.leaving: list[tuple[Any, Any]] = []  # copies under way to host memory: their end, and what is copied
+        self.coming: Any = None  # the end of the copy back
+
+    def append(self, x: Any) -> None:
+        """Keeps x, which nothing may change; all have the same shape."""
+        number, self.size, self.shape = self.size, self.size + 1, x.shape
+        if number == self.memory.copied:
+            self.last = x
+            return
+        self.leaving.append((self._copied(self.memory.host[number, : x.numel()], x.view(-1)), x))
+        if len(self.leaving) > 1:
+            self._free()
+
+    def pop(self) -> Any:
+        """The last tensor, as it was; it is valid until the next pop."""
+        while self.leaving:
+            self._free()
+        self.size -= 1
+        if self.size == self.memory.copied:
+            x, self.last = self.last, None
+        else:
+            self._wait(self.coming)
+            x = self._place(self.size)
+        if self.size:
+            place = self._place(self.size - 1)
+            self.coming = self._copied(place.view(-1), self.memory.host[self.size - 1, : place.numel()])
+        return x
+
+    def _place(self, number: int) -> Any:
+        return self.memory.places[number % 2, : self.shape.numel()].view(self.shape)
+
+    def _free(self) -> None:
+        """Lets go of the tensor whose copy began first."""
+        end, _ = self.leaving.pop(0)
+        self._wait(end)
+
+    def _copied(self, target: Any, source: Any) -> Any:
+        """Copies, after all that the main stream was given before; the end of it."""
+        copies = self.memory.copies
+        if copies is None:
+            return target.copy_(source)
+        copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(copies):
+            target.copy_(source, non_blocking=True)
+            return copies.record_event()
+
+    def _wait(self, end: Any) -> None:
+        if self.memory.copies is not None:
+            torch.cuda.current_stream().wait_event(end)
