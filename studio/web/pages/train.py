@@ -36,6 +36,7 @@ def index(request: Request, data: str = "", run: str = "") -> Response:
     versions, models, devices = list_versions(studio.workspace), known_models(studio.workspace), _list(studio)
     if not any(device.is_gpu for device in devices):
         models.sort(key=lambda model: model.parameters)
+    models.sort(key=lambda model: model.tuned)  # what is chosen at first was not trained here already
     return render(
         request,
         "train/index.html",
@@ -116,10 +117,16 @@ async def _draft(request: Request) -> Draft:
 
 
 def _chosen(filled: dict[str, str], versions: list[str], models: list[str]) -> dict[str, str]:
-    """The fields with what is chosen where nothing is filled in; a model that is not listed is typed."""
+    """The fields with what is chosen where nothing is filled in; a model that is not listed is typed.
+
+    Data that was asked for and has no rows is not chosen, and nothing takes its place.
+    """
     data = filled.get("data", "")
-    first = next((key for key in versions if data in (key, key.rpartition("@")[0])), "")
-    chosen = {"data": first or (versions[0] if versions else ""), "goal": filled.get("goal", GOALS[0])}
+    if data or not versions:
+        first = next((key for key in versions if data in (key, key.rpartition("@")[0])), "")
+    else:
+        first = versions[0]
+    chosen = {"data": first, "wanted": data, "goal": filled.get("goal", GOALS[0])}
     model = filled.get("model") or (models[0] if models else "")
     listed = {"model": model} if model in models else {"model": OTHER, "model_other": model}
     return filled | chosen | listed

@@ -98,6 +98,15 @@ def test_after_a_full_disk_the_same_command_ends_alike(
     assert not list((tmp_path / "full").glob(".*"))
 
 
+def test_a_full_disk_is_told_in_plain_words(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 489344 vs 489296")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(FinetuneError, match=r"checkpoint-1 could not be written \(the disk took a part of it only"):
+        train(recipe(max_steps=2, save_steps=1))
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_anew_unasked(recipe: MakeRecipe, tmp_path: Path) -> None:
     made = recipe(max_steps=6, save_steps=100, output_dir=str(tmp_path / "killed"))
     process = start(made, tmp_path / "killed.yaml")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from studio.training import checks
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import ROOT, SHAPES_VL
+from tests.support.studio.datasets import imported, picture
 
 Preview = Callable[..., dict[str, Any]]
 
@@ -52,11 +55,31 @@ def test_without_data_the_page_says_where_to_bring_it(client: TestClient) -> Non
     assert 'href="data"' in page
 
 
+def test_data_without_rows_is_not_replaced_by_other_data(client: TestClient, shapes: str) -> None:
+    page = html.unescape(imported(client, {"a.png": picture()}, "no-answers"))
+    assert "No row can be trained on yet." in page
+    assert "Train on it" not in page
+    page = client.get("/train", params={"data": "no-answers@1"}).text
+    assert "“no-answers@1” has no row to train on" in page
+    assert f'<option value="{shapes}" selected>' not in page
+    assert '<option value="" selected>' in page
+
+
 def test_the_form_offers_the_data_and_the_models_of_this_machine(client: TestClient, shapes: str) -> None:
     page = client.get("/train").text
     assert f'<option value="{shapes}" selected>shapes · version 1</option>' in page
     assert f'<option value="{SHAPES_VL}"' in page
     assert "5.49 M weights" in page
+
+
+def test_a_second_run_does_not_go_on_from_the_first_ones_export(
+    client: TestClient, studio: Studio, shapes: str
+) -> None:
+    exported = shutil.copytree(SHAPES_VL, studio.workspace.path("models", "first"))
+    (exported / "lensmith.json").write_text("{}")
+    page = client.get("/train").text
+    assert f'<option value="{SHAPES_VL}" selected>' in page
+    assert '<option value="models/first">' in page
 
 
 def test_every_key_of_the_recipe_has_a_field_with_its_help_in_both_languages(client: TestClient, shapes: str) -> None:
