@@ -26,6 +26,7 @@ BROKEN = [
     chat(QUESTION, ANSWER, images=["a.png", "a.png"]),
     chat(QUESTION, ANSWER, images=3),
     chat(QUESTION, ANSWER, images=["gone.png"]),
+    chat(QUESTION, ANSWER, images=["text.png"]),
     chat("x", ANSWER),
     chat(ANSWER, ANSWER),
     chat(QUESTION, ANSWER | {"content": ""}),
@@ -33,7 +34,8 @@ BROKEN = [
 
 
 def test_in_chinese(client: TestClient) -> None:
-    imported(client, {"rows.jsonl": lines(chat(QUESTION, ANSWER), *BROKEN), "a.png": picture()})
+    pictures = {"a.png": picture(), "text.png": b"no picture"}
+    imported(client, {"rows.jsonl": lines(chat(QUESTION, ANSWER), *BROKEN)} | pictures)
     client.cookies.set("lensmith_language", "zh")
     told = re.findall(r'<p class="why">(.*?)</p>', client.get("/data/mine").text, re.DOTALL)
     assert len(told) == len(BROKEN)
