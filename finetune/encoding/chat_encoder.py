@@ -128,7 +128,13 @@ class ChatEncoder:
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encodes chats without their last answer, ready for the model to give it."""
-        encoded = []
+        return [self.place(chat, row.source) for chat, row in zip(self.compact_prompts(rows), rows, strict=True)]
+
+    def compact_prompts(self, rows: Sequence[Row]) -> list[Compact]:
+        """The same as they are kept. Raises FinetuneError naming the row."""
+        found = []
+        if len(self._texts) > KEPT:
+            self._texts.clear()
         for row in rows:
             self.refuse_specials(row)
         prompts = [replace(row, messages=row.messages[:-1]) for row in rows]
@@ -142,8 +148,8 @@ class ChatEncoder:
             chat = self._with_media(self._texts[key], media, row)
             if isinstance(chat, FinetuneError):
                 raise chat
-            encoded.append(self.place(chat, row.source))
-        return encoded
+            found.append(chat)
+        return found
 
     def _text(self, ids: list[int], runs: Sequence[int]) -> EncodedText:
         images, videos = ids.count(self.image_token_id), ids.count(self.video_token_id)

@@ -80,13 +80,14 @@ class ProcessorEncoder:
         found: list[Compact | FinetuneError] = []
         for row in rows:
             try:
-                chat = self._encode(row)
+                found.append(_compact(self._encode(row)))
             except FinetuneError as error:
                 found.append(error)
-                continue
-            ids = array("i", chat.ids.tolist())
-            found.append(Compact(ids, runs_of(chat.labelled), chat.images, (chat.text, chat.prompt, chat.question)))
         return found
+
+    def compact_prompts(self, rows: Sequence[Row]) -> list[Compact]:
+        """Each chat without its last answer as it is kept. Raises FinetuneError naming the row."""
+        return [_compact(chat) for chat in self.encode_prompt(rows)]
 
     def place(self, chat: Compact, source: str) -> ProcessedChat:
         """The chat that `compact` made so."""
@@ -210,6 +211,11 @@ class ProcessorEncoder:
 
     def _refuse(self, row: Row, why: str) -> Any:
         raise FinetuneError(f"{row.source}: {self.folder.name} ({self.folder.model_type}) cannot be trained: {why}.")
+
+
+def _compact(chat: ProcessedChat) -> Compact:
+    more = (chat.text, chat.prompt, chat.question)
+    return Compact(array("i", chat.ids.tolist()), runs_of(chat.labelled), chat.images, more)
 
 
 def processed(

@@ -69,19 +69,20 @@ def preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:
 
 def describe_pairs(rows: Sequence[Encoded], report: Report) -> None:
     """Prints how long chosen and rejected answers are, and warns where pairs teach nothing or mostly length."""
-    pairs = [split_pair(row) for row in rows]
-    tokens = np.array([[int(chat.labelled.sum()) for chat in pair] for pair in pairs])
+    tokens, same = np.zeros((len(rows), 2), np.int64), np.zeros(len(rows), dtype=bool)
+    for number, row in enumerate(rows):
+        one, other = split_pair(row)
+        tokens[number] = one.labelled.sum(), other.labelled.sum()
+        same[number] = np.array_equal(one.ids, other.ids)
     chosen, rejected = tokens.mean(axis=0)
-    report.say(
-        f"{len(pairs):,} pairs; chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f}"
-    )
-    same = [one.source for one, other in pairs if np.array_equal(one.ids, other.ids)]
-    if same:
-        report.warn(f"{len(same):,} pairs have the same answer twice, which teaches nothing: {same[0]}.")
+    report.say(f"{len(rows):,} pairs; chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f}")
+    if same.any():
+        first = rows[int(np.argmax(same))].source
+        report.warn(f"{int(same.sum()):,} pairs have the same answer twice, which teaches nothing: {first}.")
     longer = float((tokens[:, 0] > tokens[:, 1]).mean())
-    if len(pairs) >= 20 and longer > 0.8:
+    if len(rows) >= 20 and longer > 0.8:
         report.warn(
             f"the chosen answer is the longer one in {longer:.0%} of the pairs, so longer answers will be learnt; "
             "pref_loss: simpo goes by the mean of each answer's tokens."
         )
-    report.figures["pairs"] = {"pairs": len(pairs), "chosen_tokens": chosen, "rejected_tokens": rejected}
+    report.figures["pairs"] = {"pairs": len(rows), "chosen_tokens": chosen, "rejected_tokens": rejected}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,7 +119,7 @@ def split_by_image(
     groups of rows that share images allow. Raises FinetuneError if nothing would be left to train on.
     """
     wanted = round(size * len(rows)) if size < 1 else int(size)
-    leader = list(range(len(rows)))
+    leader = array("q", range(len(rows)))
 
     def find(row: int) -> int:
         while leader[row] != row:
@@ -132,9 +133,8 @@ def split_by_image(
             medium = media[image]
             for file in medium.files if isinstance(medium, Video) else (medium,):
                 leader[find(index)] = find(first_with.setdefault(file, index))
-    _, firsts, group_of, sizes = np.unique(
-        [find(index) for index in range(len(rows))], return_index=True, return_inverse=True, return_counts=True
-    )
+    leaders = np.fromiter(map(find, range(len(rows))), np.int64, len(rows))
+    _, firsts, group_of, sizes = np.unique(leaders, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(firsts).tolist()  # groups by their first row
     random.Random(seed).shuffle(order)
     held_out = np.zeros(len(sizes), dtype=bool)

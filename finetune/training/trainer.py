@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -86,7 +87,7 @@ class Trainer:
             highlight=False,
         )
         self.loss = self.family.loss(self.base, recipe.neftune_noise_alpha or 0.0)
-        unseen = not all(media_of(data.rows))
+        unseen = not media_of(data.rows).counts.all()
         self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, recipe, self.device, console)
@@ -131,14 +132,12 @@ class Trainer:
     def _feeds(self) -> tuple[Feed, Feed]:
         """What makes batches of the training and of the validation rows."""
         recipe, data, world = self.recipe, self.data, self.world
-        lengths = lengths_of(data.rows).tolist()
         size, seed, grouped = recipe.batch_size, recipe.seed, recipe.group_by_length
-        batches = epoch_batches(lengths, size, seed, 0, grouped)
-        mine = batches[world.rank :: world.size]
-        others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
+        batches = epoch_batches(lengths_of(data.rows), size, seed, 0, grouped)
+        turns = sorted(range(len(batches)), key=lambda n: n % world.size != world.rank)  # its own first
         media = media_of(data.rows)
-        used = [image for batch in [*mine, *others] for row in batch for image in media[row]]
-        held_out = [image for images in media_of(data.validation) for image in images]
+        used = array("i", (image for n in turns for row in batches[n] for image in media[row]))
+        held_out = media_of(data.validation).flat.tolist()
         reused = self.total > self.steps_per_epoch
         feed = self.family.feed
         return (
