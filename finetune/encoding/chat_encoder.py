@@ -18,6 +18,7 @@ from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import ImageBank
 from finetune.media.videos import Clip
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder
 
 
@@ -162,8 +163,8 @@ class ChatEncoder:
             seen += text.videos
             spans = sum(len(self.bank.spans(index)) for index in media)
         if seen != spans:
-            what = "images and videos" if row.videos else "images"
-            return FinetuneError(f"{row.source}: the chat template shows {seen} of {spans} {what}.")
+            what = ("image or video", "images and videos") if row.videos else ("image",)
+            return FinetuneError(f"{row.source}: the chat template shows {seen} of {counted(spans, *what)}.")
         return Compact(text.ids, text.runs, media)
 
     def _encode_texts(self, items: Sequence[tuple[bytes, Row]]) -> dict[bytes, FinetuneError]:

@@ -26,6 +26,7 @@ from finetune.encoding.encoded import Compact, Encoded, runs_of
 from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import SizedImages
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder
 
 KEPT = 10_000  # chats that are kept, as datasets ask the same of many images
@@ -130,7 +131,7 @@ class ProcessorEncoder:
         text = self._render(row, len(row.messages), prompt=False)
         placeholder = max(self.placeholders, key=text.count)
         if text.count(placeholder) != len(sizes):
-            self._refuse(row, f"its chat template shows {text.count(placeholder)} of {len(sizes)} images")
+            self._refuse(row, f"its chat template shows {text.count(placeholder)} of {counted(len(sizes), 'image')}")
         for part in (part for message in row.messages for part in message["content"] if part["type"] == "text"):
             if part["text"].strip() not in text:
                 self._refuse(row, f"its chat template does not show all of the text, such as {part['text'][:40]!r}")
@@ -141,7 +142,10 @@ class ProcessorEncoder:
             blanks = [Image.new("RGB", size) for size in sizes]
             theirs = processed(self.processor, [row.source], [text], [blanks])["input_ids"][0]
             if not np.array_equal(theirs, ids):
-                self._refuse(row, f"its processor makes {len(sizes)} images of a chat into other tokens than one alone")
+                self._refuse(
+                    row,
+                    f"its processor makes {counted(len(sizes), 'image')} of a chat into other tokens than one alone",
+                )
             self._compared.add(len(sizes))
         labelled = np.zeros(len(ids), dtype=bool)
         prompt = ""

@@ -27,6 +27,7 @@ from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.comparison import hundredths, write_comparison
 from finetune.reporting.progress import progress_bar
+from modelfiles import counted
 
 if TYPE_CHECKING:
     from finetune.evaluation.engine import Merge
@@ -97,7 +98,7 @@ def evaluate(
         answerer = Endpoint(endpoint, recipe, data, console)
     store = Predictions(output, answerer.identity, len(data.rows), recipe.overwrite_output_dir)
     if len(store):
-        console.print(f"Going on after {len(store)} answers in {store.path}.", highlight=False)
+        console.print(f"Going on after {counted(len(store), 'answer')} in {store.path}.", highlight=False)
     save_recipe(recipe, output / "recipe.yaml")
     open_rows = store.open_rows()
     right = sum(map(_matches, store.records()))

@@ -25,6 +25,7 @@ from finetune.model.folder import open_base
 from finetune.model.trained import load_trained
 from finetune.model.trained_by import weights_digest, with_training_limits
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 
 class LocalModel:
@@ -50,7 +51,8 @@ class LocalModel:
             key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
             raise FinetuneError(
                 f"{data.rows.source(too_long[0])}: the prompt has {self.prompts.lengths[too_long[0]]} tokens, over "
-                f"cutoff_len {recipe.cutoff_len} ({len(too_long)} such rows); raise cutoff_len or lower {key}."
+                f"cutoff_len {recipe.cutoff_len} ({counted(len(too_long), 'such row')}); raise cutoff_len or lower "
+                f"{key}."
             )
         self.identity = _identity(recipe, self.folder.fingerprint(), data.digest, bool(self.reader.bank.clips))
 

@@ -29,6 +29,7 @@ from finetune.model.trained import load_trained
 from finetune.model.trained_by import with_training_limits
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 FILE = "preferences.jsonl"
 
@@ -69,7 +70,8 @@ def evaluate_preferences(recipe: Recipe, console: Console | None = None) -> Pref
     if too_long:
         raise FinetuneError(
             f"{data.rows.source(too_long[0])}: question and answers have {rows.lengths[too_long[0]]} tokens, over "
-            f"cutoff_len {recipe.cutoff_len} ({len(too_long)} such rows); raise cutoff_len or lower image_max_pixels."
+            f"cutoff_len {recipe.cutoff_len} ({counted(len(too_long), 'such row')}); raise cutoff_len or lower "
+            "image_max_pixels."
         )
     device = pick_device()
     dtype, reason = pick_dtype(recipe, device)

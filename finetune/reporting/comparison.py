@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune.data.row_media import media_of
 from finetune.reporting.html import is_right, render_answer, render_page, render_table, thumbnail
+from modelfiles import counted
 
 SHOWN_PAIRS = 100
 SHARES = ("exact_match", "token_f1", "anls")  # metrics that are computed as shares of 1
@@ -75,7 +76,8 @@ def write_comparison(
         "Answers side by side",
         "<h2>Difference</h2>"
         + render_table(["metric", *names, "difference", "95 % interval", "p"], scores)
-        + f"<h2>Answers</h2><p>{differing} of {len(equal)} answers differ; {len(rows)} are shown.</p>"
+        + f"<h2>Answers</h2><p>{differing} of {counted(len(equal), 'answer differs', 'answers differ')}; "
+        + f"{counted(len(rows), 'is shown', 'are shown')}.</p>"
         + "<table><tr><th>image</th><th>question</th><th>label</th>"
         + "".join(f"<th>{escape(name)}</th>" for name in names)
         + "</tr>"

@@ -26,6 +26,7 @@ from finetune.media.bank import Bank
 from finetune.media.decoding import broken_media
 from finetune.model.folder import open_base
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 SHOWN_BROKEN = 5
 PROVEN_ROWS = 2  # rows whose ids are compared with the processor's own before each run
@@ -107,7 +108,7 @@ def skipped(broken: Sequence[str]) -> str:
         return ""
     more = f"; and {len(broken) - SHOWN_BROKEN:,} more" if len(broken) > SHOWN_BROKEN else ""
     named = "; ".join(message.rstrip(".") for message in broken[:SHOWN_BROKEN])
-    return f"{len(broken):,} broken rows are left out (bad_rows: skip): {named}{more}."
+    return f"{counted(len(broken), 'broken row is', 'broken rows are')} left out (bad_rows: skip): {named}{more}."
 
 
 def split_by_image(
@@ -146,7 +147,8 @@ def split_by_image(
         count += int(sizes[group])
     if count == len(rows):
         raise FinetuneError(
-            f"val_size {size}: no split keeps images apart (the rows form {len(sizes)} groups that share images); "
+            f"val_size {size}: no split keeps images apart (the rows form "
+            f"{counted(len(sizes), 'group that shares', 'groups that share')} images); "
             "use a smaller val_size, or an eval_dataset of its own."
         )
     chosen = held_out[group_of]

@@ -40,6 +40,7 @@ from finetune.training.passes.modules import ModulePasses
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
 from finetune.training.validation import validate
+from modelfiles import counted
 
 
 class Trainer:
@@ -81,9 +82,13 @@ class Trainer:
             restore_trained(self.model, resume)
         self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         console.print(
-            f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
-            f"{self.trainable:,} trainable parameters"
-            + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
+            f"{counted(len(data.rows), 'row')} to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
+            f"{counted(self.trainable, 'trainable parameter')}"
+            + (
+                f"; {counted(world.size, 'process', 'processes')}, {'FSDP' if recipe.fsdp else 'DDP'}."
+                if world.size > 1
+                else "."
+            ),
             highlight=False,
         )
         self.loss = self.family.loss(self.base, recipe.neftune_noise_alpha or 0.0)
@@ -112,7 +117,9 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
             if self.state.step > self.total:
-                raise FinetuneError(f"{resume} has {self.state.step} steps, the recipe asks for {self.total} in all.")
+                raise FinetuneError(
+                    f"{resume} has {counted(self.state.step, 'step')}, the recipe asks for {self.total} in all."
+                )
         self.rng, self.updating = self._rng_state(), False  # after the last step; whether weights are changing
 
     def _trial(self) -> Trial:
