@@ -52,6 +52,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both numbers of rows are many blocks, so that what is held of one block does not count."""
     for module, name in ((read_file, "TASK_ROWS"), (rows, "READ_ROWS"), (encode_rows, "TASK_ROWS")):
         monkeypatch.setattr(module, name, 16)
+    monkeypatch.setattr(read_file, "READ_BYTES", 2**10)
     monkeypatch.setattr(evaluation, "SCORED", 16)
     monkeypatch.setattr(chat_encoder, "KEPT", 16)
 
@@ -87,8 +88,7 @@ def test_eval_holds_no_rows(
         )
         assert result.n == count
 
-    grown = growth(run); print("GROWTH", grown)
-    assert grown < 2000, (
+    assert growth(run) < 2000, (
         "a row's prompt has about 200 tokens: 6,600 bytes with their positions, and its texts 1,600"
     )
 
@@ -102,8 +102,7 @@ def test_check_holds_no_rows(stage: str, recipe: MakeRecipe, dataset: Path, smal
         keys = keys | {"dataset": paths[count], "eval_dataset": None, "preprocessing_num_workers": 1}
         assert check_recipe(recipe(**keys), Report(Console(quiet=True)))
 
-    grown = growth(run); print("GROWTH", grown)
-    assert grown < 2000
+    assert growth(run) < 2000
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -116,8 +115,7 @@ def test_the_order_of_rows_is_numbers(grouped: bool, recipe: MakeRecipe) -> None
         next(step_windows(some, made, 0))
         heaviest_load(some, made, data.bank)
 
-    grown = growth(run, 20_000, 60_000); print("GROWTH", grown)
-    assert grown < 80, "as lists they take more than 130 bytes a row"
+    assert growth(run, 20_000, 60_000) < 80, "as lists they take more than 130 bytes a row"
 
 
 def test_rows_are_split_by_numbers(recipe: MakeRecipe) -> None:
@@ -129,5 +127,4 @@ def test_rows_are_split_by_numbers(recipe: MakeRecipe) -> None:
         train, held_out = split_by_image(some, data.bank.paths, 0.2, 0)
         assert len(train) + len(held_out) == count
 
-    grown = growth(run, 20_000, 60_000); print("GROWTH", grown)
-    assert grown < 100, "as lists they take more than 200 bytes a row"
+    assert growth(run, 20_000, 60_000) < 100, "as lists they take more than 200 bytes a row"
