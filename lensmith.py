@@ -66,6 +66,8 @@ def missing_package(command: str, error: ModuleNotFoundError) -> Exception:
     name = (error.name or "").split(".")[0]
     if name == "examples":
         return click.ClickException("The demo is part of the repository: clone it and run `make demo` there.")
+    if error.name == "studio":
+        return click.ClickException("The studio is not in this installation: pip install 'lensmith[studio]' brings it.")
     if command not in COMMANDS or name in ("finetune", "gateway", "modelfiles", "studio"):
         return error
     extra = COMMANDS[command][1]

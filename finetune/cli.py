@@ -89,10 +89,17 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
             click.echo(f"Stopped at step {result.steps} of {result.total_steps}; the same command goes on from there.")
         sys.exit(128 + result.interrupted)
     if _speaks():
+        from finetune.reporting.training_report import next_commands
+
+        validated = "" if result.eval_loss is None else f", validation loss {result.eval_loss:.4f}"
+        if result.best_step is not None:
+            validated += f" (lowest after step {result.best_step})"
         click.echo(
             f"{result.output_dir}: {counted(result.steps, 'step')} in {result.seconds:.0f} s "
-            f"({result.samples_per_second:.1f} samples/s), loss {result.loss:.4f}"
+            f"({result.samples_per_second:.1f} samples/s), loss {result.loss:.4f}{validated}"
         )
+        click.echo(f"Curve and answers: {Path(result.output_dir) / 'report.html'}")
+        click.echo(f"Next: {next_commands(Path(result.output_dir), loaded)[0]}")
 
 
 @click.command()

@@ -14,17 +14,36 @@ class Graphs:
     """Work on tensors of fixed places, captured and from then on replayed.
 
     The graphs of a process share a pool of memory, as only one runs at a time: it grows to what the largest needs. So
-    nothing that a later work reads may be left in memory that was taken while capturing.
+    nothing that a later work reads may be left in memory that was taken while capturing. What libraries do when they
+    are first used cannot be captured: the first work of a kind is to be done without.
 
-    kept: graphs that are remembered, those used last; prepare: called with each graph before it is captured.
+    kept: graphs that are remembered, those used last; prepare: called with each graph before it is captured; failed:
+    called with the reason when one cannot be captured: no memory for it, or a kernel that cannot be in a graph. works:
+    whether there are graphs, which needs a GPU, and that none has failed.
     """
 
-    def __init__(self, kept: int, prepare: Callable[[Any], None] = lambda graph: None) -> None:
-        self.kept, self.prepare = kept, prepare
+    def __init__(
+        self, device: torch.device, kept: int, prepare: Callable[[Any], None] = lambda graph: None,
+        failed: Callable[[RuntimeError], None] = lambda error: None,
+    ) -> None:  # fmt: skip
+        self.kept, self.prepare, self.failed = kept, prepare, failed
+        self.works = device.type == "cuda" and kept > 0
         self.graphs: OrderedDict[Hashable, Any] = OrderedDict()
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Does the work, which must be the same for the same key. Raises RuntimeError if it cannot be captured."""
+        """Does the work, which must be the same for the same key: as a graph, or as it is where there are none."""
+        if self.works:
+            try:
+                self._replay(key, work)
+                return
+            except RuntimeError as error:
+                self.works = False
+                self.graphs.clear()
+                torch.cuda.empty_cache()
+                self.failed(error)
+        work()
+
+    def _replay(self, key: Hashable, work: Callable[[], None]) -> None:
         if key not in self.graphs:
             self.graphs[key] = self._captured(work)
             if len(self.graphs) > self.kept:

@@ -79,7 +79,7 @@ class Tower:
 
     def __init__(self, visual: Any, encode: Callable[..., Any], device: torch.device) -> None:
         self.encode, self.device, self.layouts = encode, device, Layouts(visual, device)
-        self.graphs = Graphs(GRAPHS) if device.type == "cuda" else None
+        self.graphs = Graphs(device, GRAPHS)
         self.seen: Counter[tuple[Grid, ...]] = Counter()
         self.unit = 0  # patches of a token
         self.patches: Any = None  # [CHUNK_PATCHES, patch dimension], what graphs read, and where they put features
@@ -104,18 +104,15 @@ class Tower:
     def _chunk(self, patches: Any, grids: tuple[Grid, ...]) -> Any:
         """A chunk's features, until the next chunk's."""
         layout = self.layouts.of(grids)
-        if self.graphs is not None and self._is_common(patches, grids):
+        if self.graphs.works and self._is_common(patches, grids):
             tokens = len(patches) // self.unit
             self.patches[: len(patches)].copy_(patches, non_blocking=True)
 
             def work() -> None:
                 self.features[:, :tokens] = self.encode(self.patches[: len(patches)], **layout)
 
-            try:
-                self.graphs.run(grids, work)
-                return self.features[:, :tokens]
-            except RuntimeError:  # no memory for it, or a kernel that cannot be captured
-                self.graphs = None
+            self.graphs.run(grids, work)
+            return self.features[:, :tokens]
         return self.encode(patches.to(self.device, non_blocking=True), **layout)
 
     def _is_common(self, patches: Any, grids: tuple[Grid, ...]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from finetune.families.preference import keeps_reference
 from finetune.memory.cards import Card
 from finetune.memory.heaviest_load import MicroBatchLoad
+from finetune.memory.layered import GAPS, layered_moments, standing_bytes
 from finetune.memory.model_states import model_state_bytes
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
@@ -42,15 +43,21 @@ class Estimate:
 
 
 def estimate(
-    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int | None = None
-) -> Estimate:
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int | None = None,
+    layered: bool = False,
+) -> Estimate:  # fmt: skip
     """Peak memory of training on the card with the heaviest micro-batch `load`.
 
     kept_layers: decoder layers whose activations are kept, the others' are computed again. None: all of them with
-    disable_gradient_checkpointing, else none.
+    disable_gradient_checkpointing, else none. layered: whether steps run layer by layer (see `why_modules`).
     """
+    layers = folder.text_config["num_hidden_layers"]
+    if kept_layers is None:
+        kept_layers = layers if recipe.disable_gradient_checkpointing else 0
+    if layered:
+        return _layered(folder, recipe, load, card, kept_layers)
     text, vision = folder.text_config, folder.vision_config
-    hidden, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
     head = text.get("head_dim") or hidden // text["num_attention_heads"]
     query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
     four_bit, lora = recipe.quantization_bit == 4, recipe.finetuning_type == "lora"
@@ -72,8 +79,6 @@ def estimate(
     kept = norms + attention + gated + inputs
     # What the moment at the peak needs besides: gradients, and PEFT's float32 inputs where nothing is in 4 bits.
     goes_by_float32 = lora and not four_bit
-    if kept_layers is None:
-        kept_layers = layers if recipe.disable_gradient_checkpointing else 0
     behind = kept * kept_layers + 2 * hidden * (layers - kept_layers)
     # While the kept layers are gone through, and, when they are, one layer of those that are computed again.
     whole_layers = 8 * hidden
@@ -101,6 +106,16 @@ def estimate(
         "backward": FRAGMENTATION * (moments["backward"] - kept_by_layers),
     }
     highest = max(moments[name] + gaps[name] for name in moments)
+    return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
+
+
+def _layered(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int) -> Estimate:
+    vision = folder.vision_config
+    levels = 1 + len(vision.get("deepstack_visual_indexes") or [])
+    model_states = model_state_bytes(folder, recipe)
+    model_states["inputs and features"] = standing_bytes(folder, load, levels)
+    kept, moments = layered_moments(folder, recipe, load, card, kept_layers, tower_bytes(vision))
+    highest = max(size + GAPS * (size - (kept if name != "vision tower" else 0)) for name, size in moments.items())
     return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
 
 

@@ -18,7 +18,7 @@ from finetune.recipe.schema import Recipe
 @dataclass(frozen=True)
 class MicroBatchLoad:
     """Heaviest micro-batch: rows, tokens (padded, unless rows are packed), label tokens, images' and videos' tokens,
-    patches for the tower.
+    patches for the tower, and those of its largest image or video (0: not known).
 
     A pair of answers is two rows, whose images go through the tower once.
     """
@@ -28,6 +28,7 @@ class MicroBatchLoad:
     labels: int
     image_tokens: int
     patches: int
+    largest_image: int = 0
 
 
 def heaviest_load(
@@ -71,4 +72,5 @@ def _heaviest(
         labels=int(np.sort(labels_of(rows))[-size:].sum()),
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
         patches=sum(prod(grids[image]) for image in set(images)),
+        largest_image=max((prod(grids[image]) for image in images), default=0),
     )

@@ -16,6 +16,7 @@ from finetune.media.bank import ImageBank
 from finetune.memory.cards import Card, this_card
 from finetune.memory.estimate import GIB, estimate
 from finetune.memory.heaviest_load import heaviest_load
+from finetune.memory.layered import why_modules
 from finetune.model.base import checkpoint_activations, keep_activations
 from finetune.recipe.schema import Recipe
 from modelfiles import counted
@@ -87,11 +88,12 @@ def set_checkpointing(model: Any, plan: Plan) -> None:
 
 
 def plans_here(
-    reader: Reader, recipe: Recipe, rows: Sequence[Encoded], device: torch.device, least: Callable[[float], float]
-) -> list[Plan]:
+    reader: Reader, recipe: Recipe, rows: Sequence[Encoded], device: torch.device, least: Callable[[float], float],
+    processes: int = 1,
+) -> list[Plan]:  # fmt: skip
     """`plans` for the memory that is free on this device now; the recipe's own where there is no choice or no estimate.
 
-    least: the least of a number over all processes, as they must have the same plans.
+    least: the least of a number over all of the `processes`, as they must have the same plans.
     """
     on_gpu = device.type == "cuda"
     said = recipe.disable_gradient_checkpointing
@@ -102,18 +104,20 @@ def plans_here(
         return [Plan(recipe.batch_size, recipe.gradient_accumulation_steps, layers * keeps, layers, None)]
     free = torch.cuda.mem_get_info(device)[0] * MARGIN if on_gpu else psutil.virtual_memory().available / 2
     card = this_card() if on_gpu else None
-    return plans(reader.folder, recipe, rows, reader.bank, card, least(free))
+    return plans(reader.folder, recipe, rows, reader.bank, card, least(free), processes)
 
 
 def plans(
-    folder: ModelFolder, recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank, card: Card | None, memory: float
-) -> list[Plan]:
+    folder: ModelFolder, recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank, card: Card | None, memory: float,
+    processes: int = 1,
+) -> list[Plan]:  # fmt: skip
     """What fits `memory` bytes by the estimate, the most rows first; the smallest if nothing does.
 
     Rows are the recipe's, or for `auto` each number that divides the optimiser step's evenly. Activations are kept as
     the recipe says; where it does not, of as many layers as fit, and on a CPU (card None) of all.
     """
-    found = [_plan(folder, recipe, rows, bank, card, memory, size) for size in _sizes(recipe, rows, bank)]
+    sizes = _sizes(recipe, rows, bank)
+    found = [_plan(folder, recipe, rows, bank, card, memory, size, processes) for size in sizes]
     return [plan for plan in found if plan.needed is not None and plan.needed <= memory] or found[-1:]
 
 
@@ -129,7 +133,7 @@ def _sizes(recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank) -> list[int
 
 def _plan(
     folder: ModelFolder, recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank, card: Card | None, memory: float,
-    size: int,
+    size: int, processes: int,
 ) -> Plan:  # fmt: skip
     accumulation = recipe.gradient_accumulation_steps
     if recipe.per_device_train_batch_size == "auto":
@@ -140,7 +144,8 @@ def _plan(
     def needed(kept: int) -> float:
         if card is None:
             return FLOAT32 * estimate(folder, recipe, load, Card("CPU", math.inf, (8, 0)), kept).reserved
-        return estimate(folder, recipe, load, card, kept).reserved
+        layered = not why_modules(recipe, folder.model_type, processes)
+        return estimate(folder, recipe, load, card, kept, layered).reserved
 
     if recipe.disable_gradient_checkpointing is not None:
         kept = layers if recipe.disable_gradient_checkpointing else 0

@@ -10,6 +10,7 @@ from finetune.media.bank import ImageBank
 from finetune.memory.cards import Card
 from finetune.memory.estimate import estimate
 from finetune.memory.heaviest_load import heaviest_load
+from finetune.memory.layered import why_modules
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
@@ -23,7 +24,8 @@ def changes_that_fit(
     def fits() -> bool:
         changed = recipe.model_copy(update=changes)
         load = heaviest_load(rows, changed, bank, changes.get("image_max_pixels"), changes.get("video_max_pixels"))
-        return estimate(folder, changed, load, card).reserved <= card.usable_bytes
+        layered = not why_modules(changed, folder.model_type)
+        return estimate(folder, changed, load, card, layered=layered).reserved <= card.usable_bytes
 
     for change in _changes(recipe, bank):
         if fits():

@@ -17,6 +17,7 @@ from finetune.media.bank import ImageBank
 from finetune.memory.cards import Card
 from finetune.memory.estimate import GIB, estimate
 from finetune.memory.heaviest_load import heaviest_load
+from finetune.memory.layered import why_modules
 from finetune.memory.plan import MARGIN, plans
 from finetune.memory.remedies import changes_that_fit
 from finetune.model.device import dtype_on, pick_device, pick_dtype
@@ -104,7 +105,8 @@ def _check_memory(recipe: Recipe, folder: ModelFolder, checked: Checked, card: C
         )
     recipe = plan.applied(recipe)
     load = heaviest_load(checked.rows, recipe, checked.bank)
-    needed = estimate(folder, recipe, load, card, plan.kept_layers)
+    layered = not why_modules(recipe, folder.model_type)
+    needed = estimate(folder, recipe, load, card, plan.kept_layers, layered)
     if recipe.disable_gradient_checkpointing is None and math.isfinite(card.gib):
         report.say(f"Gradient checkpointing: training keeps {plan.activations}, as memory allows")
     parts = {name: size for name, size in needed.model_states.items() if size}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.row_media import media_of
-from finetune.reporting.html import is_right, render_answer, render_page, render_table, thumbnail
+from finetune.reporting.html import is_right, render_answer, render_answers, render_page, render_table, thumbnail
 from modelfiles import counted
 
 SHOWN_PAIRS = 100
@@ -35,10 +35,8 @@ def write_evaluation(path: Path, run: str, records: Sequence[dict[str, Any]], sc
         f"Evaluation of {run}",
         "<h2>Scores</h2>"
         + render_table(["metric", "of 100", "95 % interval"], scores)
-        + f"<h2>Answers</h2><p>{len(rows)} of {len(records)} are shown, those that differ from the label first.</p>"
-        + "<table><tr><th>image</th><th>question</th><th>label</th><th>answer</th></tr>"
-        + "".join(rows)
-        + "</table>",
+        + f"<h2>Answers</h2><p>{len(rows)} of {counted(len(records), 'is shown', 'are shown')}, those that differ from the label first.</p>"
+        + render_answers(["image", "question", "label", "answer"], rows),
     )
     path.write_text(page, encoding="utf-8")
     return path
@@ -49,12 +47,11 @@ def _first_false(flags: Sequence[bool]) -> list[int]:
     return sorted(range(len(flags)), key=flags.__getitem__)[:SHOWN_PAIRS]
 
 
-def _cells(record: dict[str, Any], answered: Sequence[dict[str, Any]]) -> str:
-    """A row of the table of answers."""
+def _cells(record: dict[str, Any], answered: Sequence[dict[str, Any]]) -> list[str]:
+    """A row of the table of answers, as HTML."""
     images = "".join(thumbnail(medium) for medium in media_of(record))
     cells = [images, escape(str(record.get("prompt", ""))), escape(str(record["label"]))]
-    cells += [render_answer(one["predict"], one["label"]) for one in answered]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return cells + [render_answer(one["predict"], one["label"]) for one in answered]
 
 
 def write_comparison(
@@ -78,11 +75,7 @@ def write_comparison(
         + render_table(["metric", *names, "difference", "95 % interval", "p"], scores)
         + f"<h2>Answers</h2><p>{differing} of {counted(len(equal), 'answer differs', 'answers differ')}; "
         + f"{counted(len(rows), 'is shown', 'are shown')}.</p>"
-        + "<table><tr><th>image</th><th>question</th><th>label</th>"
-        + "".join(f"<th>{escape(name)}</th>" for name in names)
-        + "</tr>"
-        + "".join(rows)
-        + "</table>",
+        + render_answers(["image", "question", "label", *names], rows),
     )
     path.write_text(page, encoding="utf-8")
     return path

@@ -25,10 +25,14 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; width: 100% }
 td, th { border-bottom: 1px solid #ddd; padding: .35rem .6rem; text-align: left; vertical-align: top }
 th { font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
+td:last-child { overflow-wrap: anywhere } .answers td { overflow-wrap: break-word }
 img { max-width: 100% } .right { color: #116329 } .wrong { color: #a40e26 }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto } footer { color: #666; margin-top: 2rem }
-@media (max-width: 40rem) { body { margin: 1rem auto }
-  table { display: block; overflow-x: auto } td { min-width: 5rem } }
+pre { background: #f6f8fa; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
+footer { color: #666; margin-top: 2rem }
+@media (max-width: 40rem) { body { margin: 1rem auto } td, th { padding: .35rem .3rem }
+  .answers, .answers tbody, .answers tr, .answers td { display: block } .answers tr:first-child { display: none }
+  .answers tr { border-bottom: 1px solid #ddd; padding: .6rem 0 } .answers td { border: 0; padding: .1rem 0 }
+  .answers td[data-head]::before { content: attr(data-head) ": "; color: #666 } }
 """
 
 
@@ -52,13 +56,28 @@ def _version(package: str) -> str:
 
 
 def render_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts. head: may be empty."""
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{lines}</table>"
+    return f"<table>{f'<tr>{cells}</tr>' if head else ''}{lines}</table>"
+
+
+def render_answers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of questions and answers, images in its first column; on a phone the cells of a row below each other.
+
+    head: texts; rows: HTML.
+    """
+    marks = ["", *(f' data-head="{escape(name)}"' for name in head[1:])]
+    lines = ["".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, row, strict=True)) for row in rows]
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f'<table class="answers"><tr>{cells}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
 def format_number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+    """A number as a reader wants it: four digits of a fraction, thousands apart."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def is_right(text: str, label: str) -> bool:

@@ -63,10 +63,12 @@ def save_checkpoint(
             save_trained(model, trained, partial)
             save_recipe(recipe, partial / RECIPE)
             torch.save(state, partial / "state.pt")
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as RuntimeError, in the words of its source code.
+        reason = error if isinstance(error, OSError) else "the disk took a part of it only; make room there"
         last = last_checkpoint(folder)
         raise FinetuneError(
-            f"The checkpoint {final} could not be written ({error}); "
+            f"The checkpoint {final} could not be written ({reason}); "
             + (f"the last good one is {last}." if last else "there is no earlier one.")
         ) from None
     if keep:

@@ -61,7 +61,7 @@ def _train(recipe: Recipe, world: World, console: Console, began: float) -> Trai
     world.run_on_main_rank(lambda: check_output(recipe))
     data = world.run_on_all_ranks(lambda: load_training_data(recipe, console))
     recipe = world.run_on_main_rank(lambda: as_begun(recipe))
-    plans = plans_here(data, recipe, data.rows, pick_device(), lambda free: min(world.gather(free)))
+    plans = plans_here(data, recipe, data.rows, pick_device(), lambda free: min(world.gather(free)), world.size)
     planned = plans[0].whole(recipe)
     try:
         # With several plans no checkpoint fits: as_begun would have found its rows.

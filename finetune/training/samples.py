@@ -18,7 +18,7 @@ from finetune.model.tensors import read_tensor
 from finetune.reporting.sample import Sample
 from finetune.training.dataset import TrainingData
 
-SHOWN = 4
+SHOWN = 12  # rows in the report
 MAX_ANSWER_TOKENS = 64  # tokens of an answer
 
 

@@ -110,7 +110,7 @@ class Trainer:
         self.feed, self.held_out_feed = self._feeds()
         kept_layers, parameters = self.plan.kept_layers, self.parameters
         self.passes = make_passes(
-            self.base, recipe, data, self.loss, modules, self.dtype, parameters, kept_layers, console, self.feed
+            self.base, recipe, data, modules, self.dtype, parameters, kept_layers, console, self.feed
         )
         self.state = State()
         torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout

@@ -79,16 +79,20 @@ def _quickly(raw: bytes) -> Any:
     return body if _has_plain_numbers(body) else None
 
 
-def _has_plain_numbers(value: Any) -> bool:
-    """Whether orjson gives the same value for every number. As deep as `from_json` allows, 200 levels."""
-    kind = type(value)
-    if kind is dict:
-        return all(map(_has_plain_numbers, value.values()))
-    if kind is list:
-        return all(map(_has_plain_numbers, value))
-    if kind is int:
-        return bool(-(2**63) <= value < 2**64)
-    return kind is not float or math.isfinite(value)
+def _has_plain_numbers(body: Any) -> bool:
+    """Whether orjson gives the same value for every number."""
+    values = [body]
+    for value in values:  # which grows
+        kind = type(value)
+        if kind is str:
+            continue
+        if kind is dict:
+            values += value.values()
+        elif kind is list:
+            values += value
+        elif (kind is int and not -(2**63) <= value < 2**64) or (kind is float and not math.isfinite(value)):
+            return False
+    return True
 
 
 def validate(model: type[T], body: Object) -> T:

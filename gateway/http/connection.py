@@ -9,14 +9,15 @@ import asyncio
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
+from gateway.http.cycle import MAX_WAITING, Cycle
 from gateway.http.timers import Timer, timers_of
 
 # An offer to go on in another protocol, such as HTTP/2 by Java's client. httptools 0.9 takes the body of such a request
@@ -39,7 +40,6 @@ class LingeringTransport:
         self._transport = transport
         self._connection = connection
         self.lingers = False
-        self._held: list[bytes] = []
         self.write = transport.write  # the one that every answer calls
 
     def __getattr__(self, name: str) -> Any:
@@ -49,7 +49,6 @@ class LingeringTransport:
         return self.lingers or self._transport.is_closing()
 
     def close(self) -> None:
-        self.let_go()
         if self.lingers or not self._connection.in_body or self._transport.is_closing():
             self._transport.close()
             return
@@ -57,81 +56,6 @@ class LingeringTransport:
         self._transport.write_eof()
         self._connection.flow.resume_reading()
         self._connection.loop.call_later(LINGER_SECONDS, self._transport.close)
-
-    def hold(self) -> None:
-        """What is written from now on goes out in one piece, with `let_go` or `close`."""
-        self._held = []
-        self.write = self._held.append  # type: ignore[assignment]
-
-    def let_go(self) -> None:
-        held, self._held, self.write = self._held, [], self._transport.write
-        if held:
-            self._transport.write(b"".join(held))
-
-
-class Pieces:
-    """A request's body as uvicorn keeps it until it is asked for, of which a single piece is not copied.
-
-    uvicorn is told of no length, because it would stop reading for a body that is all here; `Connection` sees to that.
-    """
-
-    def __init__(self) -> None:
-        self.size = 0  # bytes
-        self._pieces: list[bytes] = []
-
-    def __iadd__(self, piece: bytes) -> Pieces:
-        self._pieces.append(piece)
-        self.size += len(piece)
-        return self
-
-    def __len__(self) -> int:
-        return 0
-
-    def __bytes__(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-
-
-def _in_one_write(cycle: RequestResponseCycle, transport: LingeringTransport) -> Callable[[Any], Awaitable[None]]:
-    """The `send` of an answer whose head goes out with the beginning of its body, where the body has a length."""
-    send, start = cycle.send, None
-
-    async def send_together(message: Any) -> None:
-        nonlocal start
-        if message["type"] == "http.response.start":
-            if any(name == b"content-length" for name, _ in message.get("headers", ())):
-                start = message
-            else:
-                await send(message)
-            return
-        if start is None:
-            await send(message)
-            return
-        head, start = start, None
-        transport.hold()
-        try:
-            await send(head)
-            await send(message)
-        finally:
-            transport.let_go()
-
-    return send_together
-
-
-def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
-    """The `send` of an answer to HTTP/1.0, which has no chunks: without a length it ends with the connection."""
-    send, until_close = cycle.send, False
-
-    async def send_plain(message: Any) -> None:
-        nonlocal until_close
-        if message["type"] == "http.response.start":
-            until_close = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
-            if until_close:
-                cycle.chunked_encoding = False
-        elif until_close:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)
-
-    return send_plain
 
 
 class Connection(HttpToolsProtocol):
@@ -159,14 +83,42 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        """As uvicorn's, with a cycle of our own."""
         self._in_head, self.in_body = False, True
-        super().on_headers_complete()
-        self.cycle.body = Pieces()  # type: ignore[assignment]
-        self.cycle.send = _in_one_write(self.cycle, self.transport)  # type: ignore[method-assign, assignment, arg-type]
-        if self.parser.get_http_version() == "1.0":
-            self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign, assignment]
-        if self.parser.should_upgrade():  # its line came in pieces: what follows must not be read as a request
-            self.cycle.keep_alive = False
+        parser, scope, previous = self.parser, self.scope, self.cycle
+        version = parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        # After an offer to upgrade whose line came in pieces, what follows must not be read as a request.
+        keep_alive = version != "1.0" and parser.should_keep_alive() and not parser.should_upgrade()
+        self.cycle: Cycle = Cycle(
+            version,
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,  # requests have lines of their own in the gateway's log
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        if previous is None or previous.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:  # requests sent without waiting for answers take turns
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            self.cycle.add(body)
 
     def on_message_complete(self) -> None:
         self.in_body = False
@@ -181,7 +133,8 @@ class Connection(HttpToolsProtocol):
             if UPGRADE.search(data, 0, end + 1):
                 data = UPGRADE.sub(b"", data[:end]) + data[end:]
         super().data_received(data)
-        if self.in_body and isinstance(self.cycle.body, Pieces) and self.cycle.body.size > HIGH_WATER_LIMIT:
+        # Not for a body that is all here: to stop reading and to start again are two system calls.
+        if self.in_body and self.cycle.waiting_bytes > MAX_WAITING:
             self.flow.pause_reading()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_deadline()

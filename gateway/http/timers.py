@@ -12,13 +12,16 @@ from weakref import WeakKeyDictionary
 
 
 class Timer:
+    __slots__ = ("_row", "callback", "due")
+
     def __init__(self, due: float, callback: Callable[[], object], row: dict[Timer, None]) -> None:
         self.due = due
-        self.callback = callback
+        self.callback: Callable[[], object] | None = callback
         self._row = row
 
     def cancel(self) -> None:
         self._row.pop(self, None)
+        self.callback = None  # whose owner has the timer: the collector would have to take the two apart
 
 
 class Timers:
@@ -53,7 +56,9 @@ class Timers:
                 if timer.due > now:
                     break
                 del row[timer]
-                timer.callback()
+                callback, timer.callback = timer.callback, None
+                if callback is not None:
+                    callback()
         finally:
             if row:
                 self._loop.call_at(next(iter(row)).due, self._run, seconds)

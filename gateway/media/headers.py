@@ -95,8 +95,10 @@ def _png(file: bytes) -> ImageHeader:
 
 # Start-of-frame markers (ITU-T T.81 table B.1), without DHT (C4), JPG (C8) and DAC (CC), which share the range.
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-RESTARTS_AND_START = range(0xD0, 0xD9)  # markers without a length
+BARE = frozenset((0x00, 0xFF, *range(0xD0, 0xD9)))  # without a length: restarts and the start; 00 and FF fill
 END, SCAN, APP1 = 0xD9, 0xDA, 0xE1
+TELLING = SOF | {SCAN, APP1}
+LENGTH = struct.Struct(">H").unpack_from
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -107,13 +109,15 @@ def _jpeg(file: bytes) -> ImageHeader:
         if position < 0:
             break
         marker = file[position + 1]
-        if marker in (0x00, 0xFF) or marker in RESTARTS_AND_START:  # 00 and FF fill
+        if marker in BARE:
             position += 1 if marker == 0xFF else 2
             continue
         if marker == END:
             break
-        (length,) = struct.unpack_from(">H", file, position + 2)
-        start, position = position + 4, position + 2 + length
+        start = position + 4
+        position += 2 + LENGTH(file, position + 2)[0]
+        if marker not in TELLING:
+            continue
         if marker in SOF:
             depth, height, width, components = struct.unpack_from(">BHHB", file, start)
             header = ImageHeader("JPEG", width, height, depth == 8 and components in (1, 3))

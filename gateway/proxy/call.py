@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 from gateway.api.translation import Translation
@@ -18,16 +17,39 @@ from gateway.telemetry.tracing import Trace
 from gateway.tenants.limits import Tenant
 
 
-@dataclass
 class EngineCall:
-    """One call to an engine. Times are in seconds after the request's head."""
+    """One call to an engine, made in a `with` block. Times are in seconds after the request's head.
 
-    engine: str
-    started: float
-    headers: dict[str, str]  # for the engine: whose request this is
-    answered: float | None = None  # its answer's head was there
-    ended: float = 0.0
-    outcome: str = "ok"  # or a reason, as in `lensmith_rejections_total`
+    headers: for the engine, whose request this is; answered: when the answer's head was there; outcome: "ok" or a
+    reason, as in `lensmith_rejections_total`.
+    """
+
+    __slots__ = ("_arrived", "_trace", "answered", "ended", "engine", "headers", "outcome", "started")
+
+    def __init__(self, engine: str, arrived: float, trace: Trace, request_id: str) -> None:
+        self._arrived = arrived
+        self._trace = trace
+        self.engine = engine
+        self.headers = {"x-request-id": request_id, **trace.call_engine(engine)}
+        self.started = time.monotonic() - arrived
+        self.answered: float | None = None
+        self.ended = 0.0
+        self.outcome = "ok"
+
+    def __enter__(self) -> EngineCall:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ApiError):
+            self.outcome = error.reason
+        elif isinstance(error, asyncio.CancelledError):
+            self.outcome = "aborted"
+        elif isinstance(error, Exception):
+            self.outcome = "internal_error"
+        self.ended = time.monotonic() - self._arrived
+        self._trace.called_engine(self.outcome)
 
 
 @dataclass
@@ -86,26 +108,11 @@ class Call:
         self.steps[step] = started, now
         return now - started
 
-    @contextmanager
-    def attempt(self, engine: str) -> Iterator[EngineCall]:
-        """Account for what is done in the block, which calls this engine."""
-        headers = {"x-request-id": self.request_id, **self.trace.call_engine(engine)}
-        attempt = EngineCall(engine, self.since(), headers)
+    def attempt(self, engine: str) -> EngineCall:
+        """Accounts for what is done in its block, which calls this engine."""
+        attempt = EngineCall(engine, self.started, self.trace, self.request_id)
         self.attempts.append(attempt)
-        try:
-            yield attempt
-        except ApiError as error:
-            attempt.outcome = error.reason
-            raise
-        except asyncio.CancelledError:
-            attempt.outcome = "aborted"
-            raise
-        except Exception:
-            attempt.outcome = "internal_error"
-            raise
-        finally:
-            attempt.ended = self.since()
-            self.trace.called_engine(attempt.outcome)
+        return attempt
 
     def line(self) -> dict[str, Any]:
         """What the log says of this request in one line, never its content."""

@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import Send
 
+from gateway.http.timers import Timer, Timers
 from gateway.proxy.call import Call
 from gateway.streaming.sse import COMMENT, CONTENT_TYPE, STREAM_HEADERS
 
@@ -22,16 +23,16 @@ async def start_stream(call: Call, send: Send) -> None:
 class KeepAlive:
     """Sends a comment line whenever a stream has been silent for some seconds, so that no proxy takes it for dead."""
 
-    def __init__(self, call: Call, send: Send, seconds: float) -> None:
+    def __init__(self, call: Call, send: Send, seconds: float, timers: Timers) -> None:
         self._call = call
         self._send = send
         self._seconds = seconds
+        self._timers = timers
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> KeepAlive:
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._timer = self._loop.call_later(self._seconds, self._look)
+        self._last = self._timers.time()
+        self._timer: Timer | asyncio.TimerHandle = self._timers.call_later(self._seconds, self._look)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -40,14 +41,14 @@ class KeepAlive:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def put_off(self) -> None:
-        self._last = self._loop.time()  # the timer looks at it; to set a new one with each event costs more
+        self._last = self._timers.time()  # the timer looks at it; to set a new one with each event costs more
 
     def _look(self) -> None:
-        now = self._loop.time()
+        now = self._timers.time()
         if now >= self._last + self._seconds:
             self._last = now
-            self._task = self._loop.create_task(self._ping())
-        self._timer = self._loop.call_at(self._last + self._seconds, self._look)
+            self._task = self._timers.create_task(self._ping())
+        self._timer = self._timers.call_at(self._last + self._seconds, self._look)
 
     async def _ping(self) -> None:
         comment = COMMENT if self._call.translation is None else self._call.translation.writer.comment

@@ -127,7 +127,8 @@ class Handover:
         relay = Relay(include_usage, request.stops, log_probs, self._normaliser(), request.usage_everywhere)
         gaps = self._gateway.metrics.child(self._gateway.metrics.gap_seconds, call.model)
         last, ended = 0.0, False
-        async with KeepAlive(call, send, self._gateway.settings.sse_keepalive) as keepalive:
+        gateway = self._gateway
+        async with KeepAlive(call, send, gateway.settings.sse_keepalive, gateway.timers) as keepalive:
             while True:
                 data = await response.read_some()
                 try:

@@ -135,9 +135,10 @@ class Model:
 
     def release(self, assignment: Assignment, outcome: Outcome) -> None:
         """The request is over at this replica. `Router.release`, and places follow."""
-        before = self.router.slots
+        target = assignment.target
+        cooled = target.cooldown_until
         self.router.release(assignment, outcome)
-        if self.router.slots != before:
+        if target.cooldown_until != cooled:
             self._resize()
 
     def begun(self, assignment: Assignment) -> None:

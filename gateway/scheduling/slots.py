@@ -18,9 +18,8 @@ class Slots:
         self._admission = Admission(1, 0)  # until `resize` says how many there are
         self._metrics = metrics
         metrics.expect_model(model)
-        self._running = metrics.running.labels(model)
-        self._queued = metrics.waiting.labels(model)
-        self._counted_waiting = 0
+        metrics.running.labels(model).set_function(lambda: self._admission.running)
+        metrics.waiting.labels(model).set_function(lambda: self._admission.waiting)
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
     @property
@@ -47,7 +46,6 @@ class Slots:
             raise overloaded(refused) from None
         if ticket.started is None:
             self._waiting[ticket] = asyncio.get_running_loop().create_future()
-            self._count()
         return ticket
 
     def started(self, ticket: Ticket) -> Slot | None:
@@ -62,7 +60,6 @@ class Slots:
     def _slot(self, ticket: Ticket) -> Slot:
         self._metrics.queue_seconds.observe((ticket.started or 0.0) - ticket.arrived)
         self._metrics.batch_size.observe(self._admission.running)
-        self._count()
         return Slot(partial(self.release, ticket))
 
     async def _wait(self, ticket: Ticket, timeout: float) -> None:
@@ -97,13 +94,6 @@ class Slots:
             turn = self._waiting[ticket]
             if not turn.done():
                 turn.set_result(None)
-        self._count()
-
-    def _count(self) -> None:
-        self._running.set(self._admission.running)
-        if self._admission.waiting != self._counted_waiting:
-            self._counted_waiting = self._admission.waiting
-            self._queued.set(self._counted_waiting)
 
 
 def _expire(turn: asyncio.Future[None]) -> None:

@@ -75,8 +75,7 @@ class Normaliser:
             self._take_head(payload)
             if self._chat:
                 self._head["object"] = "chat.completion.chunk"
-        for name, value in self._head.items():
-            self._set(payload, name, value)
+        self._set_head(payload)
         if not isinstance(payload.get("choices"), list):
             self._set(payload, "choices", [])
         has_content = False
@@ -91,13 +90,17 @@ class Normaliser:
         self._chunks += chunks
 
     def _set(self, fields: Object, name: str, value: object) -> None:
-        if name not in fields or fields[name] != value or type(fields[name]) is not type(value):
-            fields[name] = value
-            self.repaired = True
+        fields[name] = value
+        self.repaired = True
+
+    def _set_head(self, payload: Object) -> None:
+        for name, value in self._head.items():
+            found = payload.get(name)
+            if found is not value and (found != value or type(found) is not type(value)):
+                self._set(payload, name, value)
 
     def _chunk_choice(self, choice: Object, position: int) -> bool:
-        index = _index(choice, position)
-        self._set(choice, "index", index)
+        index = self._set_index(choice, position)
         fields = choice
         if self._chat:
             if not isinstance(choice.get("delta"), dict):
@@ -147,26 +150,35 @@ class Normaliser:
         """Normalise a whole answer in place. Raises ApiError for a broken one."""
         self.repaired = False
         self._take_head(payload)
-        for name, value in self._head.items():
-            self._set(payload, name, value)
+        self._set_head(payload)
         for position, choice in enumerate(payload["choices"]):
             if not isinstance(choice, dict):
                 raise ApiError(502, "The engine's answer is not a completion.", code="engine_error")
-            self._set(choice, "index", _index(choice, position))
+            self._set_index(choice, position)
             fields = choice
             if self._chat:
                 if not isinstance(choice.get("message"), dict):
                     self._set(choice, "message", {})
                 fields = choice["message"]
-                self._set(fields, "role", "assistant")
+                if fields.get("role") != "assistant":
+                    self._set(fields, "role", "assistant")
                 if "content" not in fields:
                     self._set(fields, "content", None)
             text = fields.get("content" if self._chat else "text")
             self._size += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
-            reason = self._finish_reason(choice.get("finish_reason"))
-            self._set(choice, "finish_reason", reason or ("tool_calls" if fields.get("tool_calls") else "stop"))
+            given = choice.get("finish_reason")
+            reason = self._finish_reason(given) or ("tool_calls" if fields.get("tool_calls") else "stop")
+            if reason != given:
+                self._set(choice, "finish_reason", reason)
         if not isinstance(payload.get("usage"), dict):
             self._set(payload, "usage", self.estimated_usage())
+
+    def _set_index(self, choice: Object, position: int) -> int:
+        index = choice.get("index")
+        if type(index) is not int or index < 0:
+            index = position
+            self._set(choice, "index", index)
+        return index
 
     def _take_head(self, payload: Object) -> None:
         """Keep the id and the time that the engine gave, if they are sound; all chunks get the first one's."""
@@ -184,8 +196,3 @@ class Normaliser:
         if given in BROKEN:
             raise engine_lost(502, f"The engine did not complete the answer (finish_reason '{given}').")
         return given if given in FINISH_REASONS else FINISH_WORDS.get(given, "stop")
-
-
-def _index(choice: Object, position: int) -> int:
-    index = choice.get("index")
-    return index if isinstance(index, int) and not isinstance(index, bool) and index >= 0 else position

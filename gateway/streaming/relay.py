@@ -9,7 +9,7 @@ from gateway.errors import ApiError, engine_error
 from gateway.streaming.completion import status_inside
 from gateway.streaming.logprobs import RawLogProbs
 from gateway.streaming.normalise import Normaliser
-from gateway.streaming.sse import DONE, DONE_DATA, EventBuffer, data_of, event, event_data, split_events
+from gateway.streaming.sse import DONE, DONE_DATA, EventBuffer, data_of, event, parse_data, split_events
 from gateway.streaming.stops import Stops
 
 Object = dict[str, Any]
@@ -125,7 +125,7 @@ class Relay:
             if data.strip() == DONE_DATA:
                 passed.append(self._complete(single))
                 break
-            passed.append(self._pass_on(single))
+            passed.append(self._pass_on(single, data))
             if self.error is not None:
                 break
             if self._stops is not None and self._stops.all_hit and not self._include_usage:
@@ -138,9 +138,9 @@ class Relay:
         self.events += found.count(b"\n\n")
         return found
 
-    def _pass_on(self, single: bytes) -> bytes:
-        """The event as the client should see it; empty if nothing in it is for the client."""
-        payload = event_data(single)
+    def _pass_on(self, single: bytes, data: bytes) -> bytes:
+        """The event with this data as the client should see it; empty if nothing in it is for the client."""
+        payload = parse_data(data)
         self.error = engine_error(payload)
         if self.error is not None:
             self.error = engine_error(payload, status_inside(payload))

@@ -71,6 +71,8 @@ def data_of(event: bytes) -> bytes | None:
 
     Other fields (`event`, `id`, `retry`) and comments say nothing to OpenAI's clients.
     """
+    if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:  # as nearly always
+        return event[5:-2].removeprefix(b" ")
     lines = []
     for line in event.splitlines():
         name, _, value = line.partition(b":")
@@ -81,7 +83,11 @@ def data_of(event: bytes) -> bytes | None:
 
 def event_data(event: bytes) -> Any:
     """The JSON of an event's data; None for comments, `[DONE]` and anything that isn't JSON."""
-    data = data_of(event)
+    return parse_data(data_of(event))
+
+
+def parse_data(data: bytes | None) -> Any:
+    """As `event_data`, of what `data_of` gave."""
     try:
         return orjson.loads(data) if data else None
     except orjson.JSONDecodeError:

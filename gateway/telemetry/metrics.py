@@ -6,6 +6,7 @@ Label values come from the configuration and from our own code, so a client cann
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
@@ -58,6 +59,14 @@ OfWorkers = Literal["livesum", "livemax", "livemin", "livemostrecent"]
 LAG_PERIOD = 0.25  # seconds between two measurements of the event loop's lag
 
 
+class QuickHistogram(Histogram):
+    """prometheus_client's, without exemplars and without a look at the labels: eight observations a request add up."""
+
+    def observe(self, amount: float, exemplar: object = None) -> None:
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
+        self._sum.inc(amount)
+
+
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -72,7 +81,7 @@ class Metrics:
 
         def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             self.described.append((name, "histogram", labels, help))
-            return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
+            return QuickHistogram(name, help, labels, buckets=buckets, registry=self.registry)
 
         def gauge(name: str, help: str, *labels: str, of_workers: OfWorkers = "livesum") -> Gauge:
             self.described.append((name, "gauge", labels, help))

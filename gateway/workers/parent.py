@@ -140,6 +140,8 @@ class Supervisor:
             await asyncio.wait_for(self._all_drained.wait(), settings.drain_pause + settings.drain_seconds)
         self._send(signal.SIGTERM)
         await asyncio.wait(keeping, timeout=END_SECONDS)
+        for process in self._processes.values():
+            LOG.warning("A gateway process did not end within %g s and is killed: pid %d.", END_SECONDS, process.pid)
         self._send(signal.SIGKILL)
         await asyncio.wait(keeping)
 

@@ -99,7 +99,8 @@ class WorkerServer(GatewayServer):
         return await super().on_tick(counter)
 
     def on_drained(self, late: bool) -> None:
-        self.should_exit = late or self._service.parent.gone
+        if late or self._service.parent.gone:
+            self.should_exit = True  # otherwise the parent's second signal sets it
         self._tell("drained")
 
     def _tell(self, what: str) -> None:

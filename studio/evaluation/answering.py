@@ -19,6 +19,7 @@ from rich.console import Console
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluate import compare_runs, evaluate
 from finetune.evaluation.predictions import PREDICTIONS
+from finetune.export.merge import merge
 from finetune.recipe.load import load_recipe
 from modelfiles.folder.atomic_write import write_atomically
 from studio.evaluation.plan import BASE, PLAN, RUN
@@ -36,7 +37,8 @@ def main(folder: Path) -> None:
         if not (finished.is_file() and (folder / side / PREDICTIONS).is_file()):
             console.print(f"{side} answers.", highlight=False)
             (folder / side / PREDICTIONS).unlink(missing_ok=True)  # of an end before its scores were written
-            evaluate(load_recipe(folder / side / "lensmith.yaml"), console)
+            engine = (plan["engine"], merge) if plan.get("engine") else None
+            evaluate(load_recipe(folder / side / "lensmith.yaml"), console, engine=engine)
         scores[side] = json.loads(finished.read_bytes())["scores"]
     console.print("Comparing.", highlight=False)
     differences = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import yaml
 
 from finetune.recipe.load import make_recipe
 from finetune.recipe.schema import Recipe
+from gateway.engines.spec import LAUNCHED
 from modelfiles.folder.atomic_write import write_atomically
 from modelfiles.hardware.python_child import module_command
 from studio.errors import StudioError
@@ -33,7 +35,8 @@ MAX_NEW_TOKENS = 128
 class Evaluation:
     """What is compared.
 
-    split: "train" or "validation"; runs: names of the workspace's runs, whose common base is the side "base".
+    split: "train" or "validation"; runs: names of the workspace's runs, whose common base is the side "base"; engine:
+    what answers, as `lensmith eval --engine` has it, or "" for the model itself.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Evaluation:
     model: str
     max_samples: int | None
     max_new_tokens: int
+    engine: str = ""
 
     @property
     def sides(self) -> list[str]:
@@ -61,8 +65,20 @@ def evaluated_runs(workspace: Workspace) -> dict[str, str]:
     return found
 
 
+def installed_engines() -> list[str]:
+    """The engines that can answer on this machine."""
+    return [name for name in LAUNCHED if importlib.util.find_spec(name) is not None]
+
+
 def plan_evaluation(
-    workspace: Workspace, name: str, version: Version, split: str, runs: Sequence[str], samples: str, tokens: str
+    workspace: Workspace,
+    name: str,
+    version: Version,
+    split: str,
+    runs: Sequence[str],
+    samples: str,
+    tokens: str,
+    engine: str = "",
 ) -> Evaluation:
     """Checks what was chosen. Raises StudioError."""
     known = evaluated_runs(workspace)
@@ -75,6 +91,8 @@ def plan_evaluation(
         raise StudioError("evaluate.two_bases", status=422, names=", ".join(sorted(bases)))
     if split not in version.rows:
         raise StudioError("errors.missing", status=404, name=split)
+    if engine and engine not in installed_engines():
+        raise StudioError("errors.parameters", name="engine")
     limit = _number(samples, "evaluate.bad_samples")
     return Evaluation(
         name=name,
@@ -85,6 +103,7 @@ def plan_evaluation(
         model=bases.pop(),
         max_samples=limit,
         max_new_tokens=_number(tokens, "evaluate.bad_tokens") or MAX_NEW_TOKENS,
+        engine=engine,
     )
 
 
@@ -140,7 +159,9 @@ def _side_recipe(plan: Evaluation, side: str, workspace: Workspace) -> dict[str,
     if plan.max_samples:
         values["max_samples"] = plan.max_samples
     values["max_new_tokens"] = plan.max_new_tokens
-    keys = ("quantization_bit", "image_max_pixels", "image_min_pixels", "cutoff_len", "box_format", "media_dir")
+    keys = ["cutoff_len", "box_format", "media_dir"]
+    if not plan.engine:  # which serves the base in 16 bits and knows the image sizes from the merged model's folder
+        keys += ["quantization_bit", "image_max_pixels", "image_min_pixels"]
     given = trained.model_dump(include=set(keys), exclude_defaults=True) if trained else {}
     return values | given
 

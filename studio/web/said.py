@@ -10,6 +10,8 @@ from markupsafe import Markup
 from studio.web.i18n import texts, translate
 
 BEGIN = "program.said_"
+LIST = "parts"  # the placeholder of a list, "weights in 4 bits 1.20, gradients 0.10", whose members are sentences
+FIGURE = re.compile(r"(.+?)( [\d.]+)?")  # a member of it
 PLACE = re.compile(r"\\\{(\w+)\\\}")  # a placeholder in an escaped text
 DEPTH = 3  # how deep sentences stand in the places of others
 
@@ -20,9 +22,18 @@ def said(language: str, sentence: str, depth: int = DEPTH) -> str | None:
         return sentence
     for pattern, key in _patterns() if depth else ():
         if found := pattern.fullmatch(sentence):
-            parts = {name: said(language, part, depth - 1) or part for name, part in found.groupdict().items()}
-            return translate(language, key, **parts)
+            places = {name: _place(language, name, part, depth - 1) for name, part in found.groupdict().items()}
+            return translate(language, key, **places)
     return None
+
+
+def _place(language: str, name: str, part: str, depth: int) -> str:
+    """What stands in a place of a sentence."""
+    if name != LIST:
+        return said(language, part, depth) or part
+    members = [FIGURE.fullmatch(member) for member in part.split(", ")]
+    texts_of = [(said(language, member[1], depth) or member[1]) + (member[2] or "") for member in members if member]
+    return translate(language, "program.list_comma").join(texts_of)
 
 
 def shown(language: str, sentence: str) -> str:

@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.unmeasured import unmeasured
 
 LENSMITH = [sys.executable, "-m", "lensmith"]
 
 
 def run(*arguments: str, cwd: Path = ROOT, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LENSMITH, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    """Unmeasured: each room's own tests reach the lines that the demo runs through."""
+    return subprocess.run(
+        [*LENSMITH, *arguments], cwd=cwd, env=unmeasured(), capture_output=True, text=True, timeout=timeout
+    )
 
 
 def answers(folder: Path) -> list[str]:
@@ -105,3 +109,25 @@ def test_a_missing_package_is_one_sentence_that_names_the_extra() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "Error: `lensmith train` needs the package torch: pip install 'lensmith[finetune]'\n"
+
+
+WITHOUT_STUDIO = """
+import sys
+
+class Gone:
+    def find_spec(self, name, *arguments):
+        if name == "studio":
+            raise ModuleNotFoundError("No module named 'studio'", name=name)
+
+sys.meta_path.insert(0, Gone())
+import lensmith
+lensmith.main()
+"""
+
+
+def test_an_installation_without_the_studio_says_so() -> None:
+    """The images of deploy/docker are such."""
+    command = [sys.executable, "-c", WITHOUT_STUDIO, "studio"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "Error: The studio is not in this installation: pip install 'lensmith[studio]' brings it.\n"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,24 @@ def test_the_line_from_recipe_to_model_folder(recipe: Callable[..., Recipe], tmp
     assert merged.exit_code == 0, merged.output
     assert "28 weights changed, ||dW|| =" in merged.output
     assert (tmp_path / "merged/lensmith.json").exists()
+
+
+def test_a_run_says_how_it_went_and_its_next_commands_work_as_typed(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    path, output = tmp_path / "recipe.yaml", tmp_path / "my run's"
+    save_recipe(recipe(output_dir=str(output), eval_strategy="steps", eval_steps=1), path)
+    trained = CliRunner().invoke(train, [str(path), "max_steps=2"])
+    assert re.search(r"loss \d+\.\d+, validation loss \d+\.\d+ \(lowest after step \d\)", trained.output)
+    assert f"Curve and answers: {output}/report.html" in trained.output
+    (commands,) = re.findall(r"<pre>([\s\S]*?)</pre>", (output / "report.html").read_text())
+    scored, exported, served = (shlex.split(line) for line in html.unescape(commands).splitlines())
+    assert shlex.split(trained.output.splitlines()[-1].removeprefix("Next: ")) == scored
+    for line in (scored, exported):
+        result = CliRunner().invoke(main, line[1:])
+        assert result.exit_code == 0, result.output
+    assert served[:2] == ["lensmith", "serve"]
+    assert (Path(served[2]) / "lensmith.json").exists()
 
 
 def test_the_run_to_compare_with_is_read_before_anything_is_answered(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,35 +83,3 @@ class Rows:
 
     def _goes_on(self, tokens: Any, counts: Any) -> Any:
         return (tokens[:, None] != self.ends).all(-1) & (counts < self.max_new_tokens)
-
-
-class CapturedSteps:
-    """`Rows.step` as CUDA graphs, one for each width and number of places seen: a step is one launch, not a thousand.
-
-    A step that cannot be captured runs as it is.
-    """
-
-    def __init__(self, step: Callable[[int, int], None]) -> None:
-        self.step, self.warm, self.works = step, False, True
-        self.pool = torch.cuda.graph_pool_handle()
-        self.graphs: dict[tuple[int, int], Any] = {}
-
-    def __call__(self, width: int, seen: int) -> None:
-        if not self.warm or not self.works:  # libraries prepare themselves in the first one
-            self.step(width, seen)
-            self.warm = True
-            return
-        if (width, seen) not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # Other threads pin memory meanwhile.
-                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                    self.step(width, seen)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError:  # something in this model waits for the GPU
-                self.works = False
-                self.step(width, seen)
-                return
-            self.graphs[width, seen] = graph
-        self.graphs[width, seen].replay()

@@ -16,8 +16,8 @@ from finetune.encoding.encoded_rows import labels_of, lengths_of
 from finetune.families.base import Feed
 from finetune.families.batch import Batch
 from finetune.families.features import FrozenFeatures
-from finetune.families.forward import LabelLoss
 from finetune.families.qwen_vl import QwenFeed
+from finetune.memory.layered import why_modules
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
 from finetune.training.passes.modules import ModulePasses
@@ -56,12 +56,9 @@ class GraphPasses:
         self.loss = torch.zeros((), device=device)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.graphs: Graphs | None = None
-        if device.type == "cuda":
-            self.graphs = Graphs(GRAPHS, self.step.prepare)
-            self.step.learn(
-                self.buffers.blank(), self.factor
-            )  # libraries prepare themselves, as they cannot in a graph
+        self.graphs = Graphs(device, GRAPHS, self.step.prepare, self._warn)
+        if self.graphs.works:  # libraries prepare themselves, as they cannot in a graph
+            self.step.learn(self.buffers.blank(), self.factor)
 
     def learn(self, batch: Batch, images: Any, share: float, last: bool) -> Any:
         """See ModulePasses.learn."""
@@ -74,19 +71,13 @@ class GraphPasses:
         def work() -> None:
             self.loss.copy_(self.step.learn(inputs, self.factor))
 
-        if self.graphs is not None:
-            try:
-                self.graphs.run(inputs.shape, work)
-                return self.loss.double() * share
-            except RuntimeError as error:  # torch.OutOfMemoryError, or a kernel that cannot be captured
-                self.graphs = None
-                torch.cuda.empty_cache()
-                self.console.print(
-                    f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}",
-                    highlight=False,
-                )
-        work()
+        self.graphs.run(inputs.shape, work)
         return self.loss.double() * share
+
+    def _warn(self, error: RuntimeError) -> None:
+        self.console.print(
+            f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}", highlight=False
+        )
 
 
 def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.device) -> HostMemory | None:
@@ -101,22 +92,13 @@ def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.de
 
 
 def make_passes(
-    base: Any, recipe: Recipe, data: TrainingData, loss: Any, modules: ModulePasses,
+    base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses,
     dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console, feed: Feed,
 ) -> ModulePasses | GraphPasses:  # fmt: skip
     """CUDA graphs where they can be had, and a line that says which it is and why."""
     if base.lm_head.weight.device.type != "cuda":
         return modules
-    if modules.processes > 1:
-        reason = "several processes train together"
-    elif not isinstance(loss, LabelLoss):
-        reason = f"stage: {recipe.stage}" if recipe.stage != "sft" else "the model is of another family"
-    elif recipe.neftune_noise_alpha:
-        reason = "neftune_noise_alpha is set"
-    elif recipe.packing:
-        reason = "packing is set"
-    else:
-        reason = why_not(base)
+    reason = why_modules(recipe, data.folder.model_type, modules.processes) or why_not(base)
     if reason:
         console.print(f"Steps run by the model's own modules: {reason}.", highlight=False)
         return modules

@@ -49,6 +49,7 @@ def index(request: Request, run: str = "", data: str = "") -> Response:
         chosen_run=run or next(iter(runs), ""),
         name=studio.workspace.free_name("evaluations", f"{run or next(iter(runs), 'evaluation')}"[:MAX_NAME]),
         tokens=planning.MAX_NEW_TOKENS,
+        engines=planning.installed_engines(),
         evaluations=[(name, _job(studio, name)) for name in studio.workspace.names("evaluations")],
     )
 
@@ -154,6 +155,7 @@ def _start(studio: Studio, fields: dict[str, str], runs: list[str]) -> None:
         runs,
         fields.get("samples", ""),
         fields.get("tokens", ""),
+        fields.get("engine", ""),
     )
     planning.start_evaluation(plan, studio.workspace, studio.jobs, _free_device(studio))
 

@@ -116,10 +116,16 @@ async def _draft(request: Request) -> Draft:
 
 
 def _chosen(filled: dict[str, str], versions: list[str], models: list[str]) -> dict[str, str]:
-    """The fields with what is chosen where nothing is filled in; a model that is not listed is typed."""
+    """The fields with what is chosen where nothing is filled in; a model that is not listed is typed.
+
+    Data that was asked for and has no rows is not chosen, and nothing takes its place.
+    """
     data = filled.get("data", "")
-    first = next((key for key in versions if data in (key, key.rpartition("@")[0])), "")
-    chosen = {"data": first or (versions[0] if versions else ""), "goal": filled.get("goal", GOALS[0])}
+    if data or not versions:
+        first = next((key for key in versions if data in (key, key.rpartition("@")[0])), "")
+    else:
+        first = versions[0]
+    chosen = {"data": first, "wanted": data, "goal": filled.get("goal", GOALS[0])}
     model = filled.get("model") or (models[0] if models else "")
     listed = {"model": model} if model in models else {"model": OTHER, "model_other": model}
     return filled | chosen | listed

@@ -38,7 +38,7 @@ def needed(size: int, kept: int, tokens: int = 100, **keys: Any) -> int:
     recipe = make_recipe({"model_name_or_path": str(SHAPES_VL), "per_device_train_batch_size": size, **keys})
     folder = open_base(recipe)
     load = heaviest_load([row(tokens)] * 40, recipe, family_of(folder).read(folder, recipe).bank)
-    return estimate(folder, recipe, load, CARD, kept).reserved
+    return estimate(folder, recipe, load, CARD, kept, layered=True).reserved
 
 
 def test_rows_divide_the_step_and_the_most_come_first() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 from finetune.recipe.load import make_recipe
 from finetune.reporting.comparison import write_comparison, write_evaluation
+from finetune.reporting.sample import Sample
 from finetune.reporting.training_report import write_training_report
 
 HOSTILE = "<script>alert(1)</script>"
@@ -35,6 +37,27 @@ def test_a_training_report_stands_alone(tmp_path: Path) -> None:
     assert "0.1235" in page
     assert "lora_rank" in page
     assert "lora_dropout" not in page, "defaults are left out"
+
+
+def test_a_training_report_shows_answers_what_comes_next_and_what_it_was_made_of(tmp_path: Path) -> None:
+    surroundings = {"base_model": HOSTILE, "data_sha256": "0a1b", "packages": {"torch": "2.9", "peft": None}}
+    (tmp_path / "environment.json").write_text(json.dumps(surroundings))
+    samples = [Sample([], HOSTILE, "red", before, "red") for before in ("blue", HOSTILE, "Red ")]
+    recipe = make_recipe({"model_name_or_path": "m"})
+    result = {"steps": 1200, "eval_loss": 0.5, "broken": "", "dropped_rows": 0, "interrupted": None}
+    page = write_training_report(tmp_path, recipe, result, samples).read_text()
+    assert "script" not in Tags(page).tags
+    assert "Equal to the label: 1 of 3 before, 3 after." in page
+    assert page.count('<td data-head="after"><span class="right">red') == 3, "named in its cell, for phones"
+    assert "lensmith export" in page
+    assert "<td>validation loss</td><td>0.5</td>" in page
+    assert "<td>steps</td><td>1,200</td>" in page
+    assert "dropped" not in page, "what did not happen is left out"
+    assert "<td>sha256 of the data</td><td>0a1b</td>" in page
+    assert "<td>torch 2.9</td>" in page
+    stopped = write_training_report(tmp_path, recipe, result | {"interrupted": 2}).read_text()
+    assert "the same command goes on from there" in stopped
+    assert "lensmith export" not in stopped
 
 
 def test_a_comparison_shows_differing_answers_first_and_escapes_them(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_after_a_full_disk_the_same_command_ends_alike(
     keys |= {"load_best_model_at_end": True}
     unbroken = train(recipe(**keys))
     made = recipe(**keys, output_dir=str(tmp_path / "full"))
-    process = start(made, tmp_path / "full.yaml", measured=False)
+    process = start(made, tmp_path / "full.yaml")
     if step:
         wait_for_step(process, tmp_path / "full", step)
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
@@ -82,6 +82,15 @@ def test_after_a_full_disk_the_same_command_ends_alike(
     train(made)
     assert adapter(tmp_path / "full") == adapter(unbroken.output_dir)
     assert not list((tmp_path / "full").glob(".*"))
+
+
+def test_a_full_disk_is_told_in_plain_words(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 489344 vs 489296")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(FinetuneError, match=r"checkpoint-1 could not be written \(the disk took a part of it only"):
+        train(recipe(max_steps=2, save_steps=1))
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew_unasked(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -200,17 +209,6 @@ def test_eval_and_export_name_the_checkpoint_of_an_interrupted_run(recipe: MakeR
         with pytest.raises(FinetuneError, match=r"interrupted.*use its last checkpoint: .*out/checkpoint-12\.$"):
             work(made)
     merge(made.model_copy(update={"adapter_name_or_path": str(tmp_path / "out/checkpoint-12")}))
-
-
-def test_an_interrupted_run_has_its_plot_and_report(recipe: MakeRecipe, tmp_path: Path) -> None:
-    made = recipe(max_steps=100_000, plot_loss=True)
-    process = start(made, tmp_path / "endless.yaml")
-    wait_for_step(process, tmp_path / "out", 3)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert (tmp_path / "out/training_loss.png").exists()
-    assert "data:image/png" in (tmp_path / "out/report.html").read_text()
-    assert not (tmp_path / "out/train_results.json").exists()
 
 
 @pytest.mark.parametrize("keys", [{}, QLORA, {"use_dora": True}, {"additional_target": "embed_tokens"}])

@@ -75,7 +75,8 @@ class Pair:
             save_recipe(recipe, folder / f"{name}.yaml")
             written.append({"recipe": str(folder / f"{name}.yaml"), "stop_after": stop})
         (folder / "jobs.json").write_text(json.dumps(written))
-        self.said = two_processes(str(SUPPORT / "finetune" / "train_jobs.py"), str(folder / "jobs.json"))
+        script = str(SUPPORT / "finetune" / "train_jobs.py")
+        self.said = two_processes(script, str(folder / "jobs.json"), measured=True)
         assert [code for code, _, _ in self.said] == [0, 0], "\n".join(errors for _, _, errors in self.said)
         names = [name for name, _, _ in jobs]
         self.results = [

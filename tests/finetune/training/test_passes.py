@@ -23,7 +23,7 @@ MakeRecipe = Callable[..., Recipe]
 def layered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains as on a GPU, without the graphs; activations of two layers are kept."""
 
-    def make(base: Any, recipe: Any, data: Any, loss: Any, modules: Any, *rest: Any) -> Any:
+    def make(base: Any, recipe: Any, data: Any, modules: Any, *rest: Any) -> Any:
         dtype, parameters, _, console, feed = rest
         return GraphPasses(base, recipe, data, modules, dtype, parameters, 2, console, feed)
 

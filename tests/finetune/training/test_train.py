@@ -355,8 +355,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(recipe: MakeRecipe, tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends(recipe: MakeRecipe, tmp_path: Path, number: signal.Signals) -> None:
-    endless = recipe(max_steps=100_000)
-    process = start(endless, tmp_path / "endless.yaml")
+    """And what it has learned until then is in a plot and a report."""
+    endless = recipe(max_steps=100_000, plot_loss=True)
+    process = start(endless, tmp_path / "endless.yaml", measured=True)
     wait_for_step(process, tmp_path / "out", 3)
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
@@ -365,6 +366,9 @@ def test_a_signal_saves_and_ends(recipe: MakeRecipe, tmp_path: Path, number: sig
     assert "Traceback" not in errors
     (saved,) = (tmp_path / "out").glob("checkpoint-*")
     assert int(saved.name.rpartition("-")[2]) == read_log(tmp_path / "out/trainer_log.jsonl")[-1]["current_steps"]
+    assert (tmp_path / "out/training_loss.png").exists()
+    assert "data:image/png" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/train_results.json").exists()
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(recipe: MakeRecipe) -> None:
@@ -491,10 +495,10 @@ def test_the_report_shows_answers_before_and_after(recipe: MakeRecipe, tmp_path:
     keys = keys | {"max_steps": 8, "learning_rate": 3e-3, "disable_gradient_checkpointing": False}
     train(recipe(**keys))
     data = load_training_data(recipe(), Console(quiet=True))
-    shown = [row.source for row in (data.rows[0], data.rows[8], data.rows[15], data.rows[23])]
+    shown = [data.rows[index].source for index in (0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23)]
     page = (tmp_path / "out/report.html").read_text()
     rows = re.findall(r"<tr><td><img alt=(.*?)</tr>", page)
-    assert len(rows) == 4
+    assert len(rows) == 12
     ran = {"before": {}, "after": {"adapter_name_or_path": str(tmp_path / "out")}}
     for name, adapter_keys in ran.items():
         base = {key: value for key, value in keys.items() if key == "quantization_bit"}
@@ -502,12 +506,12 @@ def test_the_report_shows_answers_before_and_after(recipe: MakeRecipe, tmp_path:
         answers = [json.loads(line) for line in (tmp_path / name / "generated_predictions.jsonl").open()]
         by_row = {f"{source.source}": answer for source, answer in zip(data.rows, answers, strict=True)}
         for row, source in zip(rows, shown, strict=True):
-            cells = re.sub(r"</?span.*?>", "", row).split("<td>")
+            cells = re.split("<td.*?>", re.sub(r"</?span.*?>", "", row))
             question, label, before, after = (html.unescape(cell.removesuffix("</td>")) for cell in cells[1:])
             assert by_row[source]["prompt"].endswith(question)
             assert label == by_row[source]["label"]
             assert {"before": before, "after": after}[name] == by_row[source]["predict"].strip()
-    assert page.count('class="right"') + page.count('class="wrong"') == 8
+    assert page.count('class="right"') + page.count('class="wrong"') == 24
 
 
 def test_answers_for_the_report_take_no_more_rows_at_once_than_training(
@@ -525,7 +529,7 @@ def test_answers_for_the_report_take_no_more_rows_at_once_than_training(
 
     monkeypatch.setattr(trainer, "load_base", watched)
     train(recipe(max_steps=1, gradient_accumulation_steps=1, per_device_train_batch_size=2, eval_dataset=None))
-    assert len(rows) > 8, "four answers before and after"
+    assert len(rows) > 8, "answers before and after"
     assert max(rows) == 2
 
 

@@ -21,6 +21,7 @@ from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import SHAPES_VL
 from tests.support.studio.datasets import imported, lines, picture
+from tests.support.studio.tuned_run import WORD, tuned_run
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 # label, the base's answer, the run's answer
@@ -208,6 +209,7 @@ def run_of(studio: Studio, name: str, model: str = str(SHAPES_VL)) -> None:
         ({"data": "shapes@1/nothing"}, "There is no “nothing” here"),
         ({"samples": "few"}, "The number of rows is a whole number from 1"),
         ({"tokens": "0"}, "The longest answer is a whole number"),
+        ({"engine": "abacus"}, "“engine” is missing or has a value"),
         ({"name": "../x"}, "“../x” cannot be a name here"),
     ],
 )
@@ -251,3 +253,20 @@ def test_an_evaluation_answers_scores_and_goes_on_after_a_failure(
     assert results["differences"][0]["of"] == "run-tiny"
     assert 0 < results["differences"][0]["metrics"]["exact_match"]["p"] <= 1
     assert client.get("/evaluate/first/progress").headers["hx-refresh"] == "true"
+
+
+def test_an_engine_that_is_installed_can_answer(client: TestClient, studio: Studio, shapes: str) -> None:
+    tuned_run(studio.workspace.folder, "tiny")
+    assert '<option value="transformers">transformers, on the merged model</option>' in client.get("/evaluate").text
+    chosen = {"data": f"{shapes}/validation", "name": "served", "runs": ["tiny"], "samples": "4", "tokens": "4"}
+    client.post("/evaluate", data=chosen | {"engine": "transformers"})
+    until("the base has answered", lambda: "run-tiny answers." in studio.jobs.list("evaluate")[0].tail()[0])
+    until("the job is over", lambda: not studio.jobs.list("evaluate")[0].active)
+    job = studio.jobs.list("evaluate")[0]
+    assert job.state == "done", job.tail()[0]
+    assert job.tail()[0].count("Starting transformers.") == 2, "for the base, and for the run"
+    folder = studio.workspace.folder / "evaluations/served"
+    base, run = ((folder / side / "generated_predictions.jsonl").read_text() for side in ("base", "run-tiny"))
+    four_tokens = " ".join([WORD] * 4)
+    assert (base.count(four_tokens), run.count(four_tokens)) == (0, 4)
+    assert "transformers, on the merged model" in client.get("/evaluate/served").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import threading
@@ -19,6 +20,7 @@ from studio.training import checks
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import ROOT, SHAPES_VL
+from tests.support.studio.datasets import imported, picture
 
 Preview = Callable[..., dict[str, Any]]
 
@@ -50,6 +52,16 @@ def test_without_data_the_page_says_where_to_bring_it(client: TestClient) -> Non
     page = client.get("/train").text
     assert "There is no data yet." in page
     assert 'href="data"' in page
+
+
+def test_data_without_rows_is_not_replaced_by_other_data(client: TestClient, shapes: str) -> None:
+    page = html.unescape(imported(client, {"a.png": picture()}, "no-answers"))
+    assert "No row can be trained on yet." in page
+    assert "Train on it" not in page
+    page = client.get("/train", params={"data": "no-answers@1"}).text
+    assert "“no-answers@1” has no row to train on" in page
+    assert f'<option value="{shapes}" selected>' not in page
+    assert '<option value="" selected>' in page
 
 
 def test_the_form_offers_the_data_and_the_models_of_this_machine(client: TestClient, shapes: str) -> None:

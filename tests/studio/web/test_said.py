@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
+from finetune.memory.cards import Card
+from finetune.memory.estimate import estimate
+from finetune.memory.heaviest_load import MicroBatchLoad
+from finetune.memory.plan import Plan
+from finetune.model.folder import open_base
+from finetune.recipe.load import make_recipe
 from studio.web.said import said, shown
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, SHAPES_VL
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 SAYS = ("say", "warn", "error")  # methods of finetune.preflight.report.Report
@@ -72,6 +79,24 @@ def test_a_sentence_keeps_its_figures(sentence: str, told: str) -> None:
     assert told in chinese
     assert CHINESE.search(chinese)
     assert said("en", sentence) == sentence
+
+
+def test_no_word_of_the_memory_stays_english(tmp_path: Path) -> None:
+    card, load = Card("T4", 15.0, (7, 5)), MicroBatchLoad(rows=1, tokens=64, labels=8, image_tokens=16, patches=64)
+    recipe = make_recipe({"model_name_or_path": str(SHAPES_VL), "dataset": "d", "output_dir": str(tmp_path)})
+    for changes in ({}, {"quantization_bit": 4}, {"finetuning_type": "full", "stage": "dpo"}):
+        needed = estimate(open_base(recipe), recipe.model_copy(update=changes), load, card)
+        for moment in needed.moments:
+            parts = ", ".join(f"{name} 1.25" for name in (*needed.model_states, f"activations ({moment})"))
+            chinese = said("zh", f"Memory on T4: about 3.25 of 15.0 GiB ({parts}, workspace and gaps 0.50)")
+            assert chinese is not None
+            assert set(re.findall(r"[A-Za-z]+", chinese)) == {"T", "GiB"}
+            assert chinese.count(" 1.25") == len(needed.model_states) + 1
+    for kept in (0, 3, 28):
+        words = Plan(8, 2, kept, 28, None).activations
+        chinese = said("zh", f"Gradient checkpointing: training keeps {words}, as memory allows")
+        assert chinese is not None
+        assert not re.search(r"[A-Za-z]", chinese)
 
 
 def test_what_has_no_translation_is_marked_as_english_and_is_never_html() -> None:

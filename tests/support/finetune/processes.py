@@ -11,19 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 from modelfiles.hardware.python_child import free_port
 from tests.support.paths import ROOT
+from tests.support.unmeasured import unmeasured
 
 
-def two_processes(*command: str) -> list[tuple[int, str, str]]:
+def two_processes(*command: str, measured: bool = False) -> list[tuple[int, str, str]]:
     """(exit code, output, errors) of a command run twice with the environment that torchrun gives.
 
-    If one fails or both take too long, what still runs is ended and prints where it was.
+    If one fails or both take too long, what still runs is ended and prints where it was. measured: whether `make cov`
+    counts their lines.
     """
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = (dict(os.environ) if measured else unmeasured()) | common | {"PYTHONPATH": search}
     running = [
         subprocess.Popen(
             [sys.executable, "-X", "faulthandler", *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": search},
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]  # fmt: skip

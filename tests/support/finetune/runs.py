@@ -13,6 +13,7 @@ from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from tests.support.paths import ROOT
+from tests.support.unmeasured import unmeasured
 
 QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
 SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"
@@ -24,13 +25,11 @@ def _heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(recipe: Recipe, path: Path, measured: bool = True) -> subprocess.Popen[str]:
-    """A training process. measured: whether `make cov` counts its lines, for which it writes files of its own."""
+def start(recipe: Recipe, path: Path, measured: bool = False) -> subprocess.Popen[str]:
+    """A training process. measured: whether `make cov` counts its lines; most run in the tests' own, too."""
     save_recipe(recipe, path)
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
-    if not measured:
-        environment.pop("COVERAGE_PROCESS_CONFIG", None)
+    environment = (dict(os.environ) if measured else unmeasured()) | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=_heed_signals, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

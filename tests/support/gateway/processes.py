@@ -78,7 +78,7 @@ class Process:
     def metric(self, name: str, **labels: str) -> float:
         from prometheus_client.parser import text_string_to_metric_families
 
-        for family in text_string_to_metric_families(httpx.get(self.url + "/metrics").text):
+        for family in text_string_to_metric_families(httpx.get(self.url + "/metrics", timeout=60).text):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
                     return sample.value
