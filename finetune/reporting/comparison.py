@@ -35,7 +35,8 @@ def write_evaluation(path: Path, run: str, records: Sequence[dict[str, Any]], sc
         f"Evaluation of {run}",
         "<h2>Scores</h2>"
         + render_table(["metric", "of 100", "95 % interval"], scores)
-        + f"<h2>Answers</h2><p>{len(rows)} of {counted(len(records), 'is shown', 'are shown')}, those that differ from the label first.</p>"
+        + f"<h2>Answers</h2><p>{len(rows)} of {counted(len(records), 'is shown', 'are shown')}, those that differ from "
+        + "the label first.</p>"
         + render_answers(["image", "question", "label", "answer"], rows),
     )
     path.write_text(page, encoding="utf-8")

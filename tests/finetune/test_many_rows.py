@@ -29,7 +29,7 @@ from tests.support.finetune.shapes_data import ask
 
 MakeRecipe = Callable[..., Recipe]
 WORDS = "is the large red square left of the small green circle or above it " * 12
-FEW, MANY = 100, 400
+FEW, MANY = 60, 260
 
 
 def growth(run: Callable[[int], Any], few: int = FEW, many: int = MANY) -> float:
@@ -62,7 +62,7 @@ def write(dataset: Path, count: int, stage: str = "sft") -> str:
     path = dataset / f"{count}.jsonl"
     with path.open("w") as file:
         for number in range(count):
-            row = ask(f"{number} {WORDS}?", f"{number} {WORDS}", number % 8)
+            row = ask(f"{number} {WORDS}?", f"yes {number}", number % 8)
             if stage == "dpo":
                 row |= {"conversations": row["conversations"][:1], "chosen": f"yes {WORDS}", "rejected": "no"}
             file.write(json.dumps(row) + "\n")
@@ -88,9 +88,7 @@ def test_eval_holds_no_rows(
         )
         assert result.n == count
 
-    assert growth(run) < 2000, (
-        "a row's prompt has about 200 tokens: 6,600 bytes with their positions, and its texts 1,600"
-    )
+    assert growth(run) < 2000, "a row's prompt has about 200 tokens: 6,600 bytes with their positions, and its text 800"
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
