@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -105,6 +106,8 @@ def bad_request(message: str, param: str | None, code: str = "invalid_value") ->
     return ApiError(400, message, code=code, param=param)
 
 
+# How vLLM answers everybody when its engine's process has ended; its server ends a moment later.
+ENGINE_DEAD = "EngineCore encountered an issue"
 # Statuses of an engine that mean the same to our client.
 KEPT = {400, 404, 408, 409, 413, 415, 422, 429, 500, 501, 502, 503, 504}
 
@@ -122,7 +125,8 @@ def normalise(status: int, body: bytes, retry_after: str | None = None) -> ApiEr
     elif status in (401, 403):
         # The client's key is never forwarded, so the key that was refused is the gateway's own.
         error = ApiError(502, "The engine refused the gateway's own key.", code="engine_error")
-    error.retryable = status in (502, 503)  # whatever stands there, no engine has worked on the request
+    if status in (502, 503):  # whatever stands there, no engine has worked on the request
+        error.retryable = True
     if retry_after is not None and error.status in (429, 503):
         error.headers["retry-after"] = retry_after
     return error
@@ -152,10 +156,12 @@ def engine_error(payload: object, status: int = 502) -> ApiError | None:
     kept = status if status in KEPT else 502
     if not (isinstance(message, str) and message):
         message = "The engine failed without saying why."
+    if message.startswith(ENGINE_DEAD):
+        return engine_lost(502, "The engine failed while it worked on the request.")
     fallback = "engine_error" if kept >= 500 else "engine_refused"
     reason = fallback
-    if kept == 400 and "context length" in message.lower():
-        # Clients shorten their prompt on this code; LMDeploy sends the sentence without it.
+    if kept == 400 and re.search("context (?:length|size)", message, re.IGNORECASE):
+        # Clients shorten their prompt on this code; LMDeploy and llama.cpp send the sentence without it.
         fallback, param = "context_length_exceeded", param or "messages"
     return ApiError(
         kept,

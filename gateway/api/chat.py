@@ -71,6 +71,8 @@ def check_chat(body: Object, spec: EngineSpec) -> EngineRequest:
         named = body["tool_choice"]["function"]["name"]
         body["tools"] = [tool for tool in body["tools"] if tool["function"]["name"] == named]
         body.update(tool_choice="required", parallel_tool_calls=False)
+    if not spec.pins_arguments and body.get("tool_choice") not in (None, "auto"):
+        body["tools"] = [_strict(tool) for tool in body["tools"]]
     for table in (NOWHERE, spec.refused):
         refuse(body, table)
     apply_extra_fields(body, ChatRequest.model_fields, spec.extra_fields, spec.name, spec.max_pixels)
@@ -98,6 +100,8 @@ def engine_request(
         body["session_id"] = session = secrets.randbits(SESSION_BITS)
     if request.top_k == -1 and not spec.negative_top_k:
         body["top_k"] = 0
+    if n > 1 and request.temperature == 0 and not spec.greedy_choices:
+        body.update(temperature=1, top_k=1)
     return EngineRequest(
         body,
         request.model,
@@ -120,6 +124,16 @@ def refuse(body: Object, table: Mapping[str, str]) -> None:
         value = body.pop(name)
         if value is not None and value not in HARMLESS.get(name, ()):
             raise bad_request(f"'{name}' cannot be honoured: {table[name]}.", name, "unsupported_parameter")
+
+
+def _strict(tool: Object) -> Object:
+    """A function whose arguments the engine must keep to its schema, an object if it has none."""
+    function = tool["function"]
+    strict = {
+        "strict": True if function.get("strict") is None else function["strict"],
+        "parameters": function.get("parameters") or {"type": "object", "properties": {}},
+    }
+    return {**tool, "function": {**function, **strict}}
 
 
 def cut_stops(body: Object, n: int, spec: EngineSpec) -> Stops | None:

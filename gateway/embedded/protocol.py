@@ -196,6 +196,10 @@ def _template_message(message: Message, location: str) -> dict[str, Any]:
     calls = (message.model_extra or {}).get("tool_calls")
     if calls:
         parsed["tool_calls"] = template_tool_calls(calls, f"{location}.tool_calls")
+        if not message.content:
+            parsed[
+                "content"
+            ] = []  # as in training: templates write a line break between a text, be it empty, and a call
     return parsed
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from gateway.engines.process import signal_group
+from gateway.engines.process import end_group, signal_group
 from gateway.engines.spec import EngineSpec
 from gateway.engines.startup.log import MEMORY, Cause, Startup
 from gateway.telemetry.logs import engine_log
@@ -24,8 +24,10 @@ from modelfiles.hardware.python_child import die_with_parent, free_port
 
 LOG_LINES = 200
 LINE_LIMIT = 2000  # bytes
+CAUSE_SECONDS = 60.0  # before the end of an engine that served; what failed earlier was a request, and not the engine
+GROUP_SECONDS = 2.0  # from the end of the process to SIGKILL for what it started
 EXIT_SECONDS = 0.3  # from a connection that broke to the end of the process, if that was why
-TRACEBACK_SECONDS = 0.5  # from the line after which LMDeploy answers nothing more to the end of its traceback
+TRACEBACK_SECONDS = 0.5  # from the line after which an engine answers nothing more to the end of its traceback
 DIED = "stopped working and was ended"
 FAILURE_LABELS = ("exit", "hang", "out_of_memory", "start")
 
@@ -46,7 +48,8 @@ class EngineChild:
         self._spec = spec
         self._on_phase = on_phase
         self._started = time.monotonic()
-        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._log: deque[tuple[float, str]] = deque(maxlen=LOG_LINES)  # each with the engine's age
+        self._dying = False  # its log says that it answers nothing more
         self._kill_reason = ""
         self._process: asyncio.subprocess.Process | None = None
 
@@ -86,7 +89,7 @@ class EngineChild:
             try:
                 code = await process.wait()
                 # Its own children may still have the pipe, the port or the GPU open.
-                signal_group(process.pid, signal.SIGKILL)
+                await end_group(process.pid, GROUP_SECONDS)
                 await asyncio.wait([logs], timeout=1.0)
                 return code
             finally:
@@ -98,27 +101,32 @@ class EngineChild:
         """End it at once; the first reason given is the one that is reported."""
         if self._process is not None and self._process.returncode is None:
             self._kill_reason = self._kill_reason or reason
-            signal_group(self._process.pid, signal.SIGKILL)
+            self._process.kill()
 
     async def terminate(self, seconds: float) -> None:
-        """SIGTERM to its group, and SIGKILL to what is left after `seconds`."""
+        """SIGTERM to its group, SIGKILL to itself after `seconds`, then the end of what is left of the group."""
         process = self._process
         if process is None or process.returncode is not None:
             return
         signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(process.wait(), seconds)
-        signal_group(process.pid, signal.SIGKILL)
-        await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await end_group(process.pid, GROUP_SECONDS)
 
     async def wait_for_exit_reason(self) -> str:
-        """Why it ended, in sentences; empty if it is still running after EXIT_SECONDS."""
+        """Why it ended, in sentences; empty if it is still running after EXIT_SECONDS, and not about to be ended."""
         if self._process is None:
             return ""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._process.wait(), EXIT_SECONDS)
+        if self._process.returncode is None and self._dying:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._process.wait(), TRACEBACK_SECONDS)
         if self._process.returncode is not None:
-            await asyncio.wait([self.exit_reason], timeout=2.0)
+            await asyncio.wait([self.exit_reason], timeout=GROUP_SECONDS + 2.0)
         return self.exit_reason.result() if self.exit_reason.done() else ""
 
     def describe_exit(self, code: int) -> str:
@@ -132,11 +140,13 @@ class EngineChild:
             return f"{what} {self.cause}"
         if code == -signal.SIGKILL and not self._kill_reason:
             return f"{what} The kernel does that when the machine's memory is full."
-        return what + (f" Its last log line: {self._log[-1]}" if self._log else "")
+        return what + (f" Its last log line: {self._log[-1][1]}" if self._log else "")
 
     def find_cause(self) -> Cause | None:
         """The cause that its log shows, unless one is known already."""
-        self.cause = self.cause or self._spec.log.explain_exit(self._log)
+        since = 0.0 if self.ready_since is None else self.age - CAUSE_SECONDS
+        lines = [line for age, line in self._log if age >= since]
+        self.cause = self.cause or self._spec.log.explain_exit(lines)
         return self.cause
 
     @property
@@ -163,8 +173,9 @@ class EngineChild:
         if self.ready_since is None and self.startup.feed(line, self.age):
             self._on_phase()
         if line and not self._spec.log.is_noise(line):
-            self._log.append(line)
+            self._log.append((self.age, line))
             engine_log(self._spec.name).info("%s", line)
         if self._spec.log.is_dead(line):
+            self._dying = True
             # What killed it is in the lines after this one.
             asyncio.get_running_loop().call_later(TRACEBACK_SECONDS, self.kill, DIED)

@@ -25,9 +25,9 @@ class ExtraField:
     `rename`: the engine's own name for it. `pixels`: at most the model's own limit (`EngineSpec.max_pixels`).
     """
 
-    kind: type | tuple[type, ...] = bool
-    low: float = 0
-    high: float = MAX_TOKENS
+    kind: type = bool
+    low: int = 0
+    high: int = MAX_TOKENS
     items: ExtraField | None = None
     keys: Mapping[str, ExtraField] = field(default_factory=dict)
     rename: str = ""
@@ -37,10 +37,10 @@ class ExtraField:
         """Raises ApiError 400 that names the field."""
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
             raise bad_request(f"'{name}' must be {WORDS[self.kind]}.", name, "invalid_type")
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool):
             high = min(self.high, max_pixels) if self.pixels else self.high
             if not self.low <= value <= high:
-                raise bad_request(f"'{name}' must be at least {self.low:g} and at most {high:g}.", name)
+                raise bad_request(f"'{name}' must be at least {self.low} and at most {high}.", name)
         if isinstance(value, list):
             if len(value) > MAX_LIST:
                 raise bad_request(f"'{name}' may have at most {MAX_LIST} entries.", name)
@@ -55,15 +55,13 @@ class ExtraField:
                 self.keys[key].check(f"{name}.{key}", entry, max_pixels)
 
 
-WORDS: Mapping[Any, str] = {
+WORDS: Mapping[type, str] = {
     bool: "true or false",
     int: "an integer",
-    (int, float): "a number",
     str: "a string",
     list: "a list",
     dict: "an object",
 }
-NUMBER = (int, float)
 COUNT = ExtraField(int)
 TEMPLATE_SWITCHES = ExtraField(dict, keys={"enable_thinking": ExtraField(), "thinking": ExtraField()})
 # What a request may ask of the image processor: only fewer pixels than the model takes anyway.
@@ -89,9 +87,9 @@ LMDEPLOY_FIELDS: Mapping[str, ExtraField] = {
     "mm_processor_kwargs": PROCESSOR,
 }
 # vLLM, docs/serving/openai_compatible_server.md, extra parameters of the chat API. Not in it: chat_template,
-# documents, priority, request_id, cache_salt, kv_transfer_params, vllm_xargs, logits_processors.
+# documents, priority, request_id, cache_salt, kv_transfer_params, vllm_xargs, logits_processors; length_penalty, which
+# only beam search reads.
 VLLM_FIELDS: Mapping[str, ExtraField] = {
-    "length_penalty": ExtraField(NUMBER, low=0, high=100),
     "stop_token_ids": ExtraField(list, items=COUNT),
     "include_stop_str_in_output": ExtraField(),
     "ignore_eos": ExtraField(),

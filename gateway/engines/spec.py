@@ -43,6 +43,10 @@ class EngineSpec:
     negative_top_k: bool = True  # -1 means all tokens; False: it is refused there, and the gateway sends 0
     drops_stop: bool = False  # it drops stop strings longer than one token: the gateway cuts the text
     forces_named_tool: bool = True  # False: of a function that must be called it only hides the others
+    # False: the arguments of a call that must be made may be any JSON, a string or a list too, unless the function is
+    # `strict`. The gateway makes it so.
+    pins_arguments: bool = True
+    greedy_choices: bool = True  # False: it refuses several choices at temperature 0; the gateway sends top_k 1 instead
     abort_path: str = ""  # its route that ends an answer early, by the request's `session_id`, and tells its usage
     raw_tokens: bool = False  # its log-probabilities spell tokens as its vocabulary: the gateway makes text of them
     byte_level: bool = True  # and that vocabulary is byte-level BPE's, else SentencePiece's
@@ -135,6 +139,8 @@ VLLM = EngineSpec(
         "reasoning_effort": "the vLLM engine hands it to the chat template, and those of these models ignore it",
     },
     developer_role=False,
+    pins_arguments=False,
+    greedy_choices=False,
     continue_fields={"continue_final_message": True, "add_generation_prompt": False},
     tokenize_path="tokenize",
     extra_fields=VLLM_FIELDS,

@@ -170,6 +170,8 @@ def combined(specs: Sequence[EngineSpec]) -> EngineSpec:
             negative_top_k=first.negative_top_k and spec.negative_top_k,
             drops_stop=first.drops_stop or spec.drops_stop,
             forces_named_tool=first.forces_named_tool and spec.forces_named_tool,
+            pins_arguments=first.pins_arguments and spec.pins_arguments,
+            greedy_choices=first.greedy_choices and spec.greedy_choices,
             abort_path=first.abort_path if first.abort_path == spec.abort_path else "",
             extra_fields=_common(first.extra_fields, spec.extra_fields),
             raw_tokens=first.raw_tokens or spec.raw_tokens,

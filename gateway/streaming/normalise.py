@@ -19,6 +19,8 @@ FINISH_REASONS = frozenset(("stop", "length", "tool_calls", "content_filter", "f
 FINISH_WORDS = {"max_tokens": "length", "max_length": "length", "tool_use": "tool_calls", "tool_call": "tool_calls"}
 # LMDeploy's words for an answer that it did not complete.
 BROKEN = frozenset(("error", "abort", "parse_error"))
+# What an answer may hold beside its text. vLLM calls a reasoning model's thoughts `reasoning`.
+OTHER_CONTENT = ("reasoning_content", "reasoning", "tool_calls", "refusal")
 MAX_TIME = 2**53  # seconds; JSON readers hold whole numbers up to here exactly
 # About the length of a token of English text in UTF-8.
 BYTES_PER_TOKEN = 4
@@ -118,7 +120,7 @@ class Normaliser:
             self._finished.add(index)
         text = fields.get("content" if self._chat else "text")
         self._size += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
-        return bool(text or fields.get("reasoning_content") or fields.get("tool_calls") or fields.get("refusal"))
+        return bool(text) or any(fields.get(name) for name in OTHER_CONTENT)
 
     def missing_finish(self) -> Object | None:
         """The chunk with the finish reasons that the engine left out; None if it left out none."""

@@ -14,7 +14,8 @@ from gateway.streaming.stops import Stops
 
 Object = dict[str, Any]
 # The beginning of a chunk as nearly all engines write it, up to its first choice's index.
-CHUNK_HEAD = re.compile(rb'data: ?\{(?:[^{}\[\]]|"(?:[^"\\]|\\.)*")*"choices": ?\[\{"index": ?')
+# A character of it can be matched in one way only: otherwise a chunk that is written in another order takes for ever.
+CHUNK_HEAD = re.compile(rb'data: ?\{(?:[^{}\[\]"]|"(?:[^"\\]|\\.)*")*?"choices": ?\[\{"index": ?')
 HEAD_KEYS = (b'"id"', b'"object"', b'"created"', b'"model"')
 # Its end, from the end of its delta on, where every key that matters is null.
 CHUNK_TAIL = re.compile(rb'\}(?:, ?"\w+": ?null)*\}\](?:, ?"\w+": ?(?:null|true|false|[0-9.]+|"[^"\\]*"))*\}\n\n\Z')

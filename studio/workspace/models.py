@@ -13,6 +13,7 @@ from typing import Literal
 
 from finetune.data.hub import is_hub_id
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
+from modelfiles.folder.provenance import PROVENANCE
 from studio.workspace.folder import Workspace
 
 Where = Literal["workspace", "hub", "demo"]
@@ -21,12 +22,17 @@ TINY = 100_000_000  # parameters: below, a processor trains it in minutes
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A base model. value: what the recipe's model_name_or_path is; parameters: how many weights it has."""
+    """A base model.
+
+    value: what the recipe's model_name_or_path is; parameters: how many weights it has; tuned: whether a run's weights
+    were merged into it.
+    """
 
     value: str
     title: str
     where: Where
     parameters: int
+    tuned: bool
 
 
 def known_models(workspace: Workspace) -> list[KnownModel]:
@@ -35,7 +41,7 @@ def known_models(workspace: Workspace) -> list[KnownModel]:
     for value, title, folder, where in _candidates(workspace):
         parameters = count_parameters(folder)
         if parameters and value not in found:
-            found[value] = KnownModel(value, title, where, parameters)
+            found[value] = KnownModel(value, title, where, parameters, (folder / PROVENANCE).is_file())
     return list(found.values())
 
 

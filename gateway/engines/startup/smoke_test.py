@@ -97,7 +97,8 @@ def check_smoke_test(answer: Any) -> SmokeTestAnswer:
     """The answer's text and its tokens' log-probabilities. Raises SmokeTestFailed."""
     try:
         choice = answer["choices"][0]
-        text = choice["message"]["content"] or choice["message"].get("reasoning_content") or ""
+        message = choice["message"]
+        text = message["content"] or message.get("reasoning_content") or message.get("reasoning") or ""
         entries = (choice.get("logprobs") or {}).get("content") or []
         numbers = [entry["logprob"] for entry in entries]
     except (KeyError, IndexError, TypeError, AttributeError):

@@ -63,6 +63,15 @@ _CAUSES: Causes = (
         Cause("An adapter has rank {rank}, more than vLLM was told.", "Give --engine-arg max-lora-rank={rank}."),
     ),
     (
+        # Killed from outside, or by a fault that Python does not see. Of its own exceptions it tells itself.
+        r"(?s)\A(?!.*EngineCore encountered a fatal error).*\bengine core exited unexpectedly",
+        Cause(
+            "Its process EngineCore was ended.",
+            "The kernel does that when the machine's memory is full.",
+            permanent=False,
+        ),
+    ),
+    (
         r"ModuleNotFoundError: No module named '(?P<module>[\w.]+)'",
         Cause("The Python module {module} is missing.", "pip install vllm brings what it needs."),
     ),
@@ -83,8 +92,8 @@ VLLM_LOG = EngineLog(
     causes=_CAUSES,
     cache=r"KV cache size: ([\d,]+) tokens",
     # At INFO it says how far it has come, and every 10 s how fast it is.
-    noise=r"^(?:\([^)]*pid=\d+\) )?INFO \d\d-\d\d |\d+%\|.*\| \d+/\d+ \[",
+    noise=r"^(?:\([^)]*pid=\d+\) )?INFO \d\d-\d\d |\d+%(?:\|.*| Completed )\| \d+/\d+ \[",
     # Its server ends by itself then, once the requests that are there have been told.
-    dead=r"EngineCore encountered a fatal error",
+    dead=r"EngineCore encountered a fatal error|\bengine core exited unexpectedly",
     empty=r"SystemExit|Engine core initialization failed|EngineDeadError|BrokenPipe|ConnectionReset",
 )

@@ -36,6 +36,7 @@ def index(request: Request, data: str = "", run: str = "") -> Response:
     versions, models, devices = list_versions(studio.workspace), known_models(studio.workspace), _list(studio)
     if not any(device.is_gpu for device in devices):
         models.sort(key=lambda model: model.parameters)
+    models.sort(key=lambda model: model.tuned)  # what is chosen at first was not trained here already
     return render(
         request,
         "train/index.html",

@@ -251,6 +251,34 @@ def test_all_tokens_are_zero_where_minus_one_is_refused() -> None:
     assert check_chat(copy.deepcopy(body), OPENAI).body["top_k"] == -1
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_the_arguments_of_a_call_that_must_be_made_are_an_object_where_the_engine_leaves_them_open(choice: Any) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    tools = [
+        {"type": "function", "function": function} for function in ({"name": "f", "parameters": schema}, {"name": "g"})
+    ]
+    body = {"model": "m", "messages": [ASKED], "tools": tools, "tool_choice": choice}
+    spec = spec_at_url(VLLM)
+    first, second = (tool["function"] for tool in check_chat(copy.deepcopy(body), spec).body["tools"])
+    assert first == {"name": "f", "parameters": schema, "strict": True}
+    assert (second["strict"], second["parameters"]["type"]) == (True, "object")
+    loose = {"name": "f", "strict": False, "parameters": schema}
+    written = check_chat({**body, "tools": [{"type": "function", "function": loose}, tools[1]]}, spec).body["tools"]
+    assert written[0]["function"] == loose, "the client's own word stands"
+    for open_choice, other in (("auto", spec), (choice, OPENAI)):
+        assert check_chat(copy.deepcopy({**body, "tool_choice": open_choice}), other).body["tools"] == tools
+
+
+def test_several_greedy_answers_are_asked_for_by_top_k_where_the_engine_refuses_them() -> None:
+    body = {"model": "m", "messages": [ASKED], "temperature": 0, "n": 2}
+    assert check_chat(copy.deepcopy(body), VLLM).body == {**body, "temperature": 1, "top_k": 1}
+    assert check_chat(copy.deepcopy(body), LMDEPLOY).body == body
+    for same in ({"n": 1}, {"temperature": 0.5}):
+        assert check_chat(copy.deepcopy({**body, **same}), VLLM).body == {**body, **same}
+    text = {"model": "m", "prompt": "p", "temperature": 0, "n": 2, "max_tokens": 5}
+    assert check_completion(dict(text), VLLM).body == {**text, "temperature": 1, "top_k": 1}
+
+
 @pytest.mark.parametrize("message", [{"role": "assistant", "content": []}, {"role": "tool", "content": []}])
 def test_empty_lists_and_values_that_ask_for_nothing_are_served(message: dict[str, Any]) -> None:
     body = {"model": "m", "messages": [ASKED, message, ASKED], "top_logprobs": 0}

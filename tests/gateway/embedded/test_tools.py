@@ -143,7 +143,7 @@ def test_calls_and_their_results_with_a_picture_are_part_of_the_prompt(http, ref
             {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
             {
                 "role": "assistant",
-                "content": [{"type": "text", "text": ""}],
+                "content": [],
                 "tool_calls": [{"type": "function", "function": {"name": "point", "arguments": arguments}}],
             },
             {"role": "tool", "content": [{"type": "text", "text": "here"}, {"type": "image", "image": image}]},

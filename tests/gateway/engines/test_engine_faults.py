@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.errors import engine_error
 from tests.support.gateway.processes import Process, fake_engine, lensmith_serve
 from tests.support.gateway.requests import CHAT, ask, envelope
 
@@ -57,6 +58,13 @@ def test_a_prompt_over_the_context_has_openais_code_although_the_engine_sends_no
     answer = post.post(CHAT, json={"model": "fake", "messages": ask("fault flat")})
     error = envelope(answer, 400)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+def test_llama_cpps_word_for_the_context_is_known() -> None:
+    message = "request (20013 tokens) exceeds the available context size (2048 tokens), try increasing it"
+    error = engine_error({"error": {"message": message, "type": "exceed_context_size_error", "code": 400}}, 400)
+    assert error is not None
+    assert (error.code, error.param) == ("context_length_exceeded", "messages")
 
 
 def test_an_error_as_the_first_event_is_an_http_error(post: httpx.Client) -> None:

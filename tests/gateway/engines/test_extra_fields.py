@@ -45,6 +45,11 @@ def test_what_an_engine_does_not_take_from_clients_is_refused_by_name(
     assert applied(spec, **{field: None}) == {"model": "m"}, "null asks for nothing"
 
 
+def test_what_vllm_reads_for_beam_search_only_is_refused() -> None:
+    with pytest.raises(ApiError, match="length_penalty"):
+        applied(VLLM, length_penalty=2.0)
+
+
 @pytest.mark.parametrize("field", ["stop_token_ids", "continue_final_message", "guided_json", "structured_outputs"])
 def test_what_lmdeploy_drops_in_silence_is_refused(field: str) -> None:
     with pytest.raises(ApiError, match=field):

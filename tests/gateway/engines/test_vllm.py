@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serve(model: Path, tmp_path: Path) -> Serve:
     @contextmanager
-    def start(*options: str, fault: str = "", gpu: str = L4, pause: float = 0.0) -> Iterator[Process]:
+    def start(*options: str, fault: str = "", gpu: str = L4, pause: float = 0.0, shared: str = "") -> Iterator[Process]:
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\nprintf '{gpu}\\n'\n")
         program.chmod(0o755)
@@ -43,6 +44,7 @@ def serve(model: Path, tmp_path: Path) -> Serve:
             "PYTHONPATH": f"{SUPPORT / 'gateway' / 'fake_vllm'}:{ROOT}",
             "FAKE_VLLM": fault,
             "FAKE_VLLM_PAUSE": str(pause),
+            "FAKE_VLLM_SHARED": shared,
         }
         with lensmith_serve(str(model), "--engine", "vllm", *options, **environment) as gateway:
             yield gateway
@@ -126,6 +128,22 @@ def test_its_whole_process_tree_ends_with_it(serve: Serve) -> None:
         until("all gone", lambda: not any(lives(process) for process in tree))
 
 
+@pytest.mark.parametrize("number", [0, signal.SIGKILL, signal.SIGTERM])
+def test_the_shared_memory_of_its_processes_ends_with_them(serve: Serve, number: int) -> None:
+    name = f"lensmith-test-{os.getpid()}-{number}"
+    segment = Path("/dev/shm", name)
+    with serve(shared=name) as gateway:
+        gateway.wait_until("/ready", 200)
+        assert segment.exists()
+        if number:
+            (server,) = psutil.Process(gateway.process.pid).children()
+            server.send_signal(number)
+            gateway.wait_until("/ready", 503)
+            gateway.wait_until("/ready", 200)  # the new one has the name, too
+        assert gateway.end() == 0
+    assert not segment.exists()
+
+
 def test_out_of_memory_in_service_is_told_counted_and_followed_by_a_new_start(serve: Serve) -> None:
     with serve() as gateway:
         gateway.wait_until("/ready", 200)
@@ -134,6 +152,19 @@ def test_out_of_memory_in_service_is_told_counted_and_followed_by_a_new_start(se
         gateway.wait_until("/ready", 200)
         assert gateway.metric("lensmith_engine_failures_total", reason="out_of_memory") == 1
         until("all gone", lambda: not any(lives(process) for process in before))
+
+
+def test_an_engine_process_that_was_killed_is_told_and_not_blamed_on_an_earlier_request(serve: Serve) -> None:
+    with serve() as gateway:
+        gateway.wait_until("/ready", 200)
+        told = envelope(ask(gateway, "fault killed"), 502)
+        assert (told["code"], "Its process EngineCore was ended." in told["message"]) == ("engine_error", True)
+        assert "See stack trace" not in told["message"]
+        gateway.wait_until("/ready", 200)
+        assert gateway.metric("lensmith_engine_failures_total", reason="exit") == 1
+        warned = next(line for line in gateway.log().splitlines() if "engine stopped working and was ended." in line)
+        assert "Its process EngineCore was ended." in warned
+        assert "JSONDecodeError" not in warned
 
 
 def test_a_start_that_can_never_succeed_ends_at_once_with_one_sentence(serve: Serve) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 from unittest import mock
@@ -154,6 +156,30 @@ def test_what_is_passed_on_unread_is_what_reading_it_would_have_given(
         read = relayed([stream])
     for parts in ([stream], split_events(stream), pieces(stream, [*cuts, len(b"".join(ordinary))])):
         assert relayed(parts) == read
+
+
+def test_chunks_in_any_order_of_their_keys_are_passed_on_at_once() -> None:
+    """As llama.cpp and transformers write them: a pattern that tries every way to match these never comes back."""
+    head = {
+        "id": "a",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        **dict.fromkeys("pqrstuvwxyz", "x"),
+    }
+    chunks = [{**head, "choices": [{"delta": {"content": "hi"}, "finish_reason": None, "index": 0}]}]
+    chunks += [{"choices": [{"finish_reason": "stop", "index": 0, "delta": {}}], **head}]
+    stream = "".join(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    program = (
+        "import sys; from gateway.streaming.normalise import Normaliser; from gateway.streaming.relay import Relay; "
+        "relay = Relay(True, normaliser=Normaliser('a', 'm', 1, 0, True)); "
+        "sys.stdout.buffer.write(relay.feed(sys.stdin.buffer.read()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=stream.encode(), capture_output=True, timeout=60, check=True
+    )
+    assert b'"content":"hi"' in done.stdout
+    assert done.stdout.endswith(b"data: [DONE]\n\n")
 
 
 def test_chunks_that_were_passed_on_unread_count_for_the_estimate_of_an_engine_that_does_not() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,16 @@ def test_the_form_offers_the_data_and_the_models_of_this_machine(client: TestCli
     assert f'<option value="{shapes}" selected>shapes · version 1</option>' in page
     assert f'<option value="{SHAPES_VL}"' in page
     assert "5.49 M weights" in page
+
+
+def test_a_second_run_does_not_go_on_from_the_first_ones_export(
+    client: TestClient, studio: Studio, shapes: str
+) -> None:
+    exported = shutil.copytree(SHAPES_VL, studio.workspace.path("models", "first"))
+    (exported / "lensmith.json").write_text("{}")
+    page = client.get("/train").text
+    assert f'<option value="{SHAPES_VL}" selected>' in page
+    assert '<option value="models/first">' in page
 
 
 def test_every_key_of_the_recipe_has_a_field_with_its_help_in_both_languages(client: TestClient, shapes: str) -> None:

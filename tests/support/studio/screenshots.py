@@ -18,6 +18,7 @@ from tests.support.studio.server import StudioServer
 
 PAGES = ("", "data", "train", "runs", "evaluate", "chat", "serve")
 SIZES = ((1280, 860), (390, 844))  # a desktop's and a phone's window in pixels
+CHECKED = 120_000  # ms until a planned run is checked
 VARIANTS = tuple(product(("en", "zh"), ("light", "dark"), SIZES))
 
 
@@ -31,6 +32,8 @@ def shoot(browser: Browser, server: StudioServer, out: Path, paths: list[str]) -
         page.goto(server.link)
         for path in paths:
             page.goto(f"{server.url}/{path}")
+            if path.startswith("train"):
+                page.locator(".verdict").first.wait_for(timeout=CHECKED)
             page.wait_for_timeout(700)
             name = path.partition("?")[0].replace("/", "-") or "home"
             save(page.screenshot(), out / f"{name}-{language}-{theme}-{width}.png")

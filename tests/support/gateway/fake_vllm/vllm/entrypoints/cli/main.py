@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing import shared_memory
 
 from aiohttp import web
 
@@ -35,6 +36,16 @@ OUT_OF_MEMORY = f"""\
 {CORE}ERROR 11-28 05:05:00 [core.py:1586] EngineCore encountered a fatal error.
 {CORE}ERROR 11-28 05:05:00 [core.py:1586] Traceback (most recent call last):
 {CORE}ERROR 11-28 05:05:00 [core.py:1586] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."""
+# The engine's process is killed: its server answers whoever waits, and ends by itself after a while.
+KILLED = """\
+(APIServer pid=11) WARNING 11-28 05:05:00 [core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly; \
+starting cleanup
+(APIServer pid=11) ERROR 11-28 05:05:00 [async_llm.py:906] AsyncLLM output_handler failed.
+(APIServer pid=11) ERROR 11-28 05:05:00 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore \
+encountered an issue. See stack trace (above) for the root cause."""
+OF_A_REQUEST = """\
+(APIServer pid=11) ERROR 11-28 05:04:00 [hermes_tool_parser.py:117] Error in extracting tool call from response.
+(APIServer pid=11) ERROR 11-28 05:04:00 [hermes_tool_parser.py:117] json.decoder.JSONDecodeError: Expecting value"""
 METRICS = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -72,6 +83,12 @@ class FakeVllm(fake_engine.FakeEngine):
         if text == "fault out-of-memory":
             print(OUT_OF_MEMORY, flush=True)
             await asyncio.sleep(3600)
+        if text == "fault killed":
+            print(OF_A_REQUEST, KILLED, sep="\n", flush=True)
+            asyncio.get_running_loop().call_later(2.5, os._exit, 0)
+            why = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            error = {"message": why, "type": "InternalServerError", "param": None, "code": 500}
+            return web.json_response({"error": error}, status=500)
         return await super()._answer(request)
 
     async def listed(self, request: web.Request) -> web.Response:
@@ -114,9 +131,13 @@ def main() -> None:
         sys.exit(1)
     log("Model loading took 4.09 GiB memory and 2.2 seconds")
     log("GPU KV cache size: 84,608 tokens, Maximum concurrency for 32,768 tokens per request: 2.58x")
+    print("Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 71.55it/s]", flush=True)
     print("Capturing CUDA graphs (decode, FULL):  50%|#####     | 4/8 [00:01<00:01,  3.9it/s]", flush=True)
     log("init engine (profile, create kv cache, warmup model) took 12.00 s (compilation: 5.00 s)")
     multiprocessing.get_context("fork").Process(target=engine_core).start()
+    if name := os.environ.get("FAKE_VLLM_SHARED"):
+        shared = shared_memory.SharedMemory(name, create=True, size=4096)
+        print(shared.name, "is there", flush=True)
     fake_engine.KEY = None
     engine = FakeVllm(given.served_model_name)
     app = web.Application(client_max_size=128 * 1024 * 1024, middlewares=[guard])
