@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tests.support.modelfiles.model_folders import (
     FOLDERS,
     SPECIAL,
     edit_json,
+    gguf,
     make_folder,
     write_json,
     write_safetensors,
@@ -312,19 +312,6 @@ def lint(text: str, folder: Path, *args: object) -> list[dict[str, Any]]:
     severities = {finding["severity"] for finding in findings}
     assert result.exit_code == (2 if "error" in severities else 1 if severities else 0)
     return findings
-
-
-def gguf(path: Path, **metadata: Any) -> None:
-    """A GGUF header of strings and 32-bit integers."""
-    body = b""
-    for key, value in metadata.items():
-        name = key.replace("__", ".").encode()
-        body += struct.pack("<Q", len(name)) + name
-        if isinstance(value, str):
-            body += struct.pack("<IQ", 8, len(value)) + value.encode()
-        else:
-            body += struct.pack("<II", 4, value)
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + body)
 
 
 def gguf_pair(path: Path, width: int = 64) -> None:
