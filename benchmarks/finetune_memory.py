@@ -35,6 +35,7 @@ from finetune.media.bank import ImageBank
 from finetune.memory.cards import CARDS
 from finetune.memory.estimate import estimate
 from finetune.memory.heaviest_load import heaviest_load
+from finetune.memory.layered import why_modules
 from finetune.recipe.load import make_recipe
 from finetune.training.dataset import load_training_data
 from finetune.training.loop import train
@@ -227,9 +228,10 @@ def run(case: Case, work: Path, model: Path, tiny: bool) -> dict[str, Any]:
         assert isinstance(loaded.bank, ImageBank)
         load = heaviest_load(loaded.rows, recipe, loaded.bank)
         card = CARDS["t4" if case.name.startswith("t4-") else "h200"]
+        layered = not why_modules(recipe, loaded.folder.model_type)
         figures: dict[str, Any] = {
             "load": asdict(load),
-            "estimate": asdict(estimate(loaded.folder, recipe, load, card)),
+            "estimate": asdict(estimate(loaded.folder, recipe, load, card, layered=layered)),
         }
         figures["left_over_mib"] = round(torch.cuda.memory_allocated() / MIB, 1) if gpu else 0
         if not gpu:

@@ -111,7 +111,9 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if previous is None or previous.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            task = self.loop.create_task(self.cycle.run_asgi(self.app))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
         else:  # requests sent without waiting for answers take turns
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
