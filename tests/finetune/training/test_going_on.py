@@ -31,6 +31,20 @@ from tests.support.finetune.runs import QLORA, adapter, start, wait_for_step
 MakeRecipe = Callable[..., Recipe]
 
 
+@pytest.fixture(scope="module")
+def unbroken() -> Callable[..., bytes]:
+    """Gives the adapter that a recipe of these keys ends with where nothing stops it; trains it once for all tests."""
+    trained: dict[str, bytes] = {}
+
+    def ends_with(recipe: MakeRecipe, **keys: Any) -> bytes:
+        key = repr(sorted(keys.items()))
+        if key not in trained:
+            trained[key] = adapter(train(recipe(**keys)).output_dir)
+        return trained[key]
+
+    return ends_with
+
+
 def checkpoint_steps(out: Path) -> list[int]:
     return sorted(int(path.name.rpartition("-")[2]) for path in out.glob("checkpoint-*"))
 
@@ -39,11 +53,11 @@ def checkpoint_steps(out: Path) -> list[int]:
     ("number", "step"), [(signal.SIGHUP, 5), (signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 5)]
 )
 def test_after_a_signal_the_same_command_ends_alike(
-    recipe: MakeRecipe, tmp_path: Path, number: signal.Signals, step: int
+    recipe: MakeRecipe, unbroken: Callable[..., bytes], tmp_path: Path, number: signal.Signals, step: int
 ) -> None:
     """Also from before the first checkpoint, and with overwrite_output_dir, which is not asked of a finished run."""
     keys = {"max_steps": 40, "save_steps": 3, "lora_dropout": 0.1, "overwrite_output_dir": True}
-    unbroken = train(recipe(**keys))
+    whole = unbroken(recipe, **keys)
     stopped = recipe(**keys, output_dir=str(tmp_path / "stopped"))
     process = start(stopped, tmp_path / "stopped.yaml")
     wait_for_step(process, tmp_path / "stopped", step)
@@ -54,7 +68,7 @@ def test_after_a_signal_the_same_command_ends_alike(
     assert number == signal.SIGKILL or steps
     rest = train(stopped)
     assert rest.samples == (40 - max(steps, default=0)) * 4
-    assert adapter(tmp_path / "stopped") == adapter(unbroken.output_dir)
+    assert adapter(tmp_path / "stopped") == whole
 
 
 FULL = [(random.Random(seed).randrange(1, 38), random.Random(-seed).choice([0, 300])) for seed in (1, 3)]
@@ -62,13 +76,13 @@ FULL = [(random.Random(seed).randrange(1, 38), random.Random(-seed).choice([0, 3
 
 @pytest.mark.parametrize(("step", "left"), [(0, 40_000), *FULL])
 def test_after_a_full_disk_the_same_command_ends_alike(
-    recipe: MakeRecipe, tmp_path: Path, step: int, left: int
+    recipe: MakeRecipe, unbroken: Callable[..., bytes], tmp_path: Path, step: int, left: int
 ) -> None:
     """From some step on no file may grow beyond what is left: log, checkpoint, best weights, whichever comes next."""
     keys = {"max_steps": 40, "save_steps": 3, "lora_dropout": 0.1, "report_to": "tensorboard", "plot_loss": True}
     keys |= {"eval_dataset": None, "val_size": 0.25, "eval_strategy": "steps", "eval_steps": 5}
     keys |= {"load_best_model_at_end": True}
-    unbroken = train(recipe(**keys))
+    whole = unbroken(recipe, **keys)
     made = recipe(**keys, output_dir=str(tmp_path / "full"))
     process = start(made, tmp_path / "full.yaml")
     if step:
@@ -80,7 +94,7 @@ def test_after_a_full_disk_the_same_command_ends_alike(
     assert "Traceback" not in said
     assert re.search(r"Error: .*(could not be written|cannot hold).*\n", said)
     train(made)
-    assert adapter(tmp_path / "full") == adapter(unbroken.output_dir)
+    assert adapter(tmp_path / "full") == whole
     assert not list((tmp_path / "full").glob(".*"))
 
 
@@ -117,12 +131,17 @@ def broken_loss(call: int, error: Exception) -> Callable[..., Any]:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError("a worker died")])
 @pytest.mark.parametrize("call", [2, 7, 12])
 def test_an_error_within_a_step_saves_the_step_before(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, call: int
+    recipe: MakeRecipe,
+    unbroken: Callable[..., bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    call: int,
 ) -> None:
     """With dropout and accumulated gradients, so that half a step has drawn numbers and left gradients."""
     keys = {"max_steps": 8, "lora_dropout": 0.2, "gradient_accumulation_steps": 2, "save_steps": 100}
     keys |= {"per_device_train_batch_size": 2, "val_size": 0.2, "eval_dataset": None}
-    unbroken = train(recipe(**keys))
+    whole = unbroken(recipe, **keys)
     made = recipe(**keys, output_dir=str(tmp_path / "broken"), plot_loss=True)
     with monkeypatch.context() as patch:
         patch.setattr(LabelLoss, "forward", broken_loss(call, error))
@@ -132,7 +151,7 @@ def test_an_error_within_a_step_saves_the_step_before(
     assert checkpoint_steps(tmp_path / "broken") == ([done] if done else [])
     assert (tmp_path / "broken/training_loss.png").exists() == bool(done)
     train(made)
-    assert adapter(tmp_path / "broken") == adapter(unbroken.output_dir)
+    assert adapter(tmp_path / "broken") == whole
 
 
 @pytest.mark.parametrize("finetuning_type", ["lora", "full"])

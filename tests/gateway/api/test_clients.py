@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +27,10 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from gateway.api.responses import requests as responses
 from gateway.api.unsupported import NOWHERE, NOWHERE_IN_TEXT
 from gateway.contract.requests import ChatRequest, CompletionRequest
+from tests.support.gateway.javascript import run_javascript
 from tests.support.gateway.processes import Process
 from tests.support.gateway.requests import ask, picture
-from tests.support.paths import ROOT
 
-CLIENTS = ROOT / "tests" / "clients"
 WEATHER = {
     "name": "weather",
     "description": "The weather in a city.",
@@ -162,14 +160,7 @@ def test_the_llm_command_asks_with_and_without_a_stream_and_sends_an_image(gatew
 @pytest.fixture(scope="module")
 def javascript(gateway: Process) -> dict[str, Any]:
     """What each client made of it; a check that raised has `failed`."""
-    node = shutil.which("node")
-    if node is None or not (CLIENTS / "node_modules").is_dir():
-        pytest.skip("the JavaScript clients need Node 20 or newer and: npm --prefix tests/clients ci")
-    command = [node, str(CLIENTS / "clients.mjs"), gateway.url]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode == 0, ended.stderr
-    results: dict[str, Any] = json.loads(ended.stdout)
-    return results
+    return run_javascript("clients.mjs", gateway.url)
 
 
 NOT_FOUND = "There is no such model; GET /v1/models lists those there are."

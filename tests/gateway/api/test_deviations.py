@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,11 +13,10 @@ import pytest
 from langchain_openai import ChatOpenAI
 
 from tests.support.gateway.deviating_engine import DEVIATIONS, DeviatingEngine
+from tests.support.gateway.javascript import run_javascript
 from tests.support.gateway.processes import Process, lensmith_serve
 from tests.support.gateway.requests import ask
-from tests.support.paths import ROOT
 
-CLIENTS = ROOT / "tests" / "clients"
 Answer = tuple[str, int]  # text and tokens
 MESSAGES: Any = ask("hi")
 
@@ -145,13 +141,7 @@ def test_python_clients(served: Process, client: Callable[[str, str], Answer]) -
 
 
 def test_javascript_clients(served: Process) -> None:
-    node = shutil.which("node")
-    if node is None or not (CLIENTS / "node_modules").is_dir():
-        pytest.skip("the JavaScript clients need Node 20 or newer and: npm --prefix tests/clients ci")
-    command = [node, str(CLIENTS / "deviations.mjs"), served.url]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode == 0, ended.stderr
-    results = json.loads(ended.stdout)
+    results = run_javascript("deviations.mjs", served.url)
     assert len(results) == 9
     wrong = []
     for name, seen in results.items():

@@ -19,12 +19,14 @@ from tests.support.gateway.images import image_file
 from tests.support.gateway.processes import Process, until
 from tests.support.gateway.saying_adapter import saying_adapter
 from tests.support.paths import ROOT, SHAPES_VL
+from tests.support.signals import heed_signals
 
 
 def chat(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "lensmith", "chat", *arguments],
         cwd=ROOT,
+        preexec_fn=heed_signals,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import struct
-import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +13,7 @@ from PIL import Image, ImageSequence
 
 from gateway.media.checks import decode_base64
 from gateway.media.headers import BadImage, ImageHeader, inspect
+from tests.support.gateway.image_corpus import ihdr, png
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
@@ -126,11 +125,7 @@ def test_other_formats_and_broken_headers_are_refused(data: bytes) -> None:
 
 
 def test_a_bomb_shows_its_size_without_being_decoded() -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    size = struct.pack(">II", 65_535, 65_535)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    bomb = png(ihdr(65_535, 65_535), (b"IDAT", b""))
     assert read(bomb).pixels == 65_535**2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from modelfiles.checks.doctor import check_folder
 from modelfiles.cli.group import modelfile
-from tests.support.modelfiles.model_folders import make_folder
+from tests.support.modelfiles.model_folders import gguf, make_folder
 from tests.support.paths import SHAPES_VL
 
 MIB = 1024 * 1024  # pixels of 1024 tokens, where a token is 32 x 32
@@ -86,18 +85,6 @@ def test_fused_neighbours_are_a_matter_of_versions(ollama: str, images: int, fus
 def test_other_architectures_are_not_fused(tmp_path: Path) -> None:
     result = run("generate", make_folder(tmp_path / "model", "qwen3_5"), "-o", tmp_path / "stage")
     assert "MF411" not in result.output
-
-
-def gguf(path: Path, **metadata: str | int) -> None:
-    body = b""
-    for key, value in metadata.items():
-        name = key.replace("__", ".").encode()
-        body += struct.pack("<Q", len(name)) + name
-        if isinstance(value, str):
-            body += struct.pack("<IQ", 8, len(value)) + value.encode()
-        else:
-            body += struct.pack("<II", 4, value)
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + body)
 
 
 @pytest.mark.parametrize(("architecture", "rule"), [("qwen3vl", "MF222"), ("qwen25vl", "MF222"), ("qwen35", None)])

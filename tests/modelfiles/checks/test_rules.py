@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tests.support.modelfiles.model_folders import (
     FOLDERS,
     SPECIAL,
     edit_json,
+    gguf,
     make_folder,
     write_json,
     write_safetensors,
@@ -314,19 +314,6 @@ def lint(text: str, folder: Path, *args: object) -> list[dict[str, Any]]:
     return findings
 
 
-def gguf(path: Path, **metadata: Any) -> None:
-    """A GGUF header of strings and 32-bit integers."""
-    body = b""
-    for key, value in metadata.items():
-        name = key.replace("__", ".").encode()
-        body += struct.pack("<Q", len(name)) + name
-        if isinstance(value, str):
-            body += struct.pack("<IQ", 8, len(value)) + value.encode()
-        else:
-            body += struct.pack("<II", 4, value)
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + body)
-
-
 def gguf_pair(path: Path, width: int = 64) -> None:
     gguf(path / "model.gguf", general__architecture="qwen3vl", general__type="model", qwen3vl__embedding_length=64)
     gguf(
@@ -576,3 +563,9 @@ def test_inspect_names_what_ollama_will_use(model: Path) -> None:
         assert text in output
     assert run("inspect", model / "nowhere").exit_code == 1
     assert ModelFolder.open(model).name == "model"
+
+
+def test_a_folder_is_no_modelfile(tmp_path: Path) -> None:
+    result = run("lint", tmp_path)
+    assert result.exit_code == 1
+    assert "is a folder: name the Modelfile in it" in result.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,16 +12,11 @@ from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
 from tests.support.paths import ROOT
+from tests.support.signals import heed_signals
 from tests.support.unmeasured import unmeasured
 
 QLORA = {"quantization_bit": 4, "lora_dropout": 0.1}
 SCRIPT = "import sys; from finetune.cli import train; train(sys.argv[1:], prog_name='lensmith train')"
-
-
-def _heed_signals() -> None:
-    """Also where the tests themselves run in the background or under nohup, and so ignore some."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def start(recipe: Recipe, path: Path, measured: bool = False) -> subprocess.Popen[str]:
@@ -31,7 +25,7 @@ def start(recipe: Recipe, path: Path, measured: bool = False) -> subprocess.Pope
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = (dict(os.environ) if measured else unmeasured()) | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=_heed_signals, env=environment, text=True,
+        [sys.executable, "-c", SCRIPT, str(path)], preexec_fn=heed_signals, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -66,3 +66,16 @@ def make_folder(path: Path, family: str = "qwen3_vl", min_pixels: int = 65536, *
     }})  # fmt: skip
     (path / "chat_template.jinja").write_text((GOLDENS / "qwen3_vl.jinja").read_text())
     return path
+
+
+def gguf(path: Path, **metadata: str | int) -> None:
+    """Write a GGUF header of strings and 32-bit integers; __ in a name is its point."""
+    body = b""
+    for key, value in metadata.items():
+        name = key.replace("__", ".").encode()
+        body += struct.pack("<Q", len(name)) + name
+        if isinstance(value, str):
+            body += struct.pack("<IQ", 8, len(value)) + value.encode()
+        else:
+            body += struct.pack("<II", 4, value)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + body)
