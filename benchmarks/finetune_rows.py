@@ -33,6 +33,7 @@ from PIL import Image
 HERE = Path(__file__).parent.parent
 MODEL = HERE / "examples" / "shapes-vl"
 WORDS = ["red", "green", "blue", "square", "circle", "left", "right", "above", "large", "small", "what", "is", "near"]
+FIGURES = {"first": "check", "again": "check", "train": "train"}
 PACKAGES = ("pyarrow", "tokenizers", "torch", "transformers")
 
 
@@ -75,12 +76,11 @@ def measure(command: str, folder: Path, checkout: Path = HERE) -> dict[str, floa
     }
 
 
-def measure_growth(count: int) -> dict[str, Any]:
+def measure_growth(count: int, figures: list[str]) -> dict[str, Any]:
     """The figures of one number of rows."""
     with tempfile.TemporaryDirectory() as name:
         write_rows(Path(name), count)
-        commands = {"first": "check", "again": "check", "train": "train"}
-        return {"rows": count} | {figure: measure(command, Path(name)) for figure, command in commands.items()}
+        return {"rows": count} | {figure: measure(FIGURES[figure], Path(name)) for figure in figures}
 
 
 def compare(count: int, rounds: int, other: Path) -> dict[str, Any]:
@@ -105,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[250_000, 500_000, 1_000_000, 2_000_000])
+    parser.add_argument("--figures", nargs="+", default=list(FIGURES), choices=FIGURES, help="of each number of rows")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, to be compared with")
     parser.add_argument("--rounds", type=int, default=3, help="of a comparison")
     arguments = parser.parse_args()
@@ -113,7 +114,7 @@ def main() -> None:
         if arguments.against:
             results.append(compare(count, arguments.rounds, arguments.against.resolve()))
         else:
-            results.append(measure_growth(count))
+            results.append(measure_growth(count, arguments.figures))
         print(json.dumps(results[-1]), flush=True)
         kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
         machine = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}

@@ -12,6 +12,7 @@ from rich.console import Console
 from finetune.errors import FinetuneError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
@@ -55,7 +56,9 @@ def init(data: Path, model: str | None, out: Path) -> None:
         click.echo(f"{choice.key}: {value}  {click.style(choice.why, dim=True)}")
     if starter.broken:
         click.secho(
-            f"Warning: {starter.broken:,} rows cannot be read; `lensmith check` names them.", fg="yellow", err=True
+            f"Warning: {counted(starter.broken, 'row')} cannot be read; `lensmith check` names them.",
+            fg="yellow",
+            err=True,
         )
     click.echo(f"{starter.recipe} and {starter.info} are written. Next: lensmith check {starter.recipe}")
 
@@ -92,7 +95,7 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
         if result.best_step is not None:
             validated += f" (lowest after step {result.best_step})"
         click.echo(
-            f"{result.output_dir}: {result.steps} steps in {result.seconds:.0f} s "
+            f"{result.output_dir}: {counted(result.steps, 'step')} in {result.seconds:.0f} s "
             f"({result.samples_per_second:.1f} samples/s), loss {result.loss:.4f}{validated}"
         )
         click.echo(f"Curve and answers: {Path(result.output_dir) / 'report.html'}")
@@ -170,7 +173,7 @@ def evaluate(
         mean, low, high = hundredths(name, score.mean, score.low, score.high)
         click.echo(f"{name:12} {mean:6.2f}  (95 % interval {low:.2f} to {high:.2f})")
         rows.append([name, f"{mean:.2f}", f"{low:.2f} to {high:.2f}"])
-    click.echo(f"{result.n} answers, {result.answers_per_second:.1f} a second: {result.predictions}")
+    click.echo(f"{counted(result.n, 'answer')}, {result.answers_per_second:.1f} a second: {result.predictions}")
     predictions = Path(result.predictions)
     records = read_predictions(predictions)
     report = write_evaluation(predictions.with_name("report.html"), predictions.resolve().parent.name, records, rows)
@@ -197,7 +200,7 @@ def _evaluate_preferences(recipe: Recipe, against: str | None, endpoint: str | N
         scale = 1 if name == "margin" else 100
         values = [scale * value for value in (score.mean, score.low, score.high)]
         click.echo(f"{name:12} {values[0]:6.2f}  (95 % interval {values[1]:.2f} to {values[2]:.2f})")
-    click.echo(f"{result.n} pairs: {result.pairs}")
+    click.echo(f"{counted(result.n, 'pair')}: {result.pairs}")
 
 
 @click.command()

@@ -13,3 +13,11 @@ The rooms, each importing only those before it:
     staging   the folder that `ollama create` reads, and the GGUF route
     cli       `lensmith modelfile`
 """
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: "1 row", "1,204 rows".
+
+    one, many: what stands after 1 and after any other number; without `many`, `one` with an s.
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

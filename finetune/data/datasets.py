@@ -15,6 +15,7 @@ from finetune.data.tables.read_file import Reading, read_file
 from finetune.data.tables.rows import Rows, joined
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def mix(datasets: Sequence[Any], recipe: Recipe) -> Any:
         return np.concatenate(datasets)
     shares = recipe.interleave_shares
     if shares is not None and len(shares) != len(datasets):
-        raise FinetuneError(f"interleave_probs has {len(shares)} values for {len(datasets)} datasets.")
+        raise FinetuneError(
+            f"interleave_probs has {counted(len(shares), 'value')} for {counted(len(datasets), 'dataset')}."
+        )
     over = recipe.mix_strategy == "interleave_over"
     used, next_row = [False] * len(datasets), [0] * len(datasets)
     rows: list[int] = []

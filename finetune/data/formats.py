@@ -17,6 +17,7 @@ from finetune.data.row_fields import fill_placeholders, refuse_fields
 from finetune.data.row_media import IMAGE, VIDEO, InlineMedia, Video, one_image, read_images, read_videos, resolve
 from finetune.data.turns import UNLABELLED, alpaca_turns, chat_turns, check_order, images_first, system_turn
 from finetune.errors import FinetuneError
+from modelfiles import counted
 
 CAPTION_PROMPT = "Describe this image."
 
@@ -98,12 +99,14 @@ def _check_counts(messages: list[dict[str, Any]], images: list[str], videos: lis
     kinds = [part["type"] for message in messages for part in message["content"]]
     if kinds.count("image") != len(images):
         raise FinetuneError(
-            f"{source}: the text has {IMAGE} {kinds.count('image')} times, the row has {len(images)} images."
+            f"{source}: the text has {IMAGE} {counted(kinds.count('image'), 'time')}, the row has "
+            f"{counted(len(images), 'image')}."
         )
     if kinds.count("video") != len(videos):
         hint = " (a video's frames are a list in that list)" if len(videos) > kinds.count("video") > 0 else ""
         raise FinetuneError(
-            f"{source}: the text has {VIDEO} {kinds.count('video')} times, the row has {len(videos)} videos{hint}."
+            f"{source}: the text has {VIDEO} {counted(kinds.count('video'), 'time')}, the row has "
+            f"{counted(len(videos), 'video')}{hint}."
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 from finetune.data.pictures.folder import read_pictures
 from finetune.data.webdataset import read_shard
 from finetune.errors import FinetuneError
+from modelfiles import counted
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 PARQUET_ROWS = 256  # read at once
@@ -180,8 +181,8 @@ def _csv(path: Path) -> Iterator[Any]:
         for row in rows:
             if None in row:
                 yield FinetuneError(
-                    f"{path}, line {rows.line_num}: {len(row[None])} fields more than the first line names; "
-                    "put fields with a comma in quotes."
+                    f"{path}, line {rows.line_num}: {counted(len(row[None]), 'field more', 'fields more')} than the "
+                    "first line names; put fields with a comma in quotes."
                 )
                 continue
             yield row

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.data.layouts import Layout
 from finetune.errors import FinetuneError
+from modelfiles import counted
 
 # Answers of which one is better: what preference training (DPO, KTO) learns from.
 PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
@@ -55,7 +56,8 @@ def fill_placeholders(messages: list[dict[str, Any]], record: dict[str, Any], la
     for key, (values, mark) in counts.items():
         if not isinstance(values, list) or len(values) != marks.count(mark):
             raise FinetuneError(
-                f"{source}: the text has {mark} {marks.count(mark)} times, 'objects' has {len(values)} in {key!r}."
+                f"{source}: the text has {mark} {counted(marks.count(mark), 'time')}, 'objects' has {len(values)} in "
+                f"{key!r}."
             )
     if boxes and layout.box_format is None:
         raise FinetuneError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from modelfiles import counted
 
 IMAGE, VIDEO = "<image>", "<video>"
 MARKS = re.compile(f"({IMAGE}|{VIDEO})")
@@ -128,7 +129,7 @@ def shown(medium: Path | str | Video) -> str:
     """An image or a video as messages name it."""
     if isinstance(medium, Video):
         first = shown(medium.files[0])
-        return f"of {len(medium.files)} frames from {first}" if isinstance(medium.source, tuple) else first
+        return f"of {counted(len(medium.files), 'frame')} from {first}" if isinstance(medium.source, tuple) else first
     return str(medium) if isinstance(medium, Path) else f"{medium[:40]}..."
 
 

@@ -58,10 +58,15 @@ class PlacedRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[Row]:
+        return map(self._placed, self.rows)
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        row = self.rows[index]
+        return self._placed(self.rows[index])
+
+    def _placed(self, row: Row) -> Row:
         if self.box_format is None or self.wanted is None:
             return row
         assert isinstance(self.encoder, ChatEncoder)

@@ -18,6 +18,7 @@ from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import ImageBank
 from finetune.media.videos import Clip
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder
 
 
@@ -128,7 +129,13 @@ class ChatEncoder:
 
     def encode_prompt(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encodes chats without their last answer, ready for the model to give it."""
-        encoded = []
+        return [self.place(chat, row.source) for chat, row in zip(self.compact_prompts(rows), rows, strict=True)]
+
+    def compact_prompts(self, rows: Sequence[Row]) -> list[Compact]:
+        """The same as they are kept. Raises FinetuneError naming the row."""
+        found = []
+        if len(self._texts) > KEPT:
+            self._texts.clear()
         for row in rows:
             self.refuse_specials(row)
         prompts = [replace(row, messages=row.messages[:-1]) for row in rows]
@@ -142,8 +149,8 @@ class ChatEncoder:
             chat = self._with_media(self._texts[key], media, row)
             if isinstance(chat, FinetuneError):
                 raise chat
-            encoded.append(self.place(chat, row.source))
-        return encoded
+            found.append(chat)
+        return found
 
     def _text(self, ids: list[int], runs: Sequence[int]) -> EncodedText:
         images, videos = ids.count(self.image_token_id), ids.count(self.video_token_id)
@@ -156,8 +163,8 @@ class ChatEncoder:
             seen += text.videos
             spans = sum(len(self.bank.spans(index)) for index in media)
         if seen != spans:
-            what = "images and videos" if row.videos else "images"
-            return FinetuneError(f"{row.source}: the chat template shows {seen} of {spans} {what}.")
+            what = ("image or video", "images and videos") if row.videos else ("image",)
+            return FinetuneError(f"{row.source}: the chat template shows {seen} of {counted(spans, *what)}.")
         return Compact(text.ids, text.runs, media)
 
     def _encode_texts(self, items: Sequence[tuple[bytes, Row]]) -> dict[bytes, FinetuneError]:

@@ -17,6 +17,7 @@ from finetune.encoding.encoded_rows import lengths_of, replaced, taken
 from finetune.encoding.encoder import Encoder
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,16 @@ class CutoffResult:
         if self.shrunk:
             left_out = f", {self.dropped} are left out as they are too long even so" if self.dropped else ""
             return (
-                f"the {what} of {self.shrunk} rows are shrunk to fit cutoff_len {recipe.cutoff_len} ({share})"
-                f"{left_out}; a server will see such {what} larger than training did."
+                f"the {what} of {counted(self.shrunk, 'row')} are shrunk to fit cutoff_len {recipe.cutoff_len} "
+                f"({share}){left_out}; a server will see such {what} larger than training did."
             )
         remedy = f"set cutoff_len: {self.longest}"
         keys = "video_max_pixels or video_maxlen" if self.videos else "image_max_pixels"
         if self.longest_images and self.resizes:
             remedy += f", a smaller {keys}, or cutoff_policy: shrink"
         return (
-            f"{self.dropped} of {self.dropped + len(self.kept)} rows are longer than cutoff_len {recipe.cutoff_len} "
+            f"{self.dropped} of {counted(self.dropped + len(self.kept), 'row is', 'rows are')} longer than cutoff_len "
+            f"{recipe.cutoff_len} "
             f"({share}) and are left out; {remedy}."
         )
 
@@ -73,7 +75,7 @@ def apply_cutoff(rows: Sequence[Row], encoded: Sequence[Encoded], recipe: Recipe
             lower = f"lower {keys}, or set cutoff_policy: drop or shrink" if resizes else "or drop such rows"
             raise FinetuneError(
                 f"{rows[number].source}: the row has {lengths[number]} tokens, over cutoff_len {recipe.cutoff_len} "
-                f"({len(long)} such rows); raise cutoff_len, {lower}."
+                f"({counted(len(long), 'such row')}); raise cutoff_len, {lower}."
             )
         fitting = None
         if recipe.cutoff_policy == "shrink" and isinstance(encoder, ChatEncoder):

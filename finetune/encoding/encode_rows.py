@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from finetune.encoding.encoded import Compact
 from finetune.encoding.encoded_rows import EncodedBatch, EncodedRows, EncodedTable, pack
 from finetune.encoding.encoder import Encoder
 from finetune.errors import FinetuneError
+from finetune.media.bank import Bank
 from finetune.recipe.schema import Recipe
 
 TASK_ROWS = 512
@@ -75,8 +77,29 @@ def _open(open_encoder: Callable[[], Encoder], rows: Rows, model_type: str, reci
 
 def _encode(state: _State, task: tuple[int, int]) -> EncodedBatch:
     rows = list(state.rows[slice(*task)])
-    chats = list(_compact(rows, state))
-    bank = state.encoder.bank
+    return _batch(rows, list(_compact(rows, state)), state.encoder.bank)
+
+
+def encode_sound(rows: Iterable[Row], encoder: Encoder, source: Callable[[int], str], prompts: bool) -> EncodedRows:
+    """Rows that are all sound, in order, in a table of their own. Raises FinetuneError for the first that is not.
+
+    source: a row's by its number, for messages; prompts: without their last answers.
+    """
+    table = EncodedTable(_sound_batches(iter(rows), encoder, prompts), encoder, source)
+    return EncodedRows(table, np.arange(len(table)))
+
+
+def _sound_batches(rows: Iterator[Row], encoder: Encoder, prompts: bool) -> Iterator[EncodedBatch]:
+    while some := list(islice(rows, TASK_ROWS)):
+        chats = encoder.compact_prompts(some) if prompts else encoder.compact(some)
+        for chat in chats:
+            if isinstance(chat, FinetuneError):
+                raise chat
+        yield _batch(some, chats, encoder.bank)
+
+
+def _batch(rows: Sequence[Row | FinetuneError], chats: Sequence[Compact | FinetuneError], bank: Bank) -> EncodedBatch:
+    """Encoded rows for the table. bank: what their media are indices into."""
     numbers: dict[int, int] = {}  # of the bank's media, in the order of this batch
     media: list[int] = []
     for chat in chats:
@@ -89,8 +112,12 @@ def _encode(state: _State, task: tuple[int, int]) -> EncodedBatch:
         counts=np.array([len(c.media) if isinstance(c, Compact) else 0 for c in chats], np.int32),
         media=np.array(media, np.int32),
         found=[(bank.paths[index], bank.known(index)) for index in numbers],
-        empty=np.array([fine and has_empty_answer(row) for row, fine in zip(rows, good, strict=True)]),
-        boxed=np.array([fine and _has_boxes(row) for row, fine in zip(rows, good, strict=True)]),
+        empty=np.array(
+            [isinstance(row, Row) and fine and has_empty_answer(row) for row, fine in zip(rows, good, strict=True)]
+        ),
+        boxed=np.array(
+            [isinstance(row, Row) and fine and _has_boxes(row) for row, fine in zip(rows, good, strict=True)]
+        ),
         wrong={number: chat.message for number, chat in enumerate(chats) if isinstance(chat, FinetuneError)},
     )
 

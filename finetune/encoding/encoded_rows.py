@@ -93,7 +93,6 @@ class EncodedTable:
 
         self.encoder, self.source = encoder, source
         self.wrong: dict[int, str] = {}
-        self._shrunk: dict[int, tuple[int, ...]] = {}
         self._columns: dict[str, list[Any]] = {
             name: [] for name in ("lengths", "labels", "media", "counts", "empty", "boxed", "starts")
         }
@@ -132,15 +131,22 @@ class EncodedTable:
 
     def media(self, number: int) -> tuple[int, ...]:
         """The bank's indices of a row's images and videos."""
-        if number in self._shrunk:
-            return self._shrunk[number]
-        end = int(self._media_ends[number])
-        return tuple(self._media[end - int(self.counts[number]) : end].tolist())
+        return tuple(self._media[self._media_of(number)].tolist())
+
+    def media_of(self, numbers: Any) -> Media:
+        """The same of several rows. numbers: [N]."""
+        counts = self.counts[numbers]
+        starts = np.repeat(self._media_ends[numbers] - np.cumsum(counts, dtype=np.int64), counts)
+        return Media(self._media[starts + np.arange(len(starts))], counts)
 
     def shrink(self, number: int, row: Encoded) -> None:
         """From now on the row has these, smaller, images."""
-        self._shrunk[number] = row.images
+        self._media[self._media_of(number)] = row.images
         self.lengths[number] = len(row)
+
+    def _media_of(self, number: int) -> slice:
+        end = int(self._media_ends[number])
+        return slice(end - int(self.counts[number]), end)
 
     def row(self, number: int) -> Encoded:
         """The chat as the model sees it."""
@@ -149,6 +155,40 @@ class EncodedTable:
         kept = tuple(json.loads(more.as_py())) if more.is_valid else ()
         chat = Compact(_array(ids), _array(runs), self.media(number), kept)
         return self.encoder.place(chat, self.source(number))
+
+
+class Media(Sequence[tuple[int, ...]]):
+    """The bank's indices of R rows' images and videos.
+
+    flat: [M], those of all rows in order; counts: [R], how many each row has.
+    """
+
+    def __init__(self, flat: Any, counts: Any) -> None:
+        self.flat, self.counts = flat, counts
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, ...]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        end = int(self._ends[index])
+        return tuple(self.flat[end - int(self.counts[index]) : end].tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def rows(self) -> Any:
+        """[M], the row of each medium."""
+        return np.repeat(np.arange(len(self)), self.counts)
 
 
 class EncodedRows(Sequence[Encoded]):
@@ -180,9 +220,9 @@ class EncodedRows(Sequence[Encoded]):
         return self.table.labels[self.at]
 
     @property
-    def media(self) -> list[tuple[int, ...]]:
+    def media(self) -> Media:
         """The bank's indices of each row's images and videos."""
-        return [self.table.media(number) for number in self.at.tolist()]
+        return self.table.media_of(self.at)
 
     def take(self, rows: Any) -> EncodedRows:
         """The rows of these places in this sequence."""
@@ -202,9 +242,12 @@ def labels_of(rows: Sequence[Encoded]) -> Any:
     return rows.labels if isinstance(rows, EncodedRows) else np.array([int(row.labelled.sum()) for row in rows])
 
 
-def media_of(rows: Sequence[Encoded]) -> list[tuple[int, ...]]:
+def media_of(rows: Sequence[Encoded]) -> Media:
     """The bank's indices of each row's images and videos."""
-    return rows.media if isinstance(rows, EncodedRows) else [row.images for row in rows]
+    if isinstance(rows, EncodedRows):
+        return rows.media
+    flat = [index for row in rows for index in row.images]
+    return Media(np.array(flat, np.int32), np.array([len(row.images) for row in rows], np.int32))
 
 
 def taken(rows: Sequence[Encoded], at: Any) -> Sequence[Encoded]:

@@ -26,6 +26,7 @@ from finetune.encoding.encoded import Compact, Encoded, runs_of
 from finetune.encoding.special_tokens import refuse_specials, special_tokens
 from finetune.errors import FinetuneError
 from finetune.media.bank import SizedImages
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder
 
 KEPT = 10_000  # chats that are kept, as datasets ask the same of many images
@@ -80,13 +81,14 @@ class ProcessorEncoder:
         found: list[Compact | FinetuneError] = []
         for row in rows:
             try:
-                chat = self._encode(row)
+                found.append(_compact(self._encode(row)))
             except FinetuneError as error:
                 found.append(error)
-                continue
-            ids = array("i", chat.ids.tolist())
-            found.append(Compact(ids, runs_of(chat.labelled), chat.images, (chat.text, chat.prompt, chat.question)))
         return found
+
+    def compact_prompts(self, rows: Sequence[Row]) -> list[Compact]:
+        """Each chat without its last answer as it is kept. Raises FinetuneError naming the row."""
+        return [_compact(chat) for chat in self.encode_prompt(rows)]
 
     def place(self, chat: Compact, source: str) -> ProcessedChat:
         """The chat that `compact` made so."""
@@ -129,7 +131,7 @@ class ProcessorEncoder:
         text = self._render(row, len(row.messages), prompt=False)
         placeholder = max(self.placeholders, key=text.count)
         if text.count(placeholder) != len(sizes):
-            self._refuse(row, f"its chat template shows {text.count(placeholder)} of {len(sizes)} images")
+            self._refuse(row, f"its chat template shows {text.count(placeholder)} of {counted(len(sizes), 'image')}")
         for part in (part for message in row.messages for part in message["content"] if part["type"] == "text"):
             if part["text"].strip() not in text:
                 self._refuse(row, f"its chat template does not show all of the text, such as {part['text'][:40]!r}")
@@ -140,7 +142,10 @@ class ProcessorEncoder:
             blanks = [Image.new("RGB", size) for size in sizes]
             theirs = processed(self.processor, [row.source], [text], [blanks])["input_ids"][0]
             if not np.array_equal(theirs, ids):
-                self._refuse(row, f"its processor makes {len(sizes)} images of a chat into other tokens than one alone")
+                self._refuse(
+                    row,
+                    f"its processor makes {counted(len(sizes), 'image')} of a chat into other tokens than one alone",
+                )
             self._compared.add(len(sizes))
         labelled = np.zeros(len(ids), dtype=bool)
         prompt = ""
@@ -210,6 +215,11 @@ class ProcessorEncoder:
 
     def _refuse(self, row: Row, why: str) -> Any:
         raise FinetuneError(f"{row.source}: {self.folder.name} ({self.folder.model_type}) cannot be trained: {why}.")
+
+
+def _compact(chat: ProcessedChat) -> Compact:
+    more = (chat.text, chat.prompt, chat.question)
+    return Compact(array("i", chat.ids.tolist()), runs_of(chat.labelled), chat.images, more)
 
 
 def processed(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from rich.console import Console
 
 from finetune.data.datasets import load_rows
@@ -26,10 +27,12 @@ from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
 from finetune.reporting.comparison import hundredths, write_comparison
 from finetune.reporting.progress import progress_bar
+from modelfiles import counted
 
 if TYPE_CHECKING:
     from finetune.evaluation.engine import Merge
 
+SCORED = 1024  # records whose texts are in memory at once
 FIGURES = "exact match {task.fields[score]:.1f} %"
 
 
@@ -94,22 +97,22 @@ def evaluate(
 
         answerer = Endpoint(endpoint, recipe, data, console)
     store = Predictions(output, answerer.identity, len(data.rows), recipe.overwrite_output_dir)
-    if store.found:
-        console.print(f"Going on after {len(store.found)} answers in {store.path}.", highlight=False)
+    if len(store):
+        console.print(f"Going on after {counted(len(store), 'answer')} in {store.path}.", highlight=False)
     save_recipe(recipe, output / "recipe.yaml")
-    open_rows = [index for index in range(len(data.rows)) if index not in store.found]
-    right = sum(map(_matches, store.found.values()))
+    open_rows = store.open_rows()
+    right = sum(map(_matches, store.records()))
     answering = time.monotonic()
     with closing(store), progress_bar(console, "answering", FIGURES) as progress:
-        bar = progress.add_task("answering", total=len(data.rows), completed=len(store.found), score=math.nan)
+        bar = progress.add_task("answering", total=len(data.rows), completed=len(store), score=math.nan)
         for index, answer in answerer.answer(open_rows):
             record = record_of(index, answerer.rows[index], answer)
             right += _matches(record)
             store.add(record)
-            progress.update(bar, completed=len(store.found), score=100 * right / len(store.found))
+            progress.update(bar, completed=len(store), score=100 * right / len(store))
     ended = time.monotonic()
     path = store.finish()
-    records = [store.found[index] for index in range(len(data.rows))]
+    records = read_predictions(path)
     scores = {name: interval(values) for name, values in _values(records, console).items()}
     result = EvalResult(
         exact_match=scores["exact_match"].mean,
@@ -130,7 +133,7 @@ def compare_runs(ours: Path, theirs: Path, page: Path | None = None, console: Co
     """
     console = console or Console(stderr=True, soft_wrap=True)
     one, other = read_predictions(ours), read_predictions(theirs)
-    if [record["label"] for record in one] != [record["label"] for record in other]:
+    if len(one) != len(other) or any(a["label"] != b["label"] for a, b in zip(one, other, strict=True)):
         raise FinetuneError(f"{ours} and {theirs} do not answer the same questions.")
     values, their_values = _values(one, console), _values(other, console)
     compared = {name: compare(values[name], their_values[name]) for name in values if name in their_values}
@@ -156,14 +159,22 @@ def run_names(ours: Path, theirs: Path) -> tuple[str, str]:
     return folders[0].name, folders[1].name
 
 
-def _values(records: list[dict[str, Any]], console: Console) -> dict[str, Any]:
+def _values(records: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
     """Every metric of every record; ROUGE is left out, with a warning, where it needs a package that is missing."""
-    texts = [record["predict"] for record in records], [record["label"] for record in records]
     try:
-        return score_all(*texts)
+        return _scored(records, with_rouge=True)
     except FinetuneError as error:
         console.print(f"[yellow]Warning:[/] {error.message}", highlight=False)
-        return score_all(*texts, with_rouge=False)
+        return _scored(records, with_rouge=False)
+
+
+def _scored(records: Sequence[dict[str, Any]], with_rouge: bool) -> dict[str, Any]:
+    parts = []
+    for start in range(0, max(1, len(records)), SCORED):
+        some = records[start : start + SCORED]
+        texts = [record["predict"] for record in some], [record["label"] for record in some]
+        parts.append(score_all(*texts, with_rouge=with_rouge))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _matches(record: dict[str, Any]) -> int:

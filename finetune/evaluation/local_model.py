@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from finetune.data.datasets import Dataset
 from finetune.data.formats import Row
-from finetune.encoding.boxes import place_boxes
+from finetune.encoding.boxes import PlacedRows
+from finetune.encoding.encode_rows import encode_sound
 from finetune.errors import FinetuneError
 from finetune.evaluation.served_sizes import sized_as_served
 from finetune.families.registry import family_of
@@ -23,6 +25,7 @@ from finetune.model.folder import open_base
 from finetune.model.trained import load_trained
 from finetune.model.trained_by import weights_digest, with_training_limits
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 
 class LocalModel:
@@ -41,24 +44,25 @@ class LocalModel:
         console.print(f"Compute dtype {reason}.", highlight=False)
         self.family = family_of(self.folder)
         self.reader = self.family.read(self.folder, recipe)
-        self.rows: Sequence[Row] = place_boxes(data.rows, self.reader.encoder, self.folder.model_type, recipe)
-        self.prompts = list(self.reader.encoder.encode_prompt(self.rows))
-        too_long = [prompt for prompt in self.prompts if len(prompt) > recipe.cutoff_len]
+        self.rows: Sequence[Row] = PlacedRows(data.rows, self.reader.encoder, self.folder.model_type, recipe)
+        self.prompts = encode_sound(self.rows, self.reader.encoder, data.rows.source, prompts=True)
+        too_long = np.flatnonzero(self.prompts.lengths > recipe.cutoff_len).tolist()
         if too_long:
             key = "video_max_pixels" if self.reader.bank.clips else "image_max_pixels"
             raise FinetuneError(
-                f"{too_long[0].source}: the prompt has {len(too_long[0])} tokens, over cutoff_len {recipe.cutoff_len} "
-                f"({len(too_long)} such rows); raise cutoff_len or lower {key}."
+                f"{data.rows.source(too_long[0])}: the prompt has {self.prompts.lengths[too_long[0]]} tokens, over "
+                f"cutoff_len {recipe.cutoff_len} ({counted(len(too_long), 'such row')}); raise cutoff_len or lower "
+                f"{key}."
             )
         self.identity = _identity(recipe, self.folder.fingerprint(), data.digest, bool(self.reader.bank.clips))
 
     def answer(self, open_rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         """As many at once as the recipe says, or else as the memory holds."""
-        recipe, prompts = self.recipe, [self.prompts[index] for index in open_rows]
+        recipe, prompts = self.recipe, self.prompts.take(np.array(open_rows, np.int64))
         model = load_base(self.folder, recipe, self.device, self.dtype)
         if recipe.adapter_name_or_path:
             load_trained(model, recipe.adapter_name_or_path)  # adapters work inside the base
-        feed = self.family.feed(model, self.reader, [image for prompt in prompts for image in prompt.images])
+        feed = self.family.feed(model, self.reader, prompts.media.flat.tolist())
         autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         tokenizer = self.reader.processor.tokenizer
         asked = "per_device_eval_batch_size" in recipe.model_fields_set

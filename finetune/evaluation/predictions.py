@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import mmap
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, overload
+
+import numpy as np
 
 from finetune.data.formats import Row
-from finetune.data.records import read_records
 from finetune.errors import FinetuneError
-from modelfiles.folder.atomic_write import write_atomically
+from modelfiles.folder.atomic_write import new_file
 
 PREDICTIONS = "generated_predictions.jsonl"
 
 
 class Predictions:
-    """generated_predictions.jsonl while it grows. A first line in a sidecar says which run it belongs to."""
+    """generated_predictions.jsonl while it grows. A first line in a sidecar says which run it belongs to.
+
+    Answers are on the disk; in memory is where they are in the file.
+    """
 
     def __init__(self, folder: Path, identity: str, total: int, overwrite: bool) -> None:
         try:
@@ -24,42 +31,101 @@ class Predictions:
             raise FinetuneError(f"output_dir: {folder} cannot be made: {error}.") from None
         self.path = folder / PREDICTIONS
         self._partial = folder / f".{PREDICTIONS}.partial"
-        self.found: dict[int, dict[str, Any]] = {}
-        lines = []
-        if self._partial.exists() and not overwrite:
-            lines = self._partial.read_text(encoding="utf-8", errors="replace").split("\n")
-        if lines and lines[0] == identity:
-            for line in lines[1:]:
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the line that was being written when the run was killed
-                    continue
-                if 0 <= record["index"] < total:
-                    self.found[record["index"]] = record
-        elif self.path.exists() and not overwrite:
+        self._starts = np.full(total, -1, np.int64)  # of the rows' lines in the file; -1: not answered
+        self._count = 0
+        goes_on = not overwrite and self._is_of(identity)
+        if self.path.exists() and not goes_on and not overwrite:
             raise FinetuneError(
                 f"output_dir: {self.path} exists; set overwrite_output_dir: true, or choose another folder."
             )
-        known = (json.dumps(record, ensure_ascii=False) for record in self.found.values())
-        write_atomically(self._partial, "\n".join((identity, *known, "")).encode())  # a kill now loses no answer
-        self._file = self._partial.open("a", encoding="utf-8")
+        with new_file(self._partial) as file:  # a kill now loses no answer
+            file.write(f"{identity}\n".encode())
+            for record in _whole_lines(self._partial, total) if goes_on else ():
+                self._write(file, record)
+        self._file = self._partial.open("ab")
+
+    def __len__(self) -> int:
+        """The rows that are answered."""
+        return self._count
+
+    def open_rows(self) -> list[int]:
+        """The rows that are not."""
+        return np.flatnonzero(self._starts < 0).tolist()
+
+    def records(self) -> Records:
+        """The answers so far, in the dataset's order."""
+        return Records(self._partial, self._starts[self._starts >= 0])
 
     def add(self, record: dict[str, Any]) -> None:
-        self.found[record["index"]] = record
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._write(self._file, record)
         self._file.flush()
 
     def finish(self) -> Path:
         """Puts the records into the dataset's order, under the final name."""
         self.close()
-        lines = (json.dumps(self.found[index], ensure_ascii=False) for index in sorted(self.found))
-        write_atomically(self.path, "\n".join((*lines, "")).encode())
+        with new_file(self.path) as file:
+            for record in self.records():
+                file.write(_line(record))
         self._partial.unlink()
         return self.path
 
     def close(self) -> None:
         """Ends the writing; what was answered stays for a run that goes on."""
         self._file.close()
+
+    def _is_of(self, identity: str) -> bool:
+        """Whether there is a file of a run that was stopped, and it is this run's."""
+        if not self._partial.exists():
+            return False
+        with self._partial.open("rb") as file:
+            return file.readline().rstrip(b"\n") == identity.encode()
+
+    def _write(self, file: BinaryIO, record: dict[str, Any]) -> None:
+        self._count += int(self._starts[record["index"]] < 0)
+        self._starts[record["index"]] = file.tell()
+        file.write(_line(record))
+
+
+class Records(Sequence[dict[str, Any]]):
+    """Records in a file of JSON lines, each read when it is asked for. starts: [N], where its line begins in bytes."""
+
+    def __init__(self, path: Path, starts: Any) -> None:
+        self.starts = np.asarray(starts, np.int64)
+        self._lines: bytes | mmap.mmap = b""
+        if len(self.starts):  # an empty file cannot be mapped
+            with path.open("rb") as file:
+                self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start = int(self.starts[index])
+        end = self._lines.find(b"\n", start)
+        return json.loads(self._lines[start : end if end >= 0 else len(self._lines)])
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def _whole_lines(path: Path, total: int) -> Iterator[dict[str, Any]]:
+    """The answers in the file of a run that was stopped."""
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        next(file)
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:  # the line that was being written when the run was killed
+                continue
+            if 0 <= record["index"] < total:
+                yield record
 
 
 def record_of(index: int, row: Row, answer: str) -> dict[str, Any]:
@@ -76,13 +142,26 @@ def record_of(index: int, row: Row, answer: str) -> dict[str, Any]:
     return record
 
 
-def read_predictions(path: Path) -> list[dict[str, Any]]:
+def read_predictions(path: Path) -> Records:
     """The lines of the file, or of the one in the folder. Raises FinetuneError."""
     path = path / PREDICTIONS if path.is_dir() else path
-    records = list(read_records(path))
-    if not all(isinstance(r, dict) and isinstance(r.get("predict"), str) and "label" in r for r in records):
-        raise FinetuneError(f"{path} does not hold predictions.")
-    return records
+    starts, start = array("q"), 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    starts.append(start)
+                start += len(line)
+        records = Records(path, starts)
+        if all(isinstance(r, dict) and isinstance(r.get("predict"), str) and "label" in r for r in records):
+            return records
+    except FileNotFoundError:
+        raise FinetuneError(f"The file {path} does not exist.") from None
+    except OSError as error:
+        raise FinetuneError(f"The file {path} cannot be read: {error}.") from None
+    except (ValueError, RecursionError):
+        pass
+    raise FinetuneError(f"{path} does not hold predictions.")
 
 
 def _label(row: Row) -> str:

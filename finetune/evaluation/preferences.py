@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from rich.console import Console
 
 from finetune.data.datasets import load_rows
-from finetune.encoding.boxes import place_boxes
-from finetune.encoding.encoded import Encoded
+from finetune.encoding.boxes import PlacedRows
+from finetune.encoding.encode_rows import encode_sound
+from finetune.encoding.encoded_rows import EncodedRows
 from finetune.errors import FinetuneError
 from finetune.evaluation.statistics import Score, interval
 from finetune.families.base import Reader
@@ -29,6 +29,7 @@ from finetune.model.trained import load_trained
 from finetune.model.trained_by import with_training_limits
 from finetune.recipe.load import save_recipe
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 FILE = "preferences.jsonl"
 
@@ -63,12 +64,14 @@ def evaluate_preferences(recipe: Recipe, console: Console | None = None) -> Pref
     recipe = with_training_limits(recipe)
     data = load_rows(str(recipe.eval_dataset), recipe)
     reader = family_of(folder).read(folder, recipe)
-    rows = list(reader.encoder.encode(place_boxes(data.rows, reader.encoder, folder.model_type, recipe)))
-    too_long = [row for row in rows if len(row) > recipe.cutoff_len]
+    placed = PlacedRows(data.rows, reader.encoder, folder.model_type, recipe)
+    rows = encode_sound(placed, reader.encoder, data.rows.source, prompts=False)
+    too_long = np.flatnonzero(rows.lengths > recipe.cutoff_len).tolist()
     if too_long:
         raise FinetuneError(
-            f"{too_long[0].source}: question and answers have {len(too_long[0])} tokens, over cutoff_len "
-            f"{recipe.cutoff_len} ({len(too_long)} such rows); raise cutoff_len or lower image_max_pixels."
+            f"{data.rows.source(too_long[0])}: question and answers have {rows.lengths[too_long[0]]} tokens, over "
+            f"cutoff_len {recipe.cutoff_len} ({counted(len(too_long), 'such row')}); raise cutoff_len or lower "
+            "image_max_pixels."
         )
     device = pick_device()
     dtype, reason = pick_dtype(recipe, device)
@@ -90,9 +93,9 @@ def evaluate_preferences(recipe: Recipe, console: Console | None = None) -> Pref
     save_recipe(recipe, output / "recipe.yaml")
     path = output / FILE
     with path.open("w", encoding="utf-8") as file:
-        for n, row in enumerate(rows):
+        for n in range(len(rows)):
             record = {
-                "row": row.source,
+                "row": data.rows.source(n),
                 "chosen_reward": rewards[0][n],
                 "rejected_reward": rewards[1][n],
                 "chosen_mean_log_probability": means[0][n],
@@ -115,17 +118,17 @@ def _preferred(chosen: Any, rejected: Any) -> Any:
 
 
 def _log_probs(
-    base: Any, reader: Reader, rows: Sequence[Encoded], recipe: Recipe, device: torch.device, dtype: torch.dtype
+    base: Any, reader: Reader, rows: EncodedRows, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any, Any]:
     """Summed log-probabilities of the chosen and of the rejected answers [R], and how many tokens they have [2, R]."""
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))  # memory runs out at once or not at all
+    order = np.argsort(-rows.lengths, kind="stable")  # longest first: memory runs out at once or not at all
     size, loss = recipe.per_device_eval_batch_size, PreferenceLoss(base, recipe, None)
     found, tokens = np.zeros((2, len(rows))), np.zeros((2, len(rows)))
-    feed = PairFeed(base, reader, [image for index in order for image in rows[index].images], False, 1)
+    feed = PairFeed(base, reader, rows.take(order).media.flat.tolist(), False, 1)
     with closing(feed), autocast, torch.no_grad():
         for start in range(0, len(rows), size):
-            indices = order[start : start + size]
+            indices = order[start : start + size].tolist()
             batch, images = feed.batch([rows[index] for index in indices])
             found[:, indices] = loss.log_probs(batch, images).cpu().numpy().reshape(2, -1)
             tokens[:, indices] = np.array(batch.answer_tokens).reshape(2, -1)

@@ -46,7 +46,7 @@ def _dataset_loss(recipe: Recipe, adapter: str | None) -> float:
     if adapter is not None:
         load_trained(base, adapter)
     family = family_of(data.folder)
-    feed = family.feed(base, data, [image for images in media_of(data.rows) for image in images])
+    feed = family.feed(base, data, media_of(data.rows).flat.tolist())
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with autocast:
         size = recipe.per_device_eval_batch_size

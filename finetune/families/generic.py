@@ -11,9 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import lengths_of
 from finetune.encoding.processor_encoder import ProcessedChat, ProcessorEncoder, processed
 from finetune.errors import FinetuneError
 from finetune.families.base import Reader
@@ -134,7 +136,7 @@ class ProcessorFeed:
     def generate(
         self, prompts: Sequence[Encoded], max_new_tokens: int, rows: int | None = None
     ) -> Iterator[tuple[int, list[int]]]:
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        order = np.argsort(-lengths_of(prompts), kind="stable").tolist()
         size = rows or ROWS
         for start in range(0, len(order), size):
             indices = order[start : start + size]

@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.encoding.chat_encoder import ChatEncoder
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import media_of
 from finetune.errors import FinetuneError
 from finetune.families.base import Reader
 from finetune.families.batch import Batch, collate_train
@@ -90,7 +91,7 @@ class QwenFeed:
     ) -> Iterator[tuple[int, list[int]]]:
         images = self.images
         if isinstance(images, TrainedVision):  # features of the tower as it is now
-            images = FrozenFeatures(self.base, self.bank, self.processor, _images(prompts))
+            images = FrozenFeatures(self.base, self.bank, self.processor, media_of(prompts).flat.tolist())
         return greedy(self.base, prompts, images, self.eos, max_new_tokens, rows)
 
     def question(self, prompt: Encoded) -> str:

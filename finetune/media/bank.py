@@ -14,6 +14,7 @@ from finetune.data.row_media import Video, shown
 from finetune.errors import FinetuneError
 from finetune.media.image_files import decode, image_size
 from finetune.media.pixel_limits import PixelLimits
+from modelfiles import counted
 
 if TYPE_CHECKING:
     from finetune.media.videos import Clip, VideoRules
@@ -109,8 +110,8 @@ class ImageBank:
 
     def counts(self) -> str:
         """ "8 images" or "8 images, 2 videos", for people."""
-        images = f"{len(self.paths) - len(self.clips):,} images"
-        return f"{images}, {len(self.clips):,} videos" if self.clips else images
+        images = counted(len(self.paths) - len(self.clips), "image")
+        return f"{images}, {counted(len(self.clips), 'video')}" if self.clips else images
 
     def tokens(self, index: int) -> int:
         return self.limits.tokens(self.grids[index])
@@ -205,7 +206,7 @@ class SizedImages:
         return SizedImages()
 
     def counts(self) -> str:
-        return f"{len(self.paths):,} images"
+        return counted(len(self.paths), "image")
 
 
 Bank = ImageBank | SizedImages

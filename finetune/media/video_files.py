@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from modelfiles import counted
+
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,h264,hevc"
 MAX_FRAMES = 2**20  # of a file: 9.7 hours at 30 a second
 MISSING = 2  # frames that a sound file may have fewer than its header says: edit lists and rounded durations
@@ -95,7 +97,7 @@ def read_frames(path: Path, header: Header, wanted: Sequence[int]) -> Iterator[I
             if count == len(wanted):
                 return
         if last is None or number + 1 < header.frames - MISSING:
-            raise ValueError(f"its header says {header.frames} frames, but only {number + 1} can be decoded")
+            raise ValueError(f"its header says {counted(header.frames, 'frame')}, but only {number + 1} can be decoded")
         for _ in wanted[count:]:
             yield _upright(last, header)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -41,14 +42,27 @@ def heaviest_load(
 
     max_pixels, frame_max_pixels: pixels that an image and a video's frame may have.
     """
-    if recipe.stage == "dpo":
-        return _of_pairs(rows, recipe.model_copy(update={"stage": "sft"}), bank, max_pixels, frame_max_pixels)
-    limits = bank.limits
+    if recipe.stage != "dpo":
+        return _heaviest(lengths_of(rows).astype(np.int64), rows, recipe, bank, max_pixels, frame_max_pixels)
+    longer = np.fromiter((max(map(len, split_pair(row))) for row in rows), np.int64, len(rows))
+    load = _heaviest(longer, rows, recipe, bank, max_pixels, frame_max_pixels)
+    return replace(load, rows=2 * load.rows, tokens=2 * load.tokens, image_tokens=2 * load.image_tokens)
+
+
+def _heaviest(
+    lengths: Any,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    bank: ImageBank,
+    max_pixels: int | None,
+    frame_max_pixels: int | None,
+) -> MicroBatchLoad:
+    """The same of rows of which so many tokens go through the model at once. lengths: [R] int64."""
+    limits, media = bank.limits, media_of(rows)
     grids = [bank.resized(index, max_pixels, frame_max_pixels) for index in range(len(bank.grids))]
-    saved = [bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)]
-    lengths, media = lengths_of(rows).astype(np.int64), media_of(rows)
-    if any(saved):
-        lengths -= np.array([sum(saved[index] for index in images) for images in media])
+    saved = np.array([bank.tokens(index) - limits.tokens(grid) for index, grid in enumerate(grids)], np.int64)
+    if saved.any():
+        lengths = lengths - np.bincount(media.rows, saved[media.flat], minlength=len(rows)).astype(np.int64)
     size = min(recipe.batch_size, len(rows))
     heaviest = np.argsort(-lengths, kind="stable")[:size].tolist()
     images = [image for number in heaviest for image in media[number]]
@@ -59,19 +73,4 @@ def heaviest_load(
         image_tokens=sum(limits.tokens(grids[image]) for image in images),
         patches=sum(prod(grids[image]) for image in set(images)),
         largest_image=max((prod(grids[image]) for image in images), default=0),
-    )
-
-
-def _of_pairs(
-    rows: Sequence[Encoded], recipe: Recipe, bank: ImageBank, max_pixels: int | None, frame_max_pixels: int | None
-) -> MicroBatchLoad:
-    longer = [max(split_pair(row), key=len) for row in rows]
-    load = heaviest_load(longer, recipe, bank, max_pixels, frame_max_pixels)
-    return MicroBatchLoad(
-        rows=2 * load.rows,
-        tokens=2 * load.tokens,
-        labels=heaviest_load(rows, recipe, bank).labels,
-        image_tokens=2 * load.image_tokens,
-        patches=load.patches,
-        largest_image=load.largest_image,
     )

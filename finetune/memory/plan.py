@@ -19,6 +19,7 @@ from finetune.memory.heaviest_load import heaviest_load
 from finetune.memory.layered import why_modules
 from finetune.model.base import checkpoint_activations, keep_activations
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder
 
 MARGIN = 0.9  # share of the free memory that may be planned for; estimates were within 4 % of measured peaks
@@ -56,13 +57,13 @@ class Plan:
         """What is kept, in words."""
         if self.kept_layers in (0, self.layers):
             return "no layer's activations" if self.kept_layers == 0 else "all activations"
-        return f"the activations of {self.kept_layers} of {self.layers} layers"
+        return f"the activations of {self.kept_layers} of {counted(self.layers, 'layer')}"
 
     def choice(self, recipe: Recipe, reason: str) -> str:
         """A line on what was chosen for the recipe; empty if nothing was."""
         if recipe.per_device_train_batch_size == "auto":
             rows = recipe.gradient_accumulation_steps
-            many = f"{self.accumulation} times in a step of {rows} rows"
+            many = f"{counted(self.accumulation, 'time')} in a step of {counted(rows, 'row')}"
             return f"per_device_train_batch_size: auto is {self.words}, {many}; {reason}.\n"
         if recipe.disable_gradient_checkpointing is None and self.needed is not None:
             return f"Gradient checkpointing: {self.words}, {reason}.\n"
@@ -76,7 +77,7 @@ class Plan:
     @property
     def words(self) -> str:
         needed = "" if self.needed is None else f" (about {self.needed / GIB:.1f} GiB)"
-        return f"{self.size} rows at once, keeping {self.activations}{needed}"
+        return f"{counted(self.size, 'row')} at once, keeping {self.activations}{needed}"
 
 
 def set_checkpointing(model: Any, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from finetune.encoding.encoded import Encoded
 from finetune.encoding.encoded_rows import lengths_of
 from finetune.families.base import Feed
 from finetune.memory.plan import Plan, set_checkpointing
+from modelfiles import counted
 
 SECONDS = 20.0
 TRIED = 4  # plans, the ones of most rows
@@ -31,7 +32,7 @@ def quickest(plans: Sequence[Plan], trial: Trial) -> tuple[Plan, str]:
             found = trial.speed(plan)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            measured.append(f"{plan.size} rows at once do not fit")
+            measured.append(f"{counted(plan.size, 'row at once does', 'rows at once do')} not fit")
             continue
         measured.append(f"{plan.size}: {found:.1f} rows/s")
         if found > fastest / WORSE:

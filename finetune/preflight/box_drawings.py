@@ -16,6 +16,7 @@ from finetune.families.base import Reader
 from finetune.media.image_files import decode
 from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 DRAWN_ROWS = 3
 
@@ -32,7 +33,8 @@ def describe_boxes(rows: Sequence[Row], boxed: Any, reader: Reader, recipe: Reci
     if recipe.box_format is None:
         kind = "pixels of the resized image" if coordinates == "resized" else "0 to 1000"
         report.warn(
-            f"{len(boxed):,} rows seem to have boxes, such as {_boxes(first[0])[0]} in {first[0].source}; they stay as "
+            f"{counted(len(boxed), 'row seems', 'rows seem')} to have boxes, such as {_boxes(first[0])[0]} in "
+            f"{first[0].source}; they stay as "
             f"they are, and {reader.folder.model_type} reads {kind}: set box_format to what they are in the data."
         )
         return
@@ -41,7 +43,9 @@ def describe_boxes(rows: Sequence[Row], boxed: Any, reader: Reader, recipe: Reci
         sides = image_sides(row, encoder)
         if sides is not None:
             _draw(decode(row.images[0]), _boxes(row), sides.of(coordinates), folder / f"row-{number}.png")
-    report.say(f"{len(boxed):,} rows have boxes; those of the first {len(first)} are drawn in {folder}")
+    report.say(
+        f"{counted(len(boxed), 'row has', 'rows have')} boxes; those of the first {len(first)} are drawn in {folder}"
+    )
 
 
 def _boxes(row: Row) -> list[list[float]]:

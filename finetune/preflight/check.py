@@ -31,6 +31,7 @@ from finetune.preflight.without_model import check_without_model, say_how_many_i
 from finetune.recipe.schema import Recipe
 from finetune.reporting.trackers import refuse_missing
 from finetune.training.optim import total_steps
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder
 
 ANY_CARD = Card("a GPU", math.inf, (8, 0))  # when none is named and there is none
@@ -99,7 +100,8 @@ def _check_memory(recipe: Recipe, folder: ModelFolder, checked: Checked, card: C
     if recipe.per_device_train_batch_size == "auto":
         report.say(
             f"per_device_train_batch_size: auto would be {plan.words}, by the estimate; on a GPU a trial of some "
-            f"seconds decides between it and fewer rows. A step has {recipe.gradient_accumulation_steps} rows"
+            f"seconds decides between it and fewer rows. A step has "
+            f"{counted(recipe.gradient_accumulation_steps, 'row')}"
         )
     recipe = plan.applied(recipe)
     load = heaviest_load(checked.rows, recipe, checked.bank)
@@ -142,7 +144,7 @@ def _estimate_time(recipe: Recipe, rows: int, price: float | None, report: Repor
     hours = (result.first_step_seconds + samples / result.samples_per_second) / 3600
     memory = f", {result.peak_memory_gib:.1f} GiB at most" if result.peak_memory_gib is not None else ""
     cost = f", {hours * price:.2f} at {price:g} an hour" if price is not None else ""
-    time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"
+    time = f"{hours:.1f} hours" if hours >= 2 else counted(max(1, round(hours * 60)), "minute")
     report.figures["time"] = {
         "hours": hours,
         "cost": hours * price if price is not None else None,

@@ -22,6 +22,7 @@ from finetune.preflight.rows import broken_rows, describe_broken, describe_rows,
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import PROVEN_ROWS, encode, split_by_image, undecodable
 from finetune.training.optim import total_steps
+from modelfiles import counted
 
 SHOWN_ROWS = 3
 
@@ -45,7 +46,10 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
     held_out = [encode(str(recipe.eval_dataset), recipe, reader)] if validates else []
     if decoded:
         wrong = [undecodable(each, bank) for each in (read, *held_out)]
-        report.say(f"{len(bank.paths):,} images and videos were read; {sum(map(len, wrong)):,} rows have a broken one.")
+        report.say(
+            f"{counted(len(bank.paths), 'image or video was', 'images and videos were')} read; "
+            f"{counted(sum(map(len, wrong)), 'row has', 'rows have')} a broken one."
+        )
         read, *held_out = (
             replace(each, wrong=each.wrong | found) for each, found in zip((read, *held_out), wrong, strict=True)
         )
@@ -74,7 +78,7 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
     if kept and recipe.val_size:
         kept, validation = split_by_image(kept, bank.paths, recipe.val_size, recipe.seed)
         seen = "image or video" if bank.clips else "image"
-        report.say(f"{len(validation):,} rows are held out, no {seen} of theirs is trained on")
+        report.say(f"{counted(len(validation), 'row is', 'rows are')} held out, no {seen} of theirs is trained on")
     if kept and recipe.stage == "dpo":
         describe_pairs(kept, report)
     learnt = "what is learnt" if recipe.stage == "sft" else "the chosen and then the rejected answer"
@@ -82,9 +86,9 @@ def check_data(recipe: Recipe, reader: Reader, report: Report, decoded: bool) ->
     for row in encoded[:SHOWN_ROWS]:
         report.say(preview(row, reader.encoder, reader.processor.tokenizer))
     report.say(
-        f"{len(kept):,} rows, {lengths_of(kept).sum(dtype=int):,} tokens of which {labels_of(kept).sum(dtype=int):,} "
-        f"are labels; {total_steps(recipe, len(kept)):,} steps of up to "
-        f"{recipe.batch_size * recipe.gradient_accumulation_steps} rows"
+        f"{counted(len(kept), 'row')}, {lengths_of(kept).sum(dtype=int):,} tokens of which "
+        f"{labels_of(kept).sum(dtype=int):,} are labels; {counted(total_steps(recipe, len(kept)), 'step')} of up to "
+        f"{counted(recipe.batch_size * recipe.gradient_accumulation_steps, 'row')}"
     )
     report.figures["data"] = {
         "rows": len(rows),
@@ -113,6 +117,6 @@ def _describe_resizing(bank: ImageBank, recipe: Recipe, report: Report) -> None:
         counts = [len(clip.indices) for clip in bank.clips.values()]
         pixels = max(math.prod(bank.grids[index][1:]) for index in bank.clips) * patch**2
         report.say(
-            f"{len(counts):,} videos, {min(counts)} to {max(counts)} frames each of up to {pixels:,} pixels, "
-            f"{recipe.video_fps:g} a second and {recipe.video_maxlen} at most"
+            f"{counted(len(counts), 'video')}, {min(counts)} to {counted(max(counts), 'frame each', 'frames each')} of "
+            f"up to {pixels:,} pixels, {recipe.video_fps:g} a second and {recipe.video_maxlen} at most"
         )

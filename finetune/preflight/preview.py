@@ -12,6 +12,7 @@ from rich.table import Table
 from finetune.encoding.encoded import Encoded, split_pair
 from finetune.encoding.encoder import Encoder
 from finetune.preflight.report import Report
+from modelfiles import counted
 
 BARS = 10
 WIDTH = 40  # characters of the longest bar
@@ -32,7 +33,7 @@ def histogram(lengths: Any, cutoff: int) -> Table:
         bar = "█" * round(WIDTH * count / counts.max()) or ("▏" if count else "")
         table.add_row(f"{low:,} to {last:,}", f"{count:,}", f"[{colour}]{bar}[/]")
     if edges[-1] > cutoff:
-        table.caption = f"over cutoff_len {cutoff:,}: {int((lengths > cutoff).sum()):,} rows"
+        table.caption = f"over cutoff_len {cutoff:,}: {counted(int((lengths > cutoff).sum()), 'row')}"
         table.caption_justify = "left"
     return table
 
@@ -61,7 +62,7 @@ def preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:
         piece = escape(tokenizer.decode(row.ids[start:end]))
         kind = kinds[start]
         if kind >= 2:
-            piece = f"[dim]({end - start} {'image' if kind == 2 else 'video'} tokens)[/]"
+            piece = f"[dim]({counted(end - start, 'image token' if kind == 2 else 'video token')})[/]"
         text += f"[green]{piece}[/]" if kind == 1 else piece
         start = end
     return f"[bold]{escape(row.source)}[/]\n{text.rstrip()}\n"
@@ -69,19 +70,26 @@ def preview(row: Encoded, encoder: Encoder, tokenizer: Any) -> str:
 
 def describe_pairs(rows: Sequence[Encoded], report: Report) -> None:
     """Prints how long chosen and rejected answers are, and warns where pairs teach nothing or mostly length."""
-    pairs = [split_pair(row) for row in rows]
-    tokens = np.array([[int(chat.labelled.sum()) for chat in pair] for pair in pairs])
+    tokens, same = np.zeros((len(rows), 2), np.int64), np.zeros(len(rows), dtype=bool)
+    for number, row in enumerate(rows):
+        one, other = split_pair(row)
+        tokens[number] = one.labelled.sum(), other.labelled.sum()
+        same[number] = np.array_equal(one.ids, other.ids)
     chosen, rejected = tokens.mean(axis=0)
     report.say(
-        f"{len(pairs):,} pairs; chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f}"
+        f"{counted(len(rows), 'pair')}; chosen answers have {chosen:.1f} tokens on average, rejected ones "
+        f"{rejected:.1f}"
     )
-    same = [one.source for one, other in pairs if np.array_equal(one.ids, other.ids)]
-    if same:
-        report.warn(f"{len(same):,} pairs have the same answer twice, which teaches nothing: {same[0]}.")
+    if same.any():
+        first = rows[int(np.argmax(same))].source
+        report.warn(
+            f"{counted(int(same.sum()), 'pair has', 'pairs have')} the same answer twice, which teaches nothing: "
+            f"{first}."
+        )
     longer = float((tokens[:, 0] > tokens[:, 1]).mean())
-    if len(pairs) >= 20 and longer > 0.8:
+    if len(rows) >= 20 and longer > 0.8:
         report.warn(
             f"the chosen answer is the longer one in {longer:.0%} of the pairs, so longer answers will be learnt; "
             "pref_loss: simpo goes by the mean of each answer's tokens."
         )
-    report.figures["pairs"] = {"pairs": len(pairs), "chosen_tokens": chosen, "rejected_tokens": rejected}
+    report.figures["pairs"] = {"pairs": len(rows), "chosen_tokens": chosen, "rejected_tokens": rejected}

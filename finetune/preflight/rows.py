@@ -11,6 +11,7 @@ from finetune.data.tables.rows import Rows
 from finetune.errors import FinetuneError
 from finetune.preflight.report import Report
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 SHOWN_PROBLEMS = 20
 ROW = re.compile(r", row \d+(, turn \d+)?")  # what differs between the messages of rows that are broken alike
@@ -33,16 +34,19 @@ def describe_broken(broken: Iterable[tuple[str, str]], recipe: Recipe, report: R
         problems.setdefault(key, []).append(message)
     skips = recipe.bad_rows == "skip"
     for number, alike in enumerate(problems.values()):
-        text = alike[0] + (f" ({len(alike) - 1:,} more rows like it.)" if len(alike) > 1 else "")
+        text = alike[0] + (f" ({counted(len(alike) - 1, 'more row')} like it.)" if len(alike) > 1 else "")
         if not skips:
             report.error(text, hidden=number >= SHOWN_PROBLEMS)
         elif number < SHOWN_PROBLEMS:
             report.warn(f"left out: {text}")
     if len(problems) > SHOWN_PROBLEMS:
         kind = "[yellow]Warning:[/]" if skips else "[red]Error:[/]"
-        report.say(f"{kind} ... and {len(problems) - SHOWN_PROBLEMS:,} more broken rows.")
+        report.say(f"{kind} ... and {counted(len(problems) - SHOWN_PROBLEMS, 'more broken row')}.")
     if skips and problems:
-        report.warn(f"{sum(map(len, problems.values())):,} broken rows are left out (bad_rows: skip).")
+        report.warn(
+            f"{counted(sum(map(len, problems.values())), 'broken row is', 'broken rows are')} left out "
+            "(bad_rows: skip)."
+        )
 
 
 def describe_rows(
@@ -53,12 +57,14 @@ def describe_rows(
     sources: each data file and its rows; sizes: (width, height) of each image; empty: rows with an empty answer.
     """
     for source, count in sources:
-        report.say(f"{escape(source)}: {count:,} rows")
+        report.say(f"{escape(source)}: {counted(count, 'row')}")
     smallest, largest = (pick(sizes, key=lambda size: size[0] * size[1], default=(0, 0)) for pick in (min, max))
     span = "" if smallest == largest else f" to {largest[0]}x{largest[1]}"
-    report.say(f"{len(sizes):,} images" + (f", {smallest[0]}x{smallest[1]}{span} pixels" if sizes else ""))
+    report.say(counted(len(sizes), "image") + (f", {smallest[0]}x{smallest[1]}{span} pixels" if sizes else ""))
     if empty:
-        report.warn(f"{len(empty):,} rows have an empty answer, which teaches to say nothing: {empty[0]}.")
+        report.warn(
+            f"{counted(len(empty), 'row has', 'rows have')} an empty answer, which teaches to say nothing: {empty[0]}."
+        )
 
 
 def say_nothing_is_left(report: Report) -> None:

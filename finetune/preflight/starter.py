@@ -22,6 +22,7 @@ from finetune.media.image_files import image_size
 from finetune.memory.cards import Card
 from finetune.preflight.without_model import assumed_limits, estimate_tokens
 from finetune.recipe.load import make_recipe
+from modelfiles import counted
 
 INFO = "dataset_info.json"
 PIXELS = 589_824  # LLaMA-Factory's image_max_pixels: 576 tokens of Qwen3-VL
@@ -101,15 +102,17 @@ def _choices(rows: Sequence[Row], name: str, folder: str, model: str, card: Card
     yield Choice("output_dir", f"saves/{name}", "adapter, checkpoints, logs, report")
     yield Choice("per_device_train_batch_size", 2, "rows in memory at once; `lensmith check --gpu t4` says what fits")
     accumulated = STEP_ROWS // 2 if len(rows) >= ENOUGH_ROWS else STEP_ROWS // 4
-    yield Choice("gradient_accumulation_steps", accumulated, f"{2 * accumulated} rows in each optimiser step")
+    yield Choice(
+        "gradient_accumulation_steps", accumulated, f"{counted(2 * accumulated, 'row')} in each optimiser step"
+    )
     epochs = 3.0 if len(rows) >= ENOUGH_ROWS else 10.0
-    yield Choice("num_train_epochs", epochs, f"passes over {len(rows):,} rows")
+    yield Choice("num_train_epochs", epochs, f"passes over {counted(len(rows), 'row')}")
     yield Choice("learning_rate", 1e-4, "usual for adapters")
     yield Choice("lr_scheduler_type", "cosine", "the learning rate falls to zero")
     yield Choice("warmup_ratio", 0.05, "after rising over the first steps")
     trained = len(rows) * (0.9 if held_out else 1)
     steps = math.ceil(epochs * math.ceil(trained / (2 * accumulated)))  # a pass ends with a step of what is left
-    yield Choice("logging_steps", max(1, steps // 100), f"of about {steps:,} steps")
+    yield Choice("logging_steps", max(1, steps // 100), f"of about {counted(steps, 'step')}")
     yield Choice("save_steps", max(10, steps // 5), "a run that is interrupted goes on from there")
 
 

@@ -19,6 +19,7 @@ from finetune.preflight.preview import histogram
 from finetune.preflight.report import Report
 from finetune.preflight.rows import broken_rows, describe_broken, describe_rows, say_nothing_is_left
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 CHARACTERS = 4  # of English text in a token, about
 TURN = 5  # tokens that a template writes around a turn, about
@@ -70,8 +71,9 @@ def check_without_model(recipe: Recipe, report: Report) -> None:
     long = int((lengths > recipe.cutoff_len).sum())
     if long:
         report.warn(
-            f"about {long:,} of {len(lengths):,} rows are longer than cutoff_len {recipe.cutoff_len} (the longest has "
-            f"about {lengths.max():,} tokens) and would be left out; raise cutoff_len or lower image_max_pixels."
+            f"about {long:,} of {counted(len(lengths), 'row is', 'rows are')} longer than cutoff_len "
+            f"{recipe.cutoff_len} (the longest has about {lengths.max():,} tokens) and would be left out; "
+            "raise cutoff_len or lower image_max_pixels."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune.data.row_media import media_of
 from finetune.reporting.html import is_right, render_answer, render_answers, render_page, render_table, thumbnail
+from modelfiles import counted
 
 SHOWN_PAIRS = 100
 SHARES = ("exact_match", "token_f1", "anls")  # metrics that are computed as shares of 1
@@ -27,17 +28,24 @@ def write_evaluation(path: Path, run: str, records: Sequence[dict[str, Any]], sc
 
     records: of generated_predictions.jsonl; scores: rows of metric, mean and interval.
     """
-    wrong = sorted(records, key=lambda record: is_right(record["predict"], record["label"]))
-    rows = [_cells(record, [record]) for record in wrong[:SHOWN_PAIRS]]
+    right = [is_right(record["predict"], record["label"]) for record in records]
+    shown = [records[number] for number in _first_false(right)]
+    rows = [_cells(record, [record]) for record in shown]
     page = render_page(
         f"Evaluation of {run}",
         "<h2>Scores</h2>"
         + render_table(["metric", "of 100", "95 % interval"], scores)
-        + f"<h2>Answers</h2><p>{len(rows)} of {len(records)} are shown, those that differ from the label first.</p>"
+        + f"<h2>Answers</h2><p>{len(rows)} of {counted(len(records), 'is shown', 'are shown')}, those that differ from "
+        + "the label first.</p>"
         + render_answers(["image", "question", "label", "answer"], rows),
     )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _first_false(flags: Sequence[bool]) -> list[int]:
+    """The numbers of the rows to show: those whose flag is false first."""
+    return sorted(range(len(flags)), key=flags.__getitem__)[:SHOWN_PAIRS]
 
 
 def _cells(record: dict[str, Any], answered: Sequence[dict[str, Any]]) -> list[str]:
@@ -59,14 +67,15 @@ def write_comparison(
     ours, theirs: records of generated_predictions.jsonl in the same order; scores: rows of metric, both means, their
     difference, its interval and p; names: of the runs.
     """
-    pairs = sorted(zip(ours, theirs, strict=True), key=lambda pair: pair[0]["predict"] == pair[1]["predict"])
-    rows = [_cells(one, [one, other]) for one, other in pairs[:SHOWN_PAIRS]]
-    differing = sum(one["predict"] != other["predict"] for one, other in pairs)
+    equal = [one["predict"] == other["predict"] for one, other in zip(ours, theirs, strict=True)]
+    rows = [_cells(ours[number], [ours[number], theirs[number]]) for number in _first_false(equal)]
+    differing = equal.count(False)
     page = render_page(
         "Answers side by side",
         "<h2>Difference</h2>"
         + render_table(["metric", *names, "difference", "95 % interval", "p"], scores)
-        + f"<h2>Answers</h2><p>{differing} of {len(pairs)} answers differ; {len(rows)} are shown.</p>"
+        + f"<h2>Answers</h2><p>{differing} of {counted(len(equal), 'answer differs', 'answers differ')}; "
+        + f"{counted(len(rows), 'is shown', 'are shown')}.</p>"
         + render_answers(["image", "question", "label", *names], rows),
     )
     path.write_text(page, encoding="utf-8")

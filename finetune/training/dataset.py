@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from finetune.media.bank import Bank
 from finetune.media.decoding import broken_media
 from finetune.model.folder import open_base
 from finetune.recipe.schema import Recipe
+from modelfiles import counted
 
 SHOWN_BROKEN = 5
 PROVEN_ROWS = 2  # rows whose ids are compared with the processor's own before each run
@@ -106,7 +108,7 @@ def skipped(broken: Sequence[str]) -> str:
         return ""
     more = f"; and {len(broken) - SHOWN_BROKEN:,} more" if len(broken) > SHOWN_BROKEN else ""
     named = "; ".join(message.rstrip(".") for message in broken[:SHOWN_BROKEN])
-    return f"{len(broken):,} broken rows are left out (bad_rows: skip): {named}{more}."
+    return f"{counted(len(broken), 'broken row is', 'broken rows are')} left out (bad_rows: skip): {named}{more}."
 
 
 def split_by_image(
@@ -118,7 +120,7 @@ def split_by_image(
     groups of rows that share images allow. Raises FinetuneError if nothing would be left to train on.
     """
     wanted = round(size * len(rows)) if size < 1 else int(size)
-    leader = list(range(len(rows)))
+    leader = array("q", range(len(rows)))
 
     def find(row: int) -> int:
         while leader[row] != row:
@@ -132,9 +134,8 @@ def split_by_image(
             medium = media[image]
             for file in medium.files if isinstance(medium, Video) else (medium,):
                 leader[find(index)] = find(first_with.setdefault(file, index))
-    _, firsts, group_of, sizes = np.unique(
-        [find(index) for index in range(len(rows))], return_index=True, return_inverse=True, return_counts=True
-    )
+    leaders = np.fromiter(map(find, range(len(rows))), np.int64, len(rows))
+    _, firsts, group_of, sizes = np.unique(leaders, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(firsts).tolist()  # groups by their first row
     random.Random(seed).shuffle(order)
     held_out = np.zeros(len(sizes), dtype=bool)
@@ -146,7 +147,8 @@ def split_by_image(
         count += int(sizes[group])
     if count == len(rows):
         raise FinetuneError(
-            f"val_size {size}: no split keeps images apart (the rows form {len(sizes)} groups that share images); "
+            f"val_size {size}: no split keeps images apart (the rows form "
+            f"{counted(len(sizes), 'group that shares', 'groups that share')} images); "
             "use a smaller val_size, or an eval_dataset of its own."
         )
     chosen = held_out[group_of]

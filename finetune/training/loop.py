@@ -35,6 +35,7 @@ from finetune.training.outputs import as_begun, check_output, environment, open_
 from finetune.training.parallel import AgreedError, World, processes, stop_on_signals
 from finetune.training.state import TrainResult, reward_figures
 from finetune.training.trainer import Trainer
+from modelfiles import counted
 
 __all__ = ["TrainResult", "train"]
 FIGURES = "loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.2e}  {task.fields[speed]:.0f} samples/s"
@@ -243,7 +244,7 @@ class TrainingLoop:
                 self.trainer.write_final()
         if self.state.skipped:
             self.console.print(
-                f"[yellow]Warning:[/] {self.state.skipped} steps had no finite gradient and were skipped."
+                f"[yellow]Warning:[/] {counted(self.state.skipped, 'step')} had no finite gradient and were skipped."
             )
         if self.data.broken:
             self.console.print(skipped(self.data.broken), markup=False, highlight=False)

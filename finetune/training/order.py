@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from finetune.encoding.encoded import Encoded
@@ -17,20 +19,47 @@ MEGABATCH = 50  # batches' worth of rows that are sorted by length together, as 
 DECODED_AHEAD = 2  # micro-batches whose images are decoded while one is computed
 
 
-def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int, grouped: bool) -> list[list[int]]:
+class Batches(Sequence[list[int]]):
+    """Batches of `size` row indices, the last of which may be smaller.
+
+    order: [R] row indices; turns: [batches] the batches in the order of their use. Numbers are in arrays: lists of a
+    million rows' would take a tenth of a gigabyte.
+    """
+
+    def __init__(self, order: Any, size: int, turns: Any) -> None:
+        self.order, self.size, self.turns = order, size, turns
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start = int(self.turns[index]) * self.size
+        return self.order[start : start + self.size].tolist()
+
+
+def epoch_batches(lengths: Any, size: int, seed: int, epoch: int, grouped: bool) -> Batches:
     """The batches of row indices of one epoch; the same for the same arguments, so a run can resume anywhere.
 
-    Without grouping the order is that of torch's RandomSampler under transformers' Trainer (seed + epoch).
+    lengths: [R] tokens of the rows. Without grouping the order is that of torch's RandomSampler under transformers'
+    Trainer (seed + epoch).
     """
-    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-    if not grouped:
-        return [order[start : start + size] for start in range(0, len(order), size)]
-    batches: list[list[int]] = []
-    for start in range(0, len(order), size * MEGABATCH):
-        chunk = sorted(order[start : start + size * MEGABATCH], key=lambda index: -lengths[index])
-        batches += [chunk[at : at + size] for at in range(0, len(chunk), size)]
-    shuffle = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed + epoch + 1)).tolist()
-    return [batches[index] for index in shuffle]
+    order, turns = _permutation(len(lengths), seed + epoch), np.arange(-(-len(lengths) // size))
+    if grouped:
+        for start in range(0, len(order), size * MEGABATCH):
+            chunk = order[start : start + size * MEGABATCH]
+            chunk[:] = chunk[np.argsort(-lengths[chunk].astype(np.int64), kind="stable")]
+        turns = _permutation(len(turns), seed + epoch + 1)
+    return Batches(order, size, turns)
+
+
+def _permutation(count: int, seed: int) -> Any:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 @dataclass(frozen=True)
@@ -57,7 +86,7 @@ def step_windows(
     The order is that of one process with `processes` times the accumulation.
     """
     size = recipe.gradient_accumulation_steps * processes
-    lengths = lengths_of(rows).tolist()
+    lengths = lengths_of(rows)
     epoch, at = divmod(step, steps_per_epoch(recipe, len(rows), processes))
     while True:
         order = epoch_batches(lengths, recipe.batch_size, recipe.seed, epoch, recipe.group_by_length)

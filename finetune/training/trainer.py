@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -39,6 +40,7 @@ from finetune.training.passes.modules import ModulePasses
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
 from finetune.training.validation import validate
+from modelfiles import counted
 
 
 class Trainer:
@@ -80,13 +82,17 @@ class Trainer:
             restore_trained(self.model, resume)
         self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         console.print(
-            f"{len(data.rows)} rows to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
-            f"{self.trainable:,} trainable parameters"
-            + (f"; {world.size} processes, {'FSDP' if recipe.fsdp else 'DDP'}." if world.size > 1 else "."),
+            f"{counted(len(data.rows), 'row')} to train on, {len(data.validation)} to validate, {data.bank.counts()}; "
+            f"{counted(self.trainable, 'trainable parameter')}"
+            + (
+                f"; {counted(world.size, 'process', 'processes')}, {'FSDP' if recipe.fsdp else 'DDP'}."
+                if world.size > 1
+                else "."
+            ),
             highlight=False,
         )
         self.loss = self.family.loss(self.base, recipe.neftune_noise_alpha or 0.0)
-        unseen = not all(media_of(data.rows))
+        unseen = not media_of(data.rows).counts.all()
         self.parallel = distribute(self.loss, self.base, recipe, world, self.device, self.dtype, unseen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, recipe, self.device, console)
@@ -111,7 +117,9 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
             if self.state.step > self.total:
-                raise FinetuneError(f"{resume} has {self.state.step} steps, the recipe asks for {self.total} in all.")
+                raise FinetuneError(
+                    f"{resume} has {counted(self.state.step, 'step')}, the recipe asks for {self.total} in all."
+                )
         self.rng, self.updating = self._rng_state(), False  # after the last step; whether weights are changing
 
     def _trial(self) -> Trial:
@@ -131,14 +139,12 @@ class Trainer:
     def _feeds(self) -> tuple[Feed, Feed]:
         """What makes batches of the training and of the validation rows."""
         recipe, data, world = self.recipe, self.data, self.world
-        lengths = lengths_of(data.rows).tolist()
         size, seed, grouped = recipe.batch_size, recipe.seed, recipe.group_by_length
-        batches = epoch_batches(lengths, size, seed, 0, grouped)
-        mine = batches[world.rank :: world.size]
-        others = [batch for n, batch in enumerate(batches) if n % world.size != world.rank]
+        batches = epoch_batches(lengths_of(data.rows), size, seed, 0, grouped)
+        turns = sorted(range(len(batches)), key=lambda n: n % world.size != world.rank)  # its own first
         media = media_of(data.rows)
-        used = [image for batch in [*mine, *others] for row in batch for image in media[row]]
-        held_out = [image for images in media_of(data.validation) for image in images]
+        used = array("i", (image for n in turns for row in batches[n] for image in media[row]))
+        held_out = media_of(data.validation).flat.tolist()
         reused = self.total > self.steps_per_epoch
         feed = self.family.feed
         return (

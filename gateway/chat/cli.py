@@ -9,6 +9,7 @@ import click
 
 from gateway.chat.answering import answering
 from gateway.chat.conversation import ChatError, Conversation
+from modelfiles import counted
 
 HELP = """/image PATH   a picture for the next question; several may be given one after the other
 /clear        begin again
@@ -66,7 +67,7 @@ def _obey(conversation: Conversation, line: str) -> None:
         except ChatError as error:
             click.echo(str(error), err=True)
             return
-        click.echo(f"{count} picture{'s' if count > 1 else ''} with the next question.", err=True)
+        click.echo(f"{counted(count, 'picture')} with the next question.", err=True)
     elif command == "/clear":
         conversation.clear()
         click.echo("A new conversation.", err=True)

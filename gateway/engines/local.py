@@ -18,6 +18,7 @@ from gateway.engines.spec import EngineSpec
 from gateway.engines.startup.log import Cause
 from gateway.engines.startup.smoke_test import SmokeTestFailed, run_smoke_test
 from gateway.telemetry.metrics import Metrics
+from modelfiles import counted
 
 LOG = logging.getLogger("lensmith.local_engine")
 # Failed starts in a row after which an engine that never worked is given up: the cause won't go away by itself.
@@ -184,7 +185,7 @@ class LocalEngine(Engine):
                         self._reason = f"The {self.spec.name} engine does not answer."
                         self._changed(False)
                     if failures >= timing.failures:
-                        child.kill(f"did not answer {failures} health checks and was ended")
+                        child.kill(f"did not answer {counted(failures, 'health check')} and was ended")
                         return
                 await asyncio.sleep(timing.starting if child.ready_since is None else timing.probe)
 

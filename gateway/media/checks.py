@@ -14,6 +14,7 @@ import pybase64
 from gateway.config.settings import Settings
 from gateway.errors import ApiError, bad_request
 from gateway.media.headers import MEDIA_TYPES, BadImage, ImageHeader, inspect
+from modelfiles import counted
 
 # RFC 2397, generously: `data:image;base64,`, `data:;base64,` and any parameters are sent too.
 DATA_URI = re.compile(r"data:[^,]{0,256};\s*base64\s*,", re.IGNORECASE)
@@ -109,7 +110,9 @@ def check_count(parts: list[ImagePart], settings: Settings) -> None:
     """Raises ApiError 400 for more images than a request may have."""
     if len(parts) > settings.max_images:
         raise bad_request(
-            f"The request has {len(parts)} images; the limit is {settings.max_images}.", "messages", "too_many_images"
+            f"The request has {counted(len(parts), 'image')}; the limit is {settings.max_images}.",
+            "messages",
+            "too_many_images",
         )
 
 

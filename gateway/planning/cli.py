@@ -19,6 +19,7 @@ from gateway.planning.gpu import CARDS, Gpu, NoGpu, parse_gpu, query_gpus
 from gateway.planning.other_servers import OTHER_SERVERS, serve_command
 from gateway.planning.plan import make_engine_plan
 from gateway.planning.types import EnginePlan, Workload
+from modelfiles import counted
 from modelfiles.cli.options import SIZE
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.hardware.gpus import GIB
@@ -107,7 +108,7 @@ def show_engine_plan(engine_plan: EnginePlan, model_dir: Path, card: Gpu, worklo
     if engine_plan.cache is not None:
         size_gib = engine_plan.cache.tokens * engine_plan.token_bytes / GIB
         rows["key and value cache"] = (
-            f"{engine_plan.cache.tokens:,} tokens, {size_gib:.2f} GiB: {engine_plan.sessions} such requests"
+            f"{engine_plan.cache.tokens:,} tokens, {size_gib:.2f} GiB: {counted(engine_plan.sessions, 'such request')}"
         )
         rows["largest image"] = f"{engine_plan.image_pixels:,} pixels" if engine_plan.image_pixels else "any"
     for name, text in rows.items():

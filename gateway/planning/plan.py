@@ -25,6 +25,7 @@ from gateway.planning.lmdeploy_memory import (
     runtime_reserve,
 )
 from gateway.planning.types import EnginePlan, EnginePlanError, Problem, Workload
+from modelfiles import counted
 from modelfiles.folder.lmdeploy import PYTORCH_ARCHITECTURES
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.hardware.gpus import GIB
@@ -196,7 +197,8 @@ def _shortages(plan: EnginePlan, cache: KvCache, batch: int, prefill: int, sessi
         problems.append(Problem(f"The cache holds {cache.tokens:,} tokens, a session may have {session:,}.", change))
     if batch > plan.sessions:
         what = (
-            f"{batch} requests of {tokens:,} tokens need {batch * tokens:,} tokens; the cache holds {cache.tokens:,}."
+            f"{counted(batch, f'request of {tokens:,} tokens needs', f'requests of {tokens:,} tokens need')} "
+            f"{batch * tokens:,} tokens; the cache holds {cache.tokens:,}."
         )
         problems.append(Problem(what, f"--concurrency {max(1, plan.sessions)}, or the rest waits inside the engine"))
     if cache.prefill_tokens != prefill:

@@ -16,6 +16,7 @@ from gateway.scheduling.affinity import affinity
 from gateway.scheduling.router import Assignment, Outcome, Router, Target
 from gateway.scheduling.slots import Slots
 from gateway.tenants.limits import Tenant
+from modelfiles import counted
 
 Fields = Mapping[str, ExtraField] | None
 
@@ -97,7 +98,8 @@ class Model:
         if not cooldown:
             return ""
         went = "could not be reached by" if replica.unreachable else "failed"
-        return f"{replica.name} {went} {replica.failures} requests in a row; it is tried again in {cooldown:.1f} s."
+        failed = counted(replica.failures, "request")
+        return f"{replica.name} {went} {failed} in a row; it is tried again in {cooldown:.1f} s."
 
     @property
     def retry_after(self) -> float:

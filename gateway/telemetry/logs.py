@@ -17,6 +17,8 @@ from typing import Any, TextIO
 import orjson
 from starlette.types import Scope
 
+from modelfiles import counted
+
 GATEWAY = "lensmith"
 ENGINES = f"{GATEWAY}.engines"  # the parent of each engine's own lines
 
@@ -92,7 +94,7 @@ def readable(line: Mapping[str, Any]) -> str:
     who = [line["path"], line["model"], line["key"] or ""]
     parts = [" ".join(word for word in who if word and word != "unknown")]
     if line.get("images"):
-        parts.append(f"{line['images']} image{'s' if line['images'] > 1 else ''}")
+        parts.append(counted(line["images"], "image"))
     if line.get("generation_tokens"):
         parts.append(f"{line['prompt_tokens']} + {line['generation_tokens']} tokens")
     if line.get("first_token_seconds") is not None:

@@ -10,6 +10,7 @@ from functools import partial
 
 from gateway.errors import ApiError
 from gateway.tenants.account import Account
+from modelfiles import counted
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Tenant:
     def _refusal(self, what: str, wait: float) -> ApiError:
         """The error for the limit that is reached; `wait` is in seconds."""
         if what == "concurrency":
-            message, code = f"may have {self.key.concurrency} requests at a time", "concurrency_limit"
+            message, code = f"may have {counted(self.key.concurrency, 'request')} at a time", "concurrency_limit"
         else:
             limit = self.key.requests_per_minute if what == "requests" else self.key.tokens_per_minute
             message, code = f"has reached its limit of {limit} {what} a minute", "rate_limit_exceeded"

@@ -22,6 +22,7 @@ from gateway.verify.compare import EngineComparison, compare_engines
 from gateway.verify.greedy import GreedyAnswer, ask_all
 from gateway.verify.record import record_results
 from gateway.verify.servers import check_available, running
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 from modelfiles.folder.provenance import PROVENANCE
 
@@ -124,7 +125,7 @@ def verify(
 def answers_of(engine: str, folder: ModelFolder, asked: list[Case], max_tokens: int) -> list[GreedyAnswer]:
     console = Console(stderr=True)
     with console.status(f"{engine}: starting"), running(engine, folder) as server:
-        console.print(f"{engine}: answering {len(asked)} prompts")
+        console.print(f"{engine}: answering {counted(len(asked), 'prompt')}")
         return asyncio.run(ask_all(server.url, server.key, server.model, asked, max_tokens))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.verify.cases import Case
 from gateway.verify.greedy import GreedyAnswer
+from modelfiles import counted
 from modelfiles.server.verify import Check
 
 
@@ -60,7 +61,7 @@ def compare_engines(
         Check(
             "greedy tokens",
             comparison.same_answers + comparison.tied == judged,
-            f"{comparison.same_answers} of {judged} answers the same"
+            f"{comparison.same_answers} of {counted(judged, 'answer')} the same"
             + (f", {comparison.tied} part at a tie" if comparison.tied else "")
             + f"; {comparison.same_tokens} of {comparison.tokens} tokens",
         ),

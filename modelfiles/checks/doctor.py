@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modelfiles import counted
 from modelfiles.checks.finding import Finding
 from modelfiles.checks.image_rules import folder_image_findings, processor_findings
 from modelfiles.folder.chat_template import ChatTemplateError
@@ -105,7 +106,11 @@ def _check_weights(folder: ModelFolder, architecture: Architecture | None, route
             yield Finding("MF221", f"{wrong[0][0]} is not where {index.name} says.", index.name)
     leftover = [name for name in names if _LEFTOVER.search(name)]
     if leftover:
-        yield Finding("MF210", f"{len(leftover)} tensors of an adapter are left, such as {leftover[0]!r}.")
+        yield Finding(
+            "MF210",
+            f"{counted(len(leftover), 'tensor of an adapter is', 'tensors of an adapter are')} left, such as "
+            f"{leftover[0]!r}.",
+        )
     quantized = [name for name in names if _QUANTIZED.search(name)]
     method = folder.config.get("quantization_config") or folder.text_config.get("quantization_config")
     packed = [name for name, tensor in names.items() if tensor.dtype in ("U8", "I8", "I32") and len(tensor.shape) > 0]
@@ -132,11 +137,13 @@ def _check_names(folder: ModelFolder, architecture: Architecture) -> Iterator[Fi
     vision = [name for name in missing if _VISION.search(name)]
     text = [name for name in missing if not _VISION.search(name)]
     if text:
-        yield Finding("MF208", f"{len(text)} tensors are missing, such as {text[0]!r}.")
+        yield Finding("MF208", f"{counted(len(text), 'tensor is', 'tensors are')} missing, such as {text[0]!r}.")
     if vision and not any(_VISION.search(name) for name in names):
-        yield Finding("MF220", f"none of the {len(vision)} vision tensors is there.")
+        yield Finding("MF220", f"none of the {counted(len(vision), 'vision tensor')} is there.")
     elif vision:
-        yield Finding("MF209", f"{len(vision)} vision tensors are missing, such as {vision[0]!r}.")
+        yield Finding(
+            "MF209", f"{counted(len(vision), 'vision tensor is', 'vision tensors are')} missing, such as {vision[0]!r}."
+        )
 
 
 def _counts(folder: ModelFolder) -> dict[str, range | list[int]]:
@@ -177,7 +184,9 @@ def _check_embedding(folder: ModelFolder) -> Iterator[Finding]:
     top = max(folder.added_tokens, default=0)
     if rows is not None and top >= rows:
         yield Finding(
-            "MF215", f"tokenizer.json has the token {top} but the embedding has {rows} rows.", "tokenizer.json"
+            "MF215",
+            f"tokenizer.json has the token {top} but the embedding has {counted(rows, 'row')}.",
+            "tokenizer.json",
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from modelfiles import counted
 from modelfiles.checks.context import Context
 from modelfiles.checks.finding import Finding, finding_at
 from modelfiles.checks.image_rules import folder_image_findings, fused_findings
@@ -126,7 +127,8 @@ def _limits(commands: list[Command], model: ModelFolder | GgufModel | None, cont
         tokens = context_needed(each, context.images_per_request)
         needed = str(tokens)
         if num_ctx and num_ctx.args.isdecimal() and int(num_ctx.args) < context.images_per_request * each:
-            message = f"{context.images_per_request} images take {each} tokens each; num_ctx must be at least {tokens}."
+            images = counted(context.images_per_request, "image takes", "images take")
+            message = f"{images} {each} tokens each; num_ctx must be at least {tokens}."
             yield finding_at("MF404", message, num_ctx)
     if num_ctx is None:
         yield finding_at("MF407", f"num_ctx is left to the GPU's memory; {needed} would do.", source)

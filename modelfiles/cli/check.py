@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modelfiles import counted
 from modelfiles.checks.context import Context
 from modelfiles.checks.doctor import check_folder
 from modelfiles.checks.finding import Finding, exit_code
@@ -60,7 +61,7 @@ def inspect(model_dir: Path, image_size: tuple[int, int], ollama: Version) -> No
         "renderer": " / ".join(architecture.renderers.get(kind, ("none",))),
         "stops": ", ".join(stops),
         "default system": repr(facts.default_system) if facts.default_system else "none",
-        "weights": f"{len(folder.tensors)} tensors in {len(folder.shards)} files",
+        "weights": f"{counted(len(folder.tensors), 'tensor')} in {counted(len(folder.shards), 'file')}",
     }
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
@@ -203,6 +204,10 @@ def _lint(modelfile: Path, context: Context) -> tuple[list[Command], list[Findin
 
 
 def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise click.ClickException(
+            f"{path} is a folder: name the Modelfile in it, or check a model's folder with `lensmith modelfile doctor`."
+        )
     try:
         if path.stat().st_size > 10_000_000:
             raise click.ClickException(f"{path} has over 10 MB; that is no Modelfile.")
@@ -258,6 +263,7 @@ def _report(commands: list[Command], findings: list[Finding], as_json: bool) -> 
     else:
         for finding in findings:
             click.echo(str(finding))
-        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
-        click.echo(f"{count}; docs/modelfile-rules.md explains them" if findings else "no findings")
+        click.echo(
+            f"{counted(len(findings), 'finding')}; docs/modelfile-rules.md explains them" if findings else "no findings"
+        )
     sys.exit(exit_code(findings))

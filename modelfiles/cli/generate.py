@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from modelfiles import counted
 from modelfiles.checks.image_rules import folder_image_findings, fused_findings
 from modelfiles.cli.options import IMAGES, SIZE, VERSION, read_system
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
@@ -65,7 +66,7 @@ def generate(
         write_stage(plan, out, llama_cpp, model_dir, python)
     except (ModelFolderError, ModelfilePlanError, UnrepresentableError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{out}: {plan.architecture.name} by {plan.route}, {len(plan.changes)} keys repaired")
+    click.echo(f"{out}: {plan.architecture.name} by {plan.route}, {counted(len(plan.changes), 'key')} repaired")
     print_summary(plan)
     _print_next_steps(plan, out, model_dir)
     if plan.route == "gguf" and llama_cpp:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from modelfiles import counted
 from modelfiles.cli.generate import print_summary
 from modelfiles.cli.options import IMAGES, SIZE, check_new_name
 from modelfiles.cli.server import (
@@ -78,6 +79,12 @@ def install(
         raise click.ClickException(str(error)) from None
     failed = [check.name for check in checks if not check.ok]
     if failed:
-        click.echo(f"{name} is installed, but {len(failed)} of {len(checks)} checks fail: {', '.join(failed)}")
+        click.echo(
+            f"{name} is installed, but {len(failed)} of {counted(len(checks), 'check fails', 'checks fail')}: "
+            f"{', '.join(failed)}"
+        )
         sys.exit(1)
-    click.echo(f'{name} is installed, {len(checks)} checks passed; try: ollama run {name} "..." ./picture.png')
+    click.echo(
+        f"{name} is installed, {counted(len(checks), 'check passed', 'checks passed')}; "
+        f'try: ollama run {name} "..." ./picture.png'
+    )

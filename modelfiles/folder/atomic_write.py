@@ -9,21 +9,29 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"  # how the name ends of a folder that is still being written; it begins with a dot
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
-    """Write `data` to a temporary file beside `path`, then rename it to `path`.
+    """Write `data` to a temporary file beside `path`, then rename it to `path`. As `new_file`, in one call."""
+    with new_file(path, mode=mode, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, which is renamed to `path` when the block ends.
 
     mode: the file's permissions, from the moment it exists. durable: whether the data must survive a crash of the
-    machine after this call; it costs a flush to the disk. Raises OSError and leaves no temporary file behind.
+    machine after the block; it costs a flush to the disk. Raises OSError and leaves no temporary file behind.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from modelfiles import counted
+
 MAX_KEYS = 10_000
 MAX_STRING = 16_000_000
 MAX_ARRAY = 4_000_000
@@ -33,7 +35,9 @@ def read_gguf_metadata(path: Path, arrays: tuple[str, ...] = ()) -> dict[str, An
                 raise GgufError(f"{path.name} is no GGUF file")
             version, _, count = struct.unpack("<IQQ", _exactly(file, 20))
             if version not in (2, 3) or count > MAX_KEYS:
-                raise GgufError(f"{path.name} has the GGUF version {version} and {count} keys, which is not supported")
+                raise GgufError(
+                    f"{path.name} has the GGUF version {version} and {counted(count, 'key')}, which is not supported"
+                )
             metadata: dict[str, Any] = {}
             for _ in range(count):
                 key = _string(file)

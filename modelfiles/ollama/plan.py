@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelfiles import counted
 from modelfiles.folder.chat_template import ChatTemplateError
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language import gotemplate
@@ -244,11 +245,12 @@ def _context_line(folder: ModelFolder, architecture: Architecture, options: Opti
     needed = context_needed(each, options.images_per_request)
     limit = folder.max_position_embeddings or needed
     width, height = options.image_size
-    reason = f"{options.images_per_request} images of {width}x{height} take {each} tokens each, and text 2048"
+    count, size = options.images_per_request, f"{width}x{height}"
+    reason = f"{counted(count, f'image of {size} takes', f'images of {size} take')} {each} tokens each, and text 2048"
     warning = ""
     if needed > limit:
         warning = (
-            f"{options.images_per_request} images need {needed} tokens but the model ends at {limit}: "
+            f"{counted(count, 'image needs', 'images need')} {needed} tokens but the model ends at {limit}: "
             "give fewer images per request or smaller ones."
         )
         reason += f"; cut to the model's own limit of {limit}"

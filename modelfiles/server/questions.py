@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelfiles import counted
+
 MAX_FILE_BYTES = 1_000_000_000
 MARK = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -81,7 +83,7 @@ def _question(row: Any, source: str, folder: Path) -> Question:
             first = next(index for index, (who, _) in enumerate(turns) if who == "user")
             turns[first] = ("user", MARK * len(images) + turns[first][1])
         elif marks != len(images):
-            raise ValueError(f"{marks} times {MARK}, but {len(images)} images")
+            raise ValueError(f"{counted(marks, 'time')} {MARK}, but {counted(len(images), 'image')}")
         encoded = [base64.b64encode((folder / image).read_bytes()).decode() for image in images]
     except (AttributeError, KeyError, TypeError, ValueError, StopIteration, OSError) as error:
         raise QuestionError(f"{source} cannot be asked: {type(error).__name__}: {error}.") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from modelfiles import counted
 from modelfiles.folder.files import positive_int
 from modelfiles.folder.model_folder import ModelFolder
 from modelfiles.language.gotemplate import GoTemplateError
@@ -81,7 +82,9 @@ def _check_shape(shown: dict[str, Any], folder: ModelFolder) -> Check:
         f"{there} {name}, {here} in the folder" for name, (there, here) in pairs.items() if there and there != here
     ]
     known = any(there for there, _ in pairs.values())
-    seen = ", ".join(wrong) or (f"{pairs['layers'][0]} layers of {pairs['width'][0]}" if known else "not shown")
+    seen = ", ".join(wrong) or (
+        f"{counted(pairs['layers'][0], 'layer')} of {pairs['width'][0]}" if known else "not shown"
+    )
     return Check("has the folder's shape", not wrong and known, seen)
 
 

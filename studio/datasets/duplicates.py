@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.errors import FinetuneError
 from finetune.media.image_files import thumbnail
+from modelfiles import counted
 from studio.datasets.index import IndexedRow, RowIndex
 from studio.datasets.records import picture_names
 from studio.datasets.store import Dataset
@@ -120,7 +121,7 @@ def main(folder: Path) -> None:
             progress.say("hash", done, len(names))
             if found is not None:
                 hashes[name] = found
-    print(f"{mark_twins(index, group(hashes))} groups of {len(names)} pictures")
+    print(f"{counted(mark_twins(index, group(hashes)), 'group')} of {counted(len(names), 'picture')}")
 
 
 if __name__ == "__main__":

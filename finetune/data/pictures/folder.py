@@ -12,6 +12,7 @@ from finetune.data.formats import CAPTION_PROMPT
 from finetune.data.pictures.captions import SUFFIXES, find_captions, read_caption
 from finetune.data.row_media import IMAGE
 from finetune.errors import FinetuneError
+from modelfiles import counted
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave behind
@@ -136,7 +137,7 @@ def unanswered(found: PictureFolder) -> str:
     """For pictures that have neither captions nor classes: what to do."""
     count, example = len(found.pictures), f"cat.txt for cat{found.pictures[0].suffix}"
     return (
-        f"its {f'{count:,} pictures have' if count > 1 else 'picture has'} no answers: write captions beside them "
+        f"its {counted(count, 'picture has', 'pictures have')} no answers: write captions beside them "
         f"({example}) or a metadata.jsonl, or sort all of them into one folder a class, none inside another; "
         "`lensmith studio` takes them as they are, to be answered there"
     )

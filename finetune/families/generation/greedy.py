@@ -12,6 +12,7 @@ import torch
 
 from finetune.compute.graphs import Graphs
 from finetune.encoding.encoded import Encoded
+from finetune.encoding.encoded_rows import lengths_of, media_of
 from finetune.errors import FinetuneError
 from finetune.families.batch import collate_prompts
 from finetune.families.features import FrozenFeatures
@@ -46,16 +47,17 @@ def greedy(
     Raises FinetuneError if one row is too many.
     """
     device = model.lm_head.weight.device
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    size = _rounded(max(map(len, prompts), default=0) + max_new_tokens, device)
+    lengths = lengths_of(prompts)
+    order = np.argsort(-lengths, kind="stable").tolist()
+    size = _rounded(int(lengths.max(initial=0)) + max_new_tokens, device)
     limits = _limits(model, size, device)
     at_once, tokens = min(rows or limits[0], max(1, len(prompts))), limits[1]
     while order:
         rows_kept = Rows(model, Slots(at_once, size), eos, max_new_tokens)
-        run, answered = _Run(model, prompts, order, features, rows_kept, tokens), set()
+        run, answered = _Run(model, prompts, order, features, rows_kept, tokens), np.zeros(len(prompts), dtype=bool)
         try:
             for index, answer in run.answers():
-                answered.add(index)
+                answered[index] = True
                 yield index, answer
         except torch.cuda.OutOfMemoryError:
             if at_once == 1:
@@ -64,7 +66,7 @@ def greedy(
                     f"{first.source}: the GPU's memory does not suffice to answer it ({len(first)} tokens); lower "
                     "image_max_pixels, set quantization_bit: 4, or take a larger GPU."
                 ) from None
-        order = [index for index in order if index not in answered]
+        order = [index for index in order if not answered[index]]
         if order:
             del run, rows_kept
             torch.cuda.empty_cache()
@@ -100,7 +102,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.model, self.prompts, self.features, self.rows = model, prompts, features, rows
         self.count, self.device = rows.slots.count, rows.tokens.device
-        self.groups = _groups(prompts, order, tokens, max(1, self.count // 4))
+        self.lengths, self.media = lengths_of(prompts), media_of(prompts)
+        self.groups = _groups(self.lengths, order, tokens, max(1, self.count // 4))
         for group in self.groups[:AHEAD]:
             self._prefetch(group)
         self.width = self.count
@@ -142,7 +145,7 @@ class _Run:
         slots = list(self.running)
         steps = max(1, min(self.steps, self.rows.max_new_tokens - int(self.made[slots].min())))
         self.made[slots] += steps
-        longest = max(len(self.prompts[index]) + self.made[slot] for slot, index in self.running.items())
+        longest = max(int(self.lengths[index]) + self.made[slot] for slot, index in self.running.items())
         seen = min(self.rows.slots.size, _rounded(longest, self.device))
         step = partial(self.rows.step, self.width, seen)
         for _ in range(steps):
@@ -179,7 +182,7 @@ class _Run:
         self.width = width
 
     def _prefetch(self, group: Sequence[int]) -> None:
-        self.features.prefetch([image for index in group for image in self.prompts[index].images])
+        self.features.prefetch([image for index in group for image in self.media[index]])
 
 
 def _raise_out_of_memory(error: RuntimeError) -> None:
@@ -188,11 +191,11 @@ def _raise_out_of_memory(error: RuntimeError) -> None:
         raise error
 
 
-def _groups(prompts: Sequence[Encoded], order: Sequence[int], tokens: int, rows: int) -> list[list[int]]:
+def _groups(lengths: Any, order: Sequence[int], tokens: int, rows: int) -> list[list[int]]:
     """Prompts to be read at once: of at most so many rows and, padded to the longest, tokens; one at least."""
     groups: list[list[int]] = []
     for index in order:
-        if not groups or len(groups[-1]) == rows or (len(groups[-1]) + 1) * len(prompts[groups[-1][0]]) > tokens:
+        if not groups or len(groups[-1]) == rows or (len(groups[-1]) + 1) * int(lengths[groups[-1][0]]) > tokens:
             groups.append([])
         groups[-1].append(index)
     return groups

@@ -17,6 +17,7 @@ from gateway.embedded.generation.grammar import GrammarCompiler
 from gateway.embedded.generation.text import TokenBytes
 from gateway.embedded.protocol import SamplingParams
 from gateway.errors import ApiError
+from modelfiles import counted
 from modelfiles.folder.model_folder import ModelFolder, ModelFolderError
 
 
@@ -66,7 +67,7 @@ def load_model(folder: ModelFolder, dtype: str, adapters: Mapping[str, Path]) ->
     )
     absent = sorted(info["missing_keys"])
     if absent:
-        raise ModelFolderError(f"the weights lack {len(absent)} tensors, {absent[0]} among them.")
+        raise ModelFolderError(f"the weights lack {counted(len(absent), 'tensor')}, {absent[0]} among them.")
     tokenizer = processor.tokenizer
     eos_ids = (frozenset(folder.eos_token_ids) | {tokenizer.eos_token_id}) - {None}
     vocab_size = model.config.get_text_config().vocab_size

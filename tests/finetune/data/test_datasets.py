@@ -60,8 +60,8 @@ def test_the_digest_follows_the_data(recipe: MakeRecipe, dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        (ask("<image>two?", "red", 0), r"row 2: the text has <image> 2 times, the row has 1 images"),
-        (turns(("human", "<image>q"), ("gpt", "a")), r"row 2: the text has <image> 1 times, the row has 0 images"),
+        (ask("<image>two?", "red", 0), r"row 2: the text has <image> 2 times, the row has 1 image"),
+        (turns(("human", "<image>q"), ("gpt", "a")), r"row 2: the text has <image> 1 time, the row has 0 images"),
         (turns(("human", "q"), ("gpt", "<image>")), "row 2, turn 2: an answer cannot hold <image>"),
         (turns(("human", "q")), "row 2: the last turn must be the assistant's"),
         (turns(("human", "q"), ("human", "r"), ("gpt", "a")), "turn 2 is user's but should be the assistant's"),

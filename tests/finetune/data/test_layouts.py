@@ -195,5 +195,5 @@ def test_images_without_a_mark_stand_first(recipe: MakeRecipe, dataset: Path) ->
     record = CHAT | {"image": "images/0.png"}
     (row,) = read(recipe(), dataset / "llava.json", json.dumps([record]))
     assert texts(row) == ["<image>a", "b"]
-    with pytest.raises(FinetuneError, match="the text has <image> 1 times, the row has 2 images"):
+    with pytest.raises(FinetuneError, match="the text has <image> 1 time, the row has 2 images"):
         read(recipe(), dataset / "two.json", json.dumps([ask("q", "a", 0) | {"images": ["images/0.png"] * 2}]))

@@ -71,7 +71,7 @@ def test_a_chat_ends_at_its_last_label(recipe: MakeRecipe) -> None:
         (chat("a", "b", rejected_response="c"), "'rejected_response' is for preference training"),
         (
             chat("<bbox>", "b", objects={"ref": [], "bbox": []}),
-            "<bbox> 1 times, 'objects' has 0 in 'bbox'",
+            "<bbox> 1 time, 'objects' has 0 in 'bbox'",
         ),
         (chat("a", "b", objects={"ref": ["x"], "bbox": []}), "<ref-object> 0 times, 'objects' has 1 in 'ref'"),
         (chat("<bbox>", "b", objects={"bbox": [[1, 2, 3, 4]]}), "'objects' holds boxes; set box_format"),

@@ -144,7 +144,7 @@ def test_check_draws_the_first_rows_with_their_boxes(recipe: MakeRecipe) -> None
     placed(recipe(), box_row("[64, 48, 128, 96]"))
     out = io.StringIO()
     assert check_recipe(recipe(box_format="original", eval_dataset=None), Report(Console(file=out, width=300)))
-    folder = re.search(r"1 rows have boxes; those of the first 1 are drawn in (\S+)", out.getvalue())
+    folder = re.search(r"1 row has boxes; those of the first 1 are drawn in (\S+)", out.getvalue())
     assert folder
     with Image.open(Path(folder[1]) / "row-1.png") as image:
         pixels = np.asarray(image)
@@ -157,5 +157,5 @@ def test_check_warns_of_boxes_that_are_not_moved(recipe: MakeRecipe) -> None:
     placed(recipe(), box_row("[64, 48, 128, 96]"))
     out = io.StringIO()
     assert check_recipe(recipe(eval_dataset=None), Report(Console(file=out, width=500)))
-    assert "1 rows seem to have boxes, such as [64.0, 48.0, 128.0, 96.0] in shapes.json, row 1" in out.getvalue()
+    assert "1 row seems to have boxes, such as [64.0, 48.0, 128.0, 96.0] in shapes.json, row 1" in out.getvalue()
     assert "qwen3_vl reads 0 to 1000: set box_format" in out.getvalue()

@@ -54,7 +54,7 @@ def test_the_user_is_told_of_the_longest_row_and_how_many_do_not_fit(
 ) -> None:
     assert "2 of 3 rows are longer than cutoff_len 100 (the longest has" in warned(recipe(cutoff_len=100))
     line = warned(recipe(cutoff_len=100, cutoff_policy="shrink"))
-    assert "images of 1 rows are shrunk" in line
+    assert "images of 1 row are shrunk" in line
     assert ", 1 are left out" in line
     write_dataset(dataset, [ask("what?", "red", 0), ask("which?", "both", 0, 1)
                             | {"images": ["images/a.png", "images/b.png"]}])  # fmt: skip

@@ -78,7 +78,7 @@ def test_check_warns_of_pairs_that_teach_nothing_or_length_alone(make: MakeRecip
     rows = [prefer("what is it?", "a red rectangle, I would say", "a hat", n % 8) for n in range(30)]
     write_dataset(tmp_path / "pairs", [*rows, prefer("what is it?", "a hat", "a hat", 0)], "long", ranking=True)
     said, _ = checked(make(dataset="long"))
-    assert "1 pairs have the same answer twice, which teaches nothing: long.json, row 31" in said
+    assert "1 pair has the same answer twice, which teaches nothing: long.json, row 31" in said
     assert "the chosen answer is the longer one in 97%" in said
 
 

@@ -283,7 +283,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no template": ({"template": ""}, "a 'llava' model without a chat template"),
     "history": ({"template": REWRITES.replace("IMAGE", "'<image>'")}, "row 1: .*before an answer into other tokens"),
     "no end": ({"template": NO_END}, r"row 1: .*does not end answers with a token.*\(eos_token_id 2024\).*'red'"),
-    "no image": ({"template": CHATML.replace("IMAGE", "''")}, "row 1: .*shows 0 of 1 images"),
+    "no image": ({"template": CHATML.replace("IMAGE", "''")}, "row 1: .*shows 0 of 1 image"),
     "no system": (
         {"template": CHATML.replace("IMAGE", "'<image>'").replace("part.text -}}", "part.text | trim('.') -}}")},
         "row 4: .*does not show all of the text, such as 'Be brief.'",

@@ -131,7 +131,7 @@ def test_every_broken_row_is_named(recipe: MakeRecipe, dataset: Path) -> None:
     assert not sound
     errors = [line for line in text.splitlines() if line.startswith("Error:")]
     assert [line.split(", row ")[1][0] for line in errors] == ["2", "3", "4", "5"]
-    assert "1 rows" in text
+    assert "1 row\n" in text
 
 
 def test_many_broken_rows_are_counted(recipe: MakeRecipe, dataset: Path) -> None:
@@ -233,7 +233,7 @@ def test_empty_answers_are_warned_of(recipe: MakeRecipe, dataset: Path) -> None:
     write_dataset(dataset, [ask("what?", "red", 0), ask("and this?", " ", 1)])
     sound, text = output(recipe())
     assert sound
-    assert "1 rows have an empty answer, which teaches to say nothing: shapes.json, row 2" in text
+    assert "1 row has an empty answer, which teaches to say nothing: shapes.json, row 2" in text
     assert "shapes.json, row 1" in text
 
 

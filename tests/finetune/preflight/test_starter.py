@@ -118,7 +118,7 @@ def test_data_that_cannot_be_read_is_named(dataset: Path, rows: list[Any], tmp_p
     assert code == 1
     assert '"columns": {"prompt": "frage", "response": "antwort"}' in text
     (dataset / "part.json").write_text(json.dumps([rows[0], {"conversations": []}]))
-    assert "1 rows cannot be read" in run(dataset / "part.json", "--out", tmp_path / "r.yaml")[1]
+    assert "1 row cannot be read" in run(dataset / "part.json", "--out", tmp_path / "r.yaml")[1]
     assert "does not exist" in run(dataset / "gone.json", "--out", tmp_path / "s.yaml")[1]
 
 

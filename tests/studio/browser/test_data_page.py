@@ -97,5 +97,5 @@ def test_a_refusal_is_a_sentence_and_keeps_what_was_typed(
     page.locator(".thumb").first.click(timeout=30_000)
     page.get_by_label("Question").fill("no picture <image> <image>")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_role("alert")).to_contain_text("the row has 1 images")
+    expect(page.get_by_role("alert")).to_contain_text("the row has 1 image")
     expect(page.get_by_label("Question")).to_have_value("no picture <image> <image>")

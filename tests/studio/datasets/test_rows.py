@@ -117,7 +117,7 @@ def test_changes_can_be_taken_back(shapes: TestClient, studio: Studio) -> None:
 def test_a_text_that_breaks_a_row_is_refused(shapes: TestClient) -> None:
     number = 16
     answer = shapes.post(f"/data/mine/rows/{number}", data={"text": ["no mark and <image><image>", "x"]})
-    assert "the text has <image> 2 times, the row has 1 images" in answer.json()["error"]
+    assert "the text has <image> 2 times, the row has 1 image" in answer.json()["error"]
     assert "[10, 5, 30, 25]" in shapes.get(f"/data/mine/rows/{number}").text
 
 
