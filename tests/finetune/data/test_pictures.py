@@ -108,7 +108,7 @@ def test_a_split_is_its_folder_and_every_split_has_the_same_question(
     ("files", "complaint"),
     [
         ({"1.png": True, "2.png": True}, r"its 2 pictures have no answers: write .* \(cat.txt for cat.png\)"),
-        ({"cat/1.png": True}, "its picture has no answers"),
+        ({"cat/1.png": True}, "its 1 picture has no answers"),
         ({"cat/1.png": True, "dog/1.png": True, "dog/puppy/1.png": True}, "one folder a class, none inside another"),
         ({"cat/1.png": True, "dog/1.png": True, "1.png": True}, "one folder a class, none inside another"),
         ({"notes.docx": "", "a/b.txt": "no picture"}, "no data file of the split 'train', and no pictures"),
