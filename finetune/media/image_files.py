@@ -8,7 +8,7 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from finetune.data.row_media import shown
 from finetune.errors import FinetuneError
@@ -65,5 +65,7 @@ def _open(path: Path | str) -> ImageFile.ImageFile:
             return Image.open(file)
     except FileNotFoundError:
         raise ValueError("the file does not exist") from None
+    except UnidentifiedImageError:  # whose text is the path, absolute
+        raise ValueError("the file is not a readable image (none of the known kinds)") from None
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"the file is not a readable image ({error})") from None

@@ -204,6 +204,10 @@ def _lint(modelfile: Path, context: Context) -> tuple[list[Command], list[Findin
 
 
 def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise click.ClickException(
+            f"{path} is a folder: name the Modelfile in it, or check a model's folder with `lensmith modelfile doctor`."
+        )
     try:
         if path.stat().st_size > 10_000_000:
             raise click.ClickException(f"{path} has over 10 MB; that is no Modelfile.")

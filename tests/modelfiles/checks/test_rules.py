@@ -563,3 +563,9 @@ def test_inspect_names_what_ollama_will_use(model: Path) -> None:
         assert text in output
     assert run("inspect", model / "nowhere").exit_code == 1
     assert ModelFolder.open(model).name == "model"
+
+
+def test_a_folder_is_no_modelfile(tmp_path: Path) -> None:
+    result = run("lint", tmp_path)
+    assert result.exit_code == 1
+    assert "is a folder: name the Modelfile in it" in result.output
