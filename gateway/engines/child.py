@@ -29,6 +29,7 @@ GROUP_SECONDS = 2.0  # from the end of the process to SIGKILL for what it starte
 EXIT_SECONDS = 0.3  # from a connection that broke to the end of the process, if that was why
 TRACEBACK_SECONDS = 0.5  # from the line after which an engine answers nothing more to the end of its traceback
 DIED = "stopped working and was ended"
+DYING_SECONDS = 5.0  # from the same line to the end of the process, which holds much memory
 FAILURE_LABELS = ("exit", "hang", "out_of_memory", "start")
 
 
@@ -124,7 +125,7 @@ class EngineChild:
             await asyncio.wait_for(self._process.wait(), EXIT_SECONDS)
         if self._process.returncode is None and self._dying:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), TRACEBACK_SECONDS)
+                await asyncio.wait_for(self._process.wait(), DYING_SECONDS)
         if self._process.returncode is not None:
             await asyncio.wait([self.exit_reason], timeout=GROUP_SECONDS + 2.0)
         return self.exit_reason.result() if self.exit_reason.done() else ""

@@ -38,6 +38,8 @@ class ExtraField:
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
             raise bad_request(f"'{name}' must be {WORDS[self.kind]}.", name, "invalid_type")
         if isinstance(value, int) and not isinstance(value, bool):
+            if self.pixels and not max_pixels:
+                raise bad_request(f"'{name}' cannot be honoured: the model's own limit is not known here.", name)
             high = min(self.high, max_pixels) if self.pixels else self.high
             if not self.low <= value <= high:
                 raise bad_request(f"'{name}' must be at least {self.low} and at most {high}.", name)
@@ -103,6 +105,7 @@ VLLM_FIELDS: Mapping[str, ExtraField] = {
     "return_tokens_as_token_ids": ExtraField(),
     "chat_template_kwargs": TEMPLATE_SWITCHES,
     "mm_processor_kwargs": PROCESSOR,
+    "reasoning_effort": ExtraField(str),  # refused before where it is known that the model's template ignores it
 }
 # Of an engine that is not known, so that it must refuse other fields itself: what steers any of the known ones.
 STEERING: Mapping[str, str] = dict.fromkeys(

@@ -269,6 +269,13 @@ def test_the_arguments_of_a_call_that_must_be_made_are_an_object_where_the_engin
         assert check_chat(copy.deepcopy({**body, "tool_choice": open_choice}), other).body["tools"] == tools
 
 
+def test_how_much_to_think_is_up_to_the_model_of_a_vllm_that_somebody_else_started() -> None:
+    body = {"model": "m", "messages": [ASKED], "reasoning_effort": "low"}
+    assert check_chat(copy.deepcopy(body), spec_at_url(VLLM)).body == body
+    with pytest.raises(ApiError, match="ignore it"):
+        check_chat(body, VLLM)
+
+
 def test_several_greedy_answers_are_asked_for_by_top_k_where_the_engine_refuses_them() -> None:
     body = {"model": "m", "messages": [ASKED], "temperature": 0, "n": 2}
     assert check_chat(copy.deepcopy(body), VLLM).body == {**body, "temperature": 1, "top_k": 1}

@@ -86,6 +86,12 @@ def test_an_image_may_be_made_smaller_than_the_model_would_and_thinking_switched
     assert applied(LMDEPLOY, max_pixels=4096, **fields) == {"model": "m", **fields}
 
 
+def test_fewer_pixels_cannot_be_asked_for_where_the_models_limit_is_not_known() -> None:
+    with pytest.raises(ApiError, match="limit is not known here") as refused:
+        applied(VLLM, mm_processor_kwargs={"max_pixels": 4096})
+    assert refused.value.param == "mm_processor_kwargs.max_pixels"
+
+
 def test_fields_that_ask_nothing_of_the_answer_are_taken_out() -> None:
     assert applied(TRANSFORMERS, **dict.fromkeys(IGNORED, "x")) == {"model": "m"}
 

@@ -168,7 +168,7 @@ def test_an_engine_that_hangs_rests_and_its_requests_get_an_answer_at_once(tmp_p
             assert gateway.metric("lensmith_upstream_resting", engine=f"127.0.0.1:{engine.port}") == 0
 
 
-def test_no_replica_at_all_is_a_503_that_says_why(tmp_path: Path) -> None:
+def test_no_replica_at_all_is_a_503_that_says_why_but_not_where_engines_are(tmp_path: Path) -> None:
     with fake_engine() as first, fake_engine() as second:
         path = config(tmp_path / "gateway.yaml", first, second)
         with lensmith_serve("--config", path) as gateway:
@@ -179,20 +179,8 @@ def test_no_replica_at_all_is_a_503_that_says_why(tmp_path: Path) -> None:
             assert envelope(pair.post("hi"), 503)["code"] == "engine_unavailable"
             told = gateway.wait_until("/ready", 503).json()
             assert told["reason"].count("nothing answers at http://127.0.0.1:") == 2
-            assert "nothing answers" in envelope(pair.post("hi"), 503)["message"]
-
-
-def test_clients_do_not_learn_where_engines_are(tmp_path: Path) -> None:
-    with fake_engine() as first, fake_engine() as second:
-        path = config(tmp_path / "gateway.yaml", first, second)
-        with lensmith_serve("--config", path) as gateway:
-            gateway.wait_until("/ready", 200)
-            first.end(signal.SIGKILL)
-            second.end(signal.SIGKILL)
-            gateway.wait_until("/ready", 503)
-            message = envelope(Pair(gateway, first, second).post("hi"), 503)["message"]
-            assert "engine 1" in message
-            assert "engine 2" in message
+            message = envelope(pair.post("hi"), 503)["message"]
+            assert all(words in message for words in ("nothing answers", "engine 1", "engine 2"))
             assert not any(secret in message for secret in ("127.0.0.1", "://", str(first.port), str(second.port)))
 
 

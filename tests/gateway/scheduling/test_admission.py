@@ -172,7 +172,9 @@ def test_the_gateway_hands_on_one_at_a_time_and_refuses_what_does_not_fit(narrow
     gateway, engine = narrow
     before = gateway.metric("lensmith_batch_size_sum"), gateway.metric("lensmith_batch_size_count")
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
-        answers = [pool.submit(httpx.post, gateway.url + CHAT, json=body("slow 1"), timeout=30) for _ in range(3)]
+        answers = [pool.submit(httpx.post, gateway.url + CHAT, json=body("slow 3"), timeout=30)]
+        until("one runs", lambda: gateway.metric("lensmith_requests_running") == 1)
+        answers += [pool.submit(httpx.post, gateway.url + CHAT, json=body("hi"), timeout=30) for _ in range(2)]
         until("two wait", lambda: gateway.metric("lensmith_requests_waiting") == 2)
         assert httpx.get(engine.url + "/stats").json()["running"] == 1
         refused = httpx.post(gateway.url + CHAT, json=body("hi"))

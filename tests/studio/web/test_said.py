@@ -94,7 +94,8 @@ def test_no_word_of_the_memory_stays_english(tmp_path: Path) -> None:
     card, load = Card("T4", 15.0, (7, 5)), MicroBatchLoad(rows=1, tokens=64, labels=8, image_tokens=16, patches=64)
     recipe = make_recipe({"model_name_or_path": str(SHAPES_VL), "dataset": "d", "output_dir": str(tmp_path)})
     for changes in ({}, {"quantization_bit": 4}, {"finetuning_type": "full", "stage": "dpo"}):
-        needed = estimate(open_base(recipe), recipe.model_copy(update=changes), load, card)
+        layered = "stage" not in changes
+        needed = estimate(open_base(recipe), recipe.model_copy(update=changes), load, card, layered=layered)
         for moment in needed.moments:
             parts = ", ".join(f"{name} 1.25" for name in (*needed.model_states, f"activations ({moment})"))
             chinese = said("zh", f"Memory on T4: about 3.25 of 15.0 GiB ({parts}, workspace and gaps 0.50)")

@@ -12,6 +12,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from multiprocessing import shared_memory
@@ -65,7 +66,8 @@ vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} 1.5
 
 
 def engine_core() -> None:
-    """The process of its own that the engine is."""
+    """The process of its own that the engine is. In the middle of a step it does not look at signals."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(3600)
 
 
@@ -134,10 +136,10 @@ def main() -> None:
     print("Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 71.55it/s]", flush=True)
     print("Capturing CUDA graphs (decode, FULL):  50%|#####     | 4/8 [00:01<00:01,  3.9it/s]", flush=True)
     log("init engine (profile, create kv cache, warmup model) took 12.00 s (compilation: 5.00 s)")
-    multiprocessing.get_context("fork").Process(target=engine_core).start()
     if name := os.environ.get("FAKE_VLLM_SHARED"):
         shared = shared_memory.SharedMemory(name, create=True, size=4096)
         print(shared.name, "is there", flush=True)
+    multiprocessing.get_context("fork").Process(target=engine_core).start()
     fake_engine.KEY = None
     engine = FakeVllm(given.served_model_name)
     app = web.Application(client_max_size=128 * 1024 * 1024, middlewares=[guard])
