@@ -13,7 +13,8 @@ BEGIN = "program.said_"
 LIST = "parts"  # the placeholder of a list, "weights in 4 bits 1.20, gradients 0.10", whose members are sentences
 FIGURE = re.compile(r"(.+?)( [\d.]+)?")  # a member of it
 PLACE = re.compile(r"\\\{(\w+)\\\}")  # a placeholder in an escaped text
-DEPTH = 3  # how deep sentences stand in the places of others
+NOUN = re.compile(r"\\\{\w+:(.*?)\\\|(.*?)\\\}")  # {count:row|rows} in one
+DEPTH = 4  # how deep sentences stand in the places of others
 
 
 def said(language: str, sentence: str, depth: int = DEPTH) -> str | None:
@@ -46,4 +47,8 @@ def _patterns() -> list[tuple[re.Pattern[str], str]]:
     """The sentences as expressions, those that say most themselves first."""
     sentences = {key: text for key, text in texts("en").items() if key.startswith(BEGIN)}
     keys = sorted(sentences, key=lambda key: -len(re.sub(r"\{\w+\}", "", sentences[key])))
-    return [(re.compile(PLACE.sub(r"(?P<\1>.*?)", re.escape(sentences[key])), re.DOTALL), key) for key in keys]
+    return [(re.compile(_expression(sentences[key]), re.DOTALL), key) for key in keys]
+
+
+def _expression(sentence: str) -> str:
+    return PLACE.sub(r"(?P<\1>.*?)", NOUN.sub(r"(?:\1|\2)", re.escape(sentence)))

@@ -14,6 +14,7 @@ from finetune.memory.heaviest_load import MicroBatchLoad
 from finetune.memory.plan import Plan
 from finetune.model.folder import open_base
 from finetune.recipe.load import make_recipe
+from modelfiles import counted
 from studio.web.said import said, shown
 from tests.support.paths import ROOT, SHAPES_VL
 
@@ -30,12 +31,22 @@ def text_of(node: ast.expr) -> str | None:
         return "".join(part or "" for part in parts)
     if isinstance(node, ast.BinOp) and (left := text_of(node.left)) is not None:
         return left + (text_of(node.right) or "7")
+    if isinstance(node, ast.Call):
+        return _count(node)
     return text_of(node.body) if isinstance(node, ast.IfExp) else None
+
+
+def _count(node: ast.Call) -> str | None:
+    """7 of what `counted` counts; None for another call."""
+    if not isinstance(node.func, ast.Name) or node.func.id != "counted":
+        return None
+    nouns = [text_of(noun) or "7" for noun in node.args[1:]]
+    return counted(7, *nouns)
 
 
 def _filled(node: ast.expr) -> str:
     assert isinstance(node, ast.FormattedValue)
-    return (text_of(node.value) if isinstance(node.value, ast.IfExp) else None) or "7"
+    return (text_of(node.value) if isinstance(node.value, ast.IfExp | ast.Call) else None) or "7"
 
 
 def sentences() -> dict[str, str]:
