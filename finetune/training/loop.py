@@ -243,9 +243,8 @@ class TrainingLoop:
             with writing(self.output):
                 self.trainer.write_final()
         if self.state.skipped:
-            self.console.print(
-                f"[yellow]Warning:[/] {counted(self.state.skipped, 'step')} had no finite gradient and were skipped."
-            )
+            steps = counted(self.state.skipped, "step")
+            self.console.print(f"[yellow]Warning:[/] skipped {steps} without a finite gradient.")
         if self.data.broken:
             self.console.print(skipped(self.data.broken), markup=False, highlight=False)
         result = self._result(interrupted)

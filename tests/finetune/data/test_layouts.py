@@ -65,7 +65,7 @@ def test_a_csv_field_may_hold_an_image(recipe: MakeRecipe, dataset: Path) -> Non
 
 
 def test_fields_beyond_the_first_lines_names_are_an_error(recipe: MakeRecipe, dataset: Path) -> None:
-    with pytest.raises(FinetuneError, match=r"more\.csv, line 2: 1 fields more than the first line names"):
+    with pytest.raises(FinetuneError, match=r"more\.csv, line 2: 1 field more than the first line names"):
         read(recipe(), dataset / "more.csv", "image,text\na.png,b, c\n")
 
 

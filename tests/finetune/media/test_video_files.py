@@ -176,7 +176,7 @@ def test_every_format_has_videos(recipe: MakeRecipe, dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "formatting", "complaint"),
     [
-        (turns("<video><video>q", videos=["a.mp4"]), "sharegpt", "the text has <video> 2 times, the row has 1 videos"),
+        (turns("<video><video>q", videos=["a.mp4"]), "sharegpt", "the text has <video> 2 times, the row has 1 video"),
         (turns("<video>q"), "sharegpt", "the text has <video> 1 time, the row has 0 videos"),
         (turns("<video>q", videos=["0.png", "1.png"]), "sharegpt", r"2 videos \(a video's frames are a list in that"),
         (turns("<video>q", videos=[["0.png", 3]]), "sharegpt", "'videos' must be a list of paths, or of lists"),

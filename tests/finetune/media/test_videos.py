@@ -282,7 +282,7 @@ class TestOneFamily:
         write_dataset(dataset, [chat("<video>what?", "red", ["short.mp4"]), chat("hello", "hi", [])])
         before = said(recipe_of())
         assert before[0]
-        assert "1 videos, 4 to 4 frames each of up to 4,096 pixels, 2 a second and 128 at most" in before[1]
+        assert "1 video, 4 to 4 frames each of up to 4,096 pixels, 2 a second and 128 at most" in before[1]
         spoil(dataset / "short.mp4")
         assert said(recipe_of()) == before
         with pytest.raises(FinetuneError, match=r"short\.mp4: the file is not a readable video"):

@@ -21,8 +21,8 @@ from finetune.memory.layered import why_modules
 from finetune.recipe.load import make_recipe
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
-from tests.finetune.memory.test_memory_measured import hollow_folder
 from tests.support.finetune.allocations import META, Allocations, adapted_model
+from tests.support.finetune.hollow import hollow_folder
 
 ROWS, LENGTH, LAYERS, LABELS = 2, 2472, 6, 28
 LOAD = MicroBatchLoad(ROWS, ROWS * LENGTH, LABELS, 4800, 19200, 1200)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.finetune_memory import CASES
-from benchmarks.models import shape_config
-from examples.make_shapes_vl import build_tokenizer
 from finetune.memory.cards import CARDS
 from finetune.memory.estimate import GIB, estimate
 from finetune.memory.heaviest_load import MicroBatchLoad
 from finetune.recipe.load import make_recipe
 from modelfiles.folder.model_folder import ModelFolder
+from tests.support.finetune.hollow import hollow_folder
 from tests.support.paths import ROOT
 
 MEASURED = json.loads((ROOT / "benchmarks/results/finetune_memory.json").read_text())["cases"]
@@ -27,27 +23,6 @@ BY_NAME = {case.name: case for case in CASES}
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFolder]:
     """Folders of the real shapes whose weight files have a header and then nothing but a hole."""
     return {shape: hollow_folder(tmp_path_factory.mktemp(shape), shape) for shape in ("2B", "8B")}
-
-
-def hollow_folder(folder: Path, shape: str) -> ModelFolder:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    config = shape_config(shape, build_tokenizer())
-    (folder / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        state = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config)).state_dict()
-    if config["tie_word_embeddings"]:
-        del state["lm_head.weight"]
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in state.items():
-        begin, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return ModelFolder.open(folder)
 
 
 @pytest.mark.parametrize("name", MEASURED)
