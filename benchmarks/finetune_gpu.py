@@ -18,12 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.models import SHAPES, write_model
 
 ANSWER = "a red circle and a blue triangle near the top left of the table"
 QUESTION = "Describe each picture. What is on the table, and where is the chair?"
 ROWS, IMAGES, SIZE = 96, 8, (640, 480)
+MAX_PIXELS, CUTOFF = 589824, 4096
 
 
 def write_rows(folder: Path, rows: int, size: tuple[int, int] = SIZE) -> None:
@@ -44,6 +46,30 @@ def write_rows(folder: Path, rows: int, size: tuple[int, int] = SIZE) -> None:
     columns = {"messages": "conversations", "images": "images"}
     info = {"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def recipe_keys(work: Path, output: Path, steps: int) -> dict[str, Any]:
+    """The recipe of the module's docstring without its dtype and dropout; a step has 8 rows."""
+    return {
+        "model_name_or_path": str(work / "model"),
+        "dataset": "rows",
+        "dataset_dir": str(work / "data"),
+        "output_dir": str(output),
+        "overwrite_output_dir": True,
+        "quantization_bit": 4,
+        "double_quantization": True,
+        "lora_rank": 8,
+        "lora_alpha": 16,
+        "cutoff_len": CUTOFF,
+        "image_max_pixels": MAX_PIXELS,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "max_steps": steps,
+        "disable_gradient_checkpointing": False,
+        "logging_steps": 1,
+        "report_to": "none",
+        "plot_loss": False,
+    }
 
 
 def cap_memory(gib: float | None) -> None:
@@ -68,32 +94,8 @@ def run_lensmith(work: Path, steps: int) -> dict[str, float]:
     from finetune.recipe.load import make_recipe
     from finetune.training.loop import train
 
-    result = train(
-        make_recipe(
-            {
-                "model_name_or_path": str(work / "model"),
-                "dataset": "rows",
-                "dataset_dir": str(work / "data"),
-                "output_dir": str(work / "adapter"),
-                "overwrite_output_dir": True,
-                "quantization_bit": 4,
-                "double_quantization": True,
-                "lora_rank": 8,
-                "lora_alpha": 16,
-                "lora_dropout": 0.1,
-                "fp16": True,
-                "cutoff_len": 4096,
-                "image_max_pixels": 589824,
-                "per_device_train_batch_size": 2,
-                "gradient_accumulation_steps": 4,
-                "max_steps": steps,
-                "disable_gradient_checkpointing": False,
-                "logging_steps": 1,
-                "report_to": "none",
-                "plot_loss": False,
-            }
-        )
-    )
+    keys = recipe_keys(work, work / "adapter", steps)
+    result = train(make_recipe(keys | {"lora_dropout": 0.1, "fp16": True}))
     return {"samples_per_second": round(result.samples_per_second, 2), **peak()}
 
 

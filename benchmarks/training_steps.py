@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks import finetune_gpu
+from benchmarks.finetune_gpu import SIZE, recipe_keys, write_rows
 from benchmarks.models import SHAPES, write_model
 
 GIB = 2**30
@@ -71,16 +71,8 @@ def child(side: Side, work: Path, steps: int, result: Path) -> None:
 
     gpu = torch.cuda.is_available()
     keys = {key: value for key, value in side.keys.items() if gpu or key not in ("fp16", "bf16")}
-    recipe = make_recipe(
-        {
-            "model_name_or_path": str(work / "model"), "dataset": "rows", "dataset_dir": str(work / "data"),
-            "output_dir": str(work / "adapter"), "overwrite_output_dir": True, "resume_from_checkpoint": False,
-            "quantization_bit": 4, "lora_rank": 8, "lora_alpha": 16, "cutoff_len": 4096, "image_max_pixels": 589824,
-            "per_device_train_batch_size": 2, "gradient_accumulation_steps": SAMPLES // 2, "max_steps": steps,
-            "disable_gradient_checkpointing": False, "logging_steps": 1, "save_steps": 10000, "report_to": "none",
-            "plot_loss": False, "max_new_tokens": 2, **keys,
-        }
-    )  # fmt: skip
+    own = {"resume_from_checkpoint": False, "save_steps": 10000, "max_new_tokens": 2}
+    recipe = make_recipe(recipe_keys(work, work / "adapter", steps) | own | keys)
     data = load_training_data(recipe, Console(quiet=True))
     load = heaviest_load(data.rows, recipe, data.bank)  # type: ignore[arg-type]
     layered = side.patched is not MODULES and not why_modules(recipe, data.folder.model_type)
@@ -144,10 +136,8 @@ def main() -> None:
             child(side, args.work, args.steps, args.work / "side.json")
         return
     if not (args.work / "model" / "model.safetensors").exists():
-        if args.shape == "tiny":
-            finetune_gpu.SIZE = (96, 64)
         write_model(args.work / "model", args.shape)
-        finetune_gpu.write_rows(args.work / "data", SAMPLES * args.steps)
+        write_rows(args.work / "data", SAMPLES * args.steps, (96, 64) if args.shape == "tiny" else SIZE)
     rows: list[dict[str, Any]] = []
     for name in args.sides:
         rows.append(measured(name, args))

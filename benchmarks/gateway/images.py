@@ -28,6 +28,7 @@ import psutil
 import uvloop
 from PIL import Image
 
+from benchmarks.gateway.bench import cpu_seconds
 from gateway.media.checks import read_data_uri, write_data_uri
 from gateway.media.headers import ImageHeader
 from gateway.media.pixel_budget import PixelBudget
@@ -57,11 +58,6 @@ def encoded(image: Image.Image, format: str) -> str:
     file = io.BytesIO()
     image.save(file, format, **FORMATS[format])
     return write_data_uri(MIME[format], file.getvalue())
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 async def through(pool: ImagePool, uri: str, size: tuple[int, int]) -> str:

@@ -33,10 +33,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.finetune_gpu import IMAGES, SIZE, write_rows
+from benchmarks.finetune_gpu import IMAGES, MAX_PIXELS, SIZE, write_rows
 from benchmarks.models import SHAPES, write_model
 from benchmarks.training_vs_peers.meter import SAMPLES, Meter
-from benchmarks.training_vs_peers.tools import MAX_PIXELS, TOOLS, Task
+from benchmarks.training_vs_peers.tools import TOOLS, Task
 
 SIDES = [
     "unsloth:fp16",
@@ -153,20 +153,20 @@ def compare(args: argparse.Namespace) -> None:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:.0f} s] {text}", flush=True)
 
-    def leave_out(side: Side, why: str) -> None:
-        failures.append(Failure(side.name, why))
-        say(f"{side.name}: {why}")
-        side.end()
+    def leave_out(name: str, why: str) -> None:
+        failures.append(Failure(name, why))
+        say(f"{name}: {why}")
 
     try:
         for name in args.sides:
             if time.monotonic() > until - args.reserve:
-                failures.append(Failure(name, "no time was left to start it"))
+                leave_out(name, "no time was left to start it")
                 continue
             side = Side(name, args)
             why = side.wait(until - args.reserve)
             if why is not None:
-                leave_out(side, why)
+                side.end()
+                leave_out(name, why)
                 continue
             side.warm_seconds = side.last["warm_seconds"]
             say(f"{name}: warm, reserved {side.last.get('reserved_gib')} GiB")
@@ -177,7 +177,8 @@ def compare(args: argparse.Namespace) -> None:
                 why = side.wait(until)
                 if why is not None:
                     sides.remove(side)
-                    leave_out(side, why)
+                    side.end()
+                    leave_out(side.name, why)
                 else:
                     say(f"{side.name}: turn {turn + 1}, {side.turns[-1]:.2f} samples/s")
                 write(args, [side for side in sides if side.turns], failures)

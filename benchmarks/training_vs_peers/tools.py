@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.finetune_gpu import CUTOFF, MAX_PIXELS, recipe_keys
 from benchmarks.training_vs_peers.meter import SAMPLES, Meter, describe
 
-MAX_PIXELS, CUTOFF = 589824, 4096
 TARGETS = r".*language_model\.layers\.\d+\..*_proj"
 WORKERS = 4  # of a data loader, as in LLaMA-Factory's own example for Qwen3-VL
 
@@ -49,26 +49,7 @@ def train_with_lensmith(task: Task) -> None:
         return loss, norm
 
     setattr(Trainer, "step", timed_step)  # noqa: B010
-    keys = {
-        "model_name_or_path": str(task.work / "model"),
-        "dataset": "rows",
-        "dataset_dir": str(task.work / "data"),
-        "output_dir": str(task.output / "lensmith"),
-        "overwrite_output_dir": True,
-        "quantization_bit": 4,
-        "double_quantization": True,
-        "lora_rank": 8,
-        "lora_alpha": 16,
-        "cutoff_len": CUTOFF,
-        "image_max_pixels": MAX_PIXELS,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": SAMPLES // 2,
-        "max_steps": task.steps,
-        "disable_gradient_checkpointing": False,
-        "logging_steps": 1,
-        "report_to": "none",
-        "plot_loss": False,
-    }
+    keys = recipe_keys(task.work, task.output / "lensmith", task.steps)
     train(make_recipe(keys | ({task.dtype: True} if torch.cuda.is_available() else {})))
 
 

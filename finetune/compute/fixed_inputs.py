@@ -41,7 +41,7 @@ class Buffers:
     def __init__(
         self, rows: int, length: int, labels: int, levels: int, hidden: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.longest, self.most_labels = length, labels
+        self.longest = length
         tokens = rows * rounded(length, length)
         self.numbers = torch.zeros(4 * tokens, dtype=torch.long, device=device)
         self.features = torch.zeros(levels, tokens, hidden, dtype=dtype, device=device)
