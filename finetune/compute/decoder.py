@@ -196,20 +196,26 @@ class LayeredStep:
 
         The loss is the summed float32 cross entropy of the label tokens.
         """
-        x, waiting, kept, rotary = self._forward(inputs)
-        loss, grad = self._loss(x, inputs, factor)
-        del x
-        for number in reversed(range(len(self.model.layers))):
-            with self._drawn(number, True):
-                layer = self.model.layers[number]
-                found = activations(layer, waiting.pop(), rotary) if number < self.again else kept.pop()
-                grad = layer_backward(layer, found, grad)
-                del found
+        with nullcontext([]) if self.host is None else HostStack(self.host) as waiting:
+            x, kept, rotary = self._forward(inputs, waiting)
+            loss, grad = self._loss(x, inputs, factor)
+            del x
+            for number in reversed(range(len(self.model.layers))):
+                with self._drawn(number, True):
+                    layer = self.model.layers[number]
+                    found = activations(layer, waiting.pop(), rotary) if number < self.again else kept.pop()
+                    grad = layer_backward(layer, found, grad)
+                    del found
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, inputs: FixedInputs) -> tuple[Any, HostStack | list[Any], list[Activations], tuple[Any, Any]]:
-        """(the last layer's output [B, L, hidden], layers' inputs, the other layers' activations, cos and sin)."""
+    def _forward(
+        self, inputs: FixedInputs, waiting: HostStack | list[Any]
+    ) -> tuple[Any, list[Activations], tuple[Any, Any]]:
+        """(the last layer's output [B, L, hidden], activations of the layers that keep them, cos and sin).
+
+        waiting: gets the other layers' inputs.
+        """
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
@@ -217,7 +223,6 @@ class LayeredStep:
             x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
         rotary = _rotary(self.model, x, inputs.positions)
         deep = len(inputs.features) - 1 if inputs.features is not None else 0
-        waiting: HostStack | list[Any] = [] if self.host is None else HostStack(self.host)
         kept: list[Activations] = []
         for number, layer in enumerate(self.model.layers):
             with self._drawn(number, False):
@@ -230,7 +235,7 @@ class LayeredStep:
             if number < deep:  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)
-        return x, waiting, kept, rotary
+        return x, kept, rotary
 
     def _loss(self, x: Any, inputs: FixedInputs, factor: Any) -> tuple[Any, Any]:
         """(the loss, its gradient for x times factor)."""

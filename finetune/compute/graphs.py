@@ -6,8 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
+
+_all: WeakSet[Graphs] = WeakSet()
 
 
 class Graphs:
@@ -29,6 +32,7 @@ class Graphs:
         self.kept, self.prepare, self.failed = kept, prepare, failed
         self.works = device.type == "cuda" and kept > 0
         self.graphs: OrderedDict[Hashable, Any] = OrderedDict()
+        _all.add(self)
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Does the work, which must be the same for the same key: as a graph, or as it is where there are none."""
@@ -38,9 +42,10 @@ class Graphs:
                 return
             except RuntimeError as error:
                 self.works = False
-                self.graphs.clear()
-                torch.cuda.empty_cache()
+                for others in _all:  # the pool gives its memory back when there is no graph left in it
+                    others.graphs.clear()
                 self.failed(error)
+            torch.cuda.empty_cache()  # not before the error is gone, which holds what the work held
         work()
 
     def _replay(self, key: Hashable, work: Callable[[], None]) -> None:
@@ -52,12 +57,14 @@ class Graphs:
         self.graphs[key].replay()
 
     def _captured(self, work: Callable[[], None]) -> Any:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the pool cannot use what is left over elsewhere
         graph = torch.cuda.CUDAGraph()
         self.prepare(graph)
+        # The stream of before comes back in any case; torch leaves its own where it cannot end a capture.
         # Relaxed: kernels that no earlier work used are loaded meanwhile, and other threads pin memory.
-        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="relaxed"):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=_pool(), capture_error_mode="relaxed"),
+        ):
             work()
         return graph
 

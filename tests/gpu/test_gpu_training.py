@@ -151,13 +151,14 @@ def test_a_stack_in_host_memory_waits_for_its_copies(captured: bool) -> None:
     found = torch.zeros(count, device=device)
 
     def work() -> None:
-        stack, x = HostStack(memory), first
-        for _ in range(count):
-            stack.append(x)
-            x = x + 1 + 0 * (x @ x).clamp(-1, 1)
-        for number in reversed(range(count)):
-            x = stack.pop()
-            found[number] = (x + 0 * (x @ x).clamp(-1, 1)).float().mean()
+        x = first
+        with HostStack(memory) as stack:
+            for _ in range(count):
+                stack.append(x)
+                x = x + 1 + 0 * (x @ x).clamp(-1, 1)
+            for number in reversed(range(count)):
+                x = stack.pop()
+                found[number] = (x + 0 * (x @ x).clamp(-1, 1)).float().mean()
 
     graphs = Graphs(device, 1)
     for start in range(3):
@@ -177,6 +178,30 @@ def test_training_goes_on_where_a_graph_cannot_be_captured(rows: str, tmp_path: 
     losses, said = run(rows, tmp_path / "out")
     assert "without CUDA graphs: no memory is left" in said
     assert losses == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_goes_on_where_a_capture_ends_half_way(
+    rows: str, tmp_path: Path, monkeypatch: Any, dropout: float
+) -> None:
+    """While layers' inputs are on their way; the steps are those of the layers without graphs, bit for bit."""
+    from finetune.compute import decoder
+    from finetune.compute.graphs import Graphs
+
+    backward = decoder.layer_backward
+
+    def full(layer: Any, kept: Any, grad: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("no memory is left")
+        return backward(layer, kept, grad)
+
+    monkeypatch.setattr(decoder, "layer_backward", full)
+    losses, said = run(rows, tmp_path / "out", lora_dropout=dropout)
+    assert "without CUDA graphs: no memory is left" in said
+    monkeypatch.setattr(Graphs, "run", lambda self, key, work: work())
+    layers, _ = run(rows, tmp_path / "layers", lora_dropout=dropout)
+    assert losses == layers
 
 
 def test_the_tower_in_graphs_gives_the_same_features(rows: str) -> None:

@@ -64,3 +64,19 @@ def test_after_a_failure_the_work_is_done_without_graphs_and_the_reason_is_told_
         graphs.run("a", lambda number=number: done.append(number))  # type: ignore[misc]
     assert done == [0, 1, 2]
     assert [str(reason) for reason in reasons] == ["no memory is left"]
+
+
+def test_a_failure_gives_back_the_memory_of_all_graphs(captured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share it, so that none of it is free while one of them is there; the others are captured again."""
+    other, graphs = Graphs(GPU, 4), Graphs(GPU, 4)
+    other.run("a", lambda: None)
+
+    def fail(self: Graphs, work: Callable[[], None]) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Graphs, "_captured", fail)
+        graphs.run("b", lambda: None)
+    other.run("a", lambda: None)
+    assert len(captured) == 2
+    assert (graphs.works, other.works) == (False, True)
