@@ -60,10 +60,14 @@ def test_after_it_no_copy_is_under_way_whenever_an_error_ended_it(monkeypatch: p
     memory.copies = copies
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    work = [*(["append"] * 5), *(["pop"] * 5)][:steps]
-    with pytest.raises(torch.OutOfMemoryError), HostStack(memory) as stack:
-        for name in work:
-            stack.append(torch.ones(8)) if name == "append" else stack.pop()
-        raise torch.OutOfMemoryError
+
+    def end_early() -> None:
+        with HostStack(memory) as stack:
+            for name in [*(["append"] * 5), *(["pop"] * 5)][:steps]:
+                stack.append(torch.ones(8)) if name == "append" else stack.pop()
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        end_early()
     assert main.seen == copies.given
     assert (copies.given > 0) == (steps > 0)
