@@ -196,7 +196,8 @@ class LayeredStep:
 
         The loss is the summed float32 cross entropy of the label tokens.
         """
-        with nullcontext([]) if self.host is None else HostStack(self.host) as waiting:
+        stack: HostStack | nullcontext[list[Any]] = nullcontext([]) if self.host is None else HostStack(self.host)
+        with stack as waiting:
             x, kept, rotary = self._forward(inputs, waiting)
             loss, grad = self._loss(x, inputs, factor)
             del x
