@@ -10,6 +10,14 @@ from typing import Any
 
 import torch
 
+HOST_SHARE = 0.25  # of the host's free memory, for tensors that wait there
+
+
+def fits_host(count: int, numbers: int, itemsize: int, free: float) -> bool:
+    """Whether a stack of `count` tensors of so many numbers has room in a host with `free` bytes."""
+    # Pinned memory is given out in powers of two.
+    return 2 * count * numbers * itemsize <= HOST_SHARE * free
+
 
 class HostMemory:
     """Room for a stack of `count` tensors of up to `numbers` elements; one stack is in use at a time.

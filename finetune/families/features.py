@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,11 @@ class FrozenFeatures:
         processes_per_host: int = 1,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.bank = model, bank
+        self.bank = bank
         self.device = next(model.model.visual.parameters()).device
         self.loader = PixelLoader(bank, processor, self.device)
-        self.tower = Tower(model.model.visual, self._encode, self.device)
+        encode = partial(_encode, model, self.loader.normalisation)
+        self.tower = Tower(model.model.visual, encode, self.device)
         self.chunk_of: dict[int, int] = {}
         self.chunks: list[list[int]] = []
         config = model.config.vision_config
@@ -207,5 +209,6 @@ class FrozenFeatures:
         parts = features.split([self.bank.tokens(index) for index in images], dim=1)
         return ((index, part.clone()) for index, part in zip(images, parts, strict=True))
 
-    def _encode(self, patches: Any, **layout: Any) -> Any:
-        return encode_images(self.model, self.loader.normalisation(patches), **layout)
+
+def _encode(model: Any, normalisation: Normalisation, patches: Any, **layout: Any) -> Any:
+    return encode_images(model, normalisation(patches), **layout)

@@ -8,6 +8,7 @@ autograd keeps in transformers' decoder layers with PEFT's adapters, and checked
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +45,19 @@ class Estimate:
 
 def estimate(
     folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int | None = None,
-    layered: bool = False,
+    layered: bool = False, host: float = math.inf,
 ) -> Estimate:  # fmt: skip
     """Peak memory of training on the card with the heaviest micro-batch `load`.
 
     kept_layers: decoder layers whose activations are kept, the others' are computed again. None: all of them with
-    disable_gradient_checkpointing, else none. layered: whether steps run layer by layer (see `why_modules`).
+    disable_gradient_checkpointing, else none. layered: whether steps run layer by layer (see `why_modules`);
+    host: bytes of the host's memory that are free, where such steps put layers' inputs.
     """
     layers = folder.text_config["num_hidden_layers"]
     if kept_layers is None:
         kept_layers = layers if recipe.disable_gradient_checkpointing else 0
     if layered:
-        return _layered(folder, recipe, load, card, kept_layers)
+        return _layered(folder, recipe, load, card, kept_layers, host)
     text, vision = folder.text_config, folder.vision_config
     hidden, inner = text["hidden_size"], text["intermediate_size"]
     head = text.get("head_dim") or hidden // text["num_attention_heads"]
@@ -109,12 +111,14 @@ def estimate(
     return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
 
 
-def _layered(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int) -> Estimate:
+def _layered(
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, host: float
+) -> Estimate:
     vision = folder.vision_config
     levels = 1 + len(vision.get("deepstack_visual_indexes") or [])
     model_states = model_state_bytes(folder, recipe)
     model_states["inputs and features"] = standing_bytes(folder, load, levels)
-    kept, moments = layered_moments(folder, recipe, load, card, kept_layers, tower_bytes(vision))
+    kept, moments = layered_moments(folder, recipe, load, card, kept_layers, tower_bytes(vision), host)
     highest = max(size + GAPS * (size - (kept if name != "vision tower" else 0)) for name, size in moments.items())
     return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
 

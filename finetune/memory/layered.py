@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from finetune.compute.fixed_inputs import FEWEST_LABELS
+from finetune.compute.host_stack import fits_host
 from finetune.compute.vision import CHUNK_PATCHES
 from finetune.memory.cards import Card
 from finetune.memory.heaviest_load import MicroBatchLoad
@@ -49,11 +50,11 @@ def standing_bytes(folder: ModelFolder, load: MicroBatchLoad, levels: int) -> in
 
 
 def layered_moments(
-    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, tower: int
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, tower: int, host: float
 ) -> tuple[int, dict[str, int]]:
-    """(bytes of the layers whose activations are kept, what each moment adds to them at its peak).
+    """(bytes that layers keep for the backward pass, what each moment adds to the model states at its peak).
 
-    tower: bytes a patch that the vision tower needs at once.
+    tower: bytes a patch that the vision tower needs at once; host: free memory of the host.
     """
     text = folder.text_config
     hidden, inner = text["hidden_size"], text["intermediate_size"]
@@ -66,13 +67,15 @@ def layered_moments(
     dropped = 3 * (5 * hidden + query + inner)  # bytes: a copy and a mask for each adapter
     activations = 2 * numbers + (dropped if recipe.lora_dropout else 2 * inner)
     kept = load.tokens * activations * kept_layers
+    layers = text["num_hidden_layers"]
+    if not fits_host(layers - kept_layers, load.tokens * hidden, 2, host):  # two inputs are on the GPU in any case
+        kept += load.tokens * 2 * hidden * max(0, layers - kept_layers - 2)
     weight = 2 * hidden * inner  # of a linear, out of 4 bits
     backward = load.tokens * (2 * hidden + 2 * inner + (2 * inner if recipe.lora_dropout else 0))
     if not recipe.lora_dropout:
         backward += weight
-    layers = text["num_hidden_layers"]
-    if kept_layers < layers:
-        backward = max(backward, backward + load.tokens * activations - kept)
+    if not kept_layers:  # one layer's are there all the same while it is gone through
+        backward += load.tokens * activations
     labels = max(FEWEST_LABELS, 1 << (max(1, load.labels) - 1).bit_length())
     largest = load.largest_image or load.patches
     return kept, {
