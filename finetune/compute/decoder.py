@@ -186,10 +186,10 @@ class LayeredStep:
         if self.draws is not None:
             self.draws.reseed()
 
-    def prepare(self, graph: Any) -> None:
-        """To be called before `learn` is captured in the graph."""
-        if self.draws is not None:
-            self.draws.register(graph)
+    @property
+    def generators(self) -> list[Any]:
+        """Those of a GPU from which `learn` draws."""
+        return [] if self.draws is None else self.draws.generators
 
     def learn(self, inputs: FixedInputs, factor: Any) -> Any:
         """Adds the gradients of the loss times `factor` (a tensor) to the adapters' `.grad`; returns the loss.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -20,16 +20,16 @@ class Graphs:
     nothing that a later work reads may be left in memory that was taken while capturing. What libraries do when they
     are first used cannot be captured: the first work of a kind is to be done without.
 
-    kept: graphs that are remembered, those used last; prepare: called with each graph before it is captured; failed:
-    called with the reason when one cannot be captured: no memory for it, or a kernel that cannot be in a graph. works:
-    whether there are graphs, which needs a GPU, and that none has failed.
+    kept: graphs that are remembered, those used last; generators: of the device, from which the work draws besides the
+    default one; failed: called with the reason when one cannot be captured: no memory for it, or a kernel that cannot
+    be in a graph. works: whether there are graphs, which needs a GPU, and that none has failed.
     """
 
     def __init__(
-        self, device: torch.device, kept: int, prepare: Callable[[Any], None] = lambda graph: None,
-        failed: Callable[[RuntimeError], None] = lambda error: None,
+        self, device: torch.device, kept: int, generators: Sequence[torch.Generator] = (),
+        failed: Callable[[BaseException], None] = lambda error: None,
     ) -> None:  # fmt: skip
-        self.kept, self.prepare, self.failed = kept, prepare, failed
+        self.kept, self.generators, self.failed = kept, generators, failed
         self.works = device.type == "cuda" and kept > 0
         self.graphs: OrderedDict[Hashable, Any] = OrderedDict()
         _all.add(self)
@@ -44,7 +44,7 @@ class Graphs:
                 self.works = False
                 for others in _all:  # the pool gives its memory back when there is no graph left in it
                     others.graphs.clear()
-                self.failed(error)
+                self.failed(_first(error))
             torch.cuda.empty_cache()  # not before the error is gone, which holds what the work held
         work()
 
@@ -57,18 +57,34 @@ class Graphs:
         self.graphs[key].replay()
 
     def _captured(self, work: Callable[[], None]) -> Any:
+        # Torch takes a graph into a pool only while there is another one in it, which must not be freed meanwhile.
+        other = next((graph for graphs in _all for graph in graphs.graphs.values()), None)
+        pool = torch.cuda.graph_pool_handle() if other is None else other.pool()
         graph = torch.cuda.CUDAGraph()
-        self.prepare(graph)
-        # The stream of before comes back in any case; torch leaves its own where it cannot end a capture.
-        # Relaxed: kernels that no earlier work used are loaded meanwhile, and other threads pin memory.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=_pool(), capture_error_mode="relaxed"),
-        ):
-            work()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        stream = torch.cuda.current_stream()
+        try:
+            # Relaxed: kernels that no earlier work used are loaded meanwhile, and other threads pin memory.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="relaxed"):
+                work()
+        except RuntimeError:
+            torch.cuda.set_stream(stream)
+            self._end_capture(pool)
+            raise
         return graph
 
+    def _end_capture(self, pool: Any) -> None:
+        """Ends what torch leaves as if there was a capture, where it could not begin or end one (2.11 and before)."""
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError, AttributeError):  # memory is no longer taken for it; or torch has no such function
+            torch._C._cuda_endAllocateToPool(device, pool)
+        for generator in (torch.cuda.default_generators[device], *self.generators):
+            generator.graphsafe_set_state(generator.clone_state())
 
-@cache
-def _pool() -> Any:
-    return torch.cuda.graph_pool_handle()
+
+def _first(error: BaseException) -> BaseException:
+    """The error that came first: a capture that went wrong often cannot be ended either."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

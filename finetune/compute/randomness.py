@@ -32,11 +32,10 @@ class LayerDraws:
             for state in pair:
                 state.manual_seed(seed)
 
-    def register(self, graph: Any) -> None:
-        """To be called before a graph is captured in which the layers draw."""
-        for pair in self.states:
-            for state in pair:
-                graph.register_generator_state(state)
+    @property
+    def generators(self) -> list[Any]:
+        """What a graph must know of, in which the layers draw."""
+        return [state for pair in self.states for state in pair]
 
     @contextmanager
     def drawn(self, layer: int, again: bool) -> Iterator[None]:

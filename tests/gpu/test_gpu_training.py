@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,34 @@ def test_graphs_do_what_the_layers_do_bit_for_bit(rows: str, tmp_path: Path, mon
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.usefixtures("repeatable")
+def test_a_second_run_of_a_process_has_graphs_too(rows: str, tmp_path: Path) -> None:
+    """Also where nothing is left of the first one's but what libraries took while they were captured."""
+    first, _ = run(rows, tmp_path / "first", lora_dropout=0.1)
+    gc.collect()
+    torch.cuda.empty_cache()
+    second, said = run(rows, tmp_path / "second", lora_dropout=0.1)
+    assert "CUDA graphs" in said
+    assert "without CUDA graphs" not in said
+    assert first == second
+
+
+@pytest.mark.usefixtures("repeatable")
+def test_auto_tries_graphs_and_the_run_is_that_of_its_choice(rows: str, tmp_path: Path) -> None:
+    from finetune.recipe.load import load_recipe
+
+    keys = {"lora_dropout": 0.1, "disable_gradient_checkpointing": None, "gradient_accumulation_steps": 4}
+    auto, said = run(rows, tmp_path / "auto", **keys | {"per_device_train_batch_size": "auto"})
+    assert "tried: 4: " in said
+    assert "Steps run as CUDA graphs" in said
+    assert "without CUDA graphs" not in said
+    chosen = load_recipe(tmp_path / "auto" / "recipe.yaml")
+    keys |= {"per_device_train_batch_size": chosen.batch_size}
+    keys |= {"gradient_accumulation_steps": chosen.gradient_accumulation_steps}
+    plain, _ = run(rows, tmp_path / "plain", **keys)
+    assert auto == plain
+
+
 def test_losses_in_graphs_are_those_of_the_models_own_modules(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
     from finetune.training.passes import graphs as passes
 
@@ -182,23 +211,33 @@ def test_training_goes_on_where_a_graph_cannot_be_captured(rows: str, tmp_path: 
 
 @pytest.mark.usefixtures("repeatable")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_training_goes_on_where_a_capture_ends_half_way(
-    rows: str, tmp_path: Path, monkeypatch: Any, dropout: float
+@pytest.mark.parametrize("invalid", [False, True])
+def test_training_goes_on_where_a_capture_fails_half_way(
+    rows: str, tmp_path: Path, monkeypatch: Any, dropout: float, invalid: bool
 ) -> None:
-    """While layers' inputs are on their way; the steps are those of the layers without graphs, bit for bit."""
+    """While layers' inputs are on their way; the steps are those of the layers without graphs, bit for bit.
+
+    invalid: whether it cannot be ended either, as something waited for the GPU. The next run has graphs again.
+    """
     from finetune.compute import decoder
     from finetune.compute.graphs import Graphs
 
     backward = decoder.layer_backward
 
-    def full(layer: Any, kept: Any, grad: Any) -> Any:
+    def fail(layer: Any, kept: Any, grad: Any) -> Any:
         if torch.cuda.is_current_stream_capturing():
+            if invalid:
+                grad.sum().item()
             raise torch.OutOfMemoryError("no memory is left")
         return backward(layer, kept, grad)
 
-    monkeypatch.setattr(decoder, "layer_backward", full)
-    losses, said = run(rows, tmp_path / "out", lora_dropout=dropout)
-    assert "without CUDA graphs: no memory is left" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "layer_backward", fail)
+        losses, said = run(rows, tmp_path / "out", lora_dropout=dropout)
+    assert f"without CUDA graphs: {'' if invalid else 'no memory is left'}" in said
+    graphs, said = run(rows, tmp_path / "graphs", lora_dropout=dropout)
+    assert "without CUDA graphs" not in said
+    assert losses == graphs
     monkeypatch.setattr(Graphs, "run", lambda self, key, work: work())
     layers, _ = run(rows, tmp_path / "layers", lora_dropout=dropout)
     assert losses == layers

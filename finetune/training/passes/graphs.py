@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.compute.decoder import LayeredStep, why_not
 from finetune.compute.fixed_inputs import Buffers
@@ -58,7 +59,7 @@ class GraphPasses:
         for parameter in base.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        self.graphs = Graphs(device, GRAPHS, self.step.prepare, partial(_warn, console))
+        self.graphs = Graphs(device, GRAPHS, self.step.generators, partial(_warn, console))
         if self.graphs.works:  # libraries prepare themselves, as they cannot in a graph
             self.step.learn(self.buffers.blank(), self.factor)
 
@@ -77,10 +78,9 @@ class GraphPasses:
         return self.loss.double() * share
 
 
-def _warn(console: Console, error: RuntimeError) -> None:
-    console.print(
-        f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}", highlight=False
-    )
+def _warn(console: Console, error: BaseException) -> None:
+    reason = escape((str(error) or type(error).__name__).splitlines()[0])
+    console.print(f"[yellow]Warning:[/] training goes on without CUDA graphs: {reason}", highlight=False)
 
 
 def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.device) -> HostMemory | None:
