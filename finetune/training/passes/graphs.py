@@ -43,12 +43,13 @@ class GraphPasses:
         self.modules, self.scaler = modules, modules.scaler
         device, dtype = base.lm_head.weight.device, base.lm_head.weight.dtype
         size = recipe.batch_size
-        vision, hidden = base.config.vision_config, base.model.language_model.config.hidden_size
-        levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
         labels = size * int(labels_of(data.rows).max())
-        self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
-        if isinstance(feed, QwenFeed) and isinstance(feed.images, FrozenFeatures):
-            feed.images.room = self.buffers.features
+        longest = int(lengths_of(data.rows).max())
+        assert isinstance(feed, QwenFeed)
+        images = feed.images
+        assert isinstance(images, FrozenFeatures)
+        self.buffers = Buffers(size, longest, labels, images.levels, images.hidden, dtype, device)
+        images.room = self.buffers.features
         layers = len(base.model.language_model.layers) - kept_layers
         host = _host_memory(layers, self.buffers.features[0].numel(), dtype, device)
         if host is None and layers and device.type == "cuda":
