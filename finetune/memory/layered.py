@@ -14,10 +14,10 @@ from finetune.model.supported import QWEN_VL
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
-# What the allocator takes beyond what comes and goes within a step, as a share of it. Fitted to two peaks on an H200
-# (Qwen3-VL-2B's shape, 2 rows of 8 images): 3.09 GiB with layers' inputs in host memory are estimated as 3.11, and 3.54
-# with them on the GPU as 3.60. In a model of the allocator alone 5 to 14 % were in gaps.
-GAPS = 0.4
+# What the allocator takes beyond what comes and goes within a step, as a share of it; in a model of the allocator 5 to
+# 14 %. With it two peaks on an H200 (Qwen3-VL-2B's shape, 2 rows of 8 images) are estimated: 3.09 GiB with layers'
+# inputs in host memory as 3.17, and 3.54 with them on the GPU as 3.66.
+GAPS = 0.1
 LOGITS = 18  # bytes a logit: 16 bits, float32, its log-probabilities, and the gradients of the first two
 
 
@@ -41,26 +41,38 @@ def why_modules(recipe: Recipe, model_type: str, processes: int = 1) -> str:
     return "the language model is frozen" if recipe.freeze_language_model else ""
 
 
-def standing_bytes(folder: ModelFolder, load: MicroBatchLoad, levels: int) -> int:
-    """What is kept for the whole run beside the model states: buffers of inputs and features, places for two layers'.
+def widths(folder: ModelFolder) -> tuple[int, int, int, int]:
+    """How wide a token is in the language model: (hidden, within the MLP, queries of all heads, keys of all heads)."""
+    text = folder.text_config
+    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    return text["hidden_size"], text["intermediate_size"], queries, keys
 
-    levels: features of an image token, DeepStack's and the tower's own.
+
+def standing_bytes(folder: ModelFolder, load: MicroBatchLoad, levels: int, tower: int) -> dict[str, int]:
+    """What is reserved for the whole run beside the model states, by use.
+
+    Buffers of inputs and features, and places for two layers' inputs; what the tower needs at once, as it runs
+    outside of the memory of the steps' graphs. levels: features of an image token, DeepStack's and the tower's own;
+    tower: bytes a patch that it needs at once.
     """
     hidden: int = folder.text_config["hidden_size"]
-    return load.tokens * (2 * levels * hidden + 4 * hidden + 32)
+    largest = load.largest_image or load.patches
+    return {
+        "inputs and features": load.tokens * (2 * levels * hidden + 4 * hidden + 32),
+        "vision tower": tower * min(load.patches, max(CHUNK_PATCHES, largest)),
+    }
 
 
 def layered_moments(
-    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, tower: int, host: float
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, host: float
 ) -> tuple[int, dict[str, int]]:
-    """(bytes that layers keep for the backward pass, what each moment adds to the model states at its peak).
+    """(bytes that layers keep for the backward pass, what each moment adds to what stands at its peak).
 
-    tower: bytes a patch that the vision tower needs at once; host: free memory of the host.
+    host: bytes of the host's memory that are free.
     """
     text = folder.text_config
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    head = text.get("head_dim") or hidden // text["num_attention_heads"]
-    query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    hidden, inner, query, key = widths(folder)
     # 16-bit numbers of a token in a layer's activations: inputs of norms and linears, queries, keys, values, output.
     normed = query + key if folder.model_type == "qwen3_vl" else 0
     rotated = query + 2 * (key if card.capability >= (8, 0) else query)  # keys and values repeated for a T4
@@ -78,9 +90,7 @@ def layered_moments(
     if not kept_layers:  # one layer's are there all the same while it is gone through
         backward += load.tokens * activations
     labels = max(FEWEST_LABELS, 1 << (max(1, load.labels) - 1).bit_length())
-    largest = load.largest_image or load.patches
     return kept, {
-        "vision tower": tower * min(load.patches, max(CHUNK_PATCHES, largest)),
         "loss": kept + 6 * load.tokens * hidden + LOGITS * labels * text["vocab_size"],
         "backward": kept + backward,
     }
