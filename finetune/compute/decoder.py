@@ -45,8 +45,8 @@ def _rotate(x: Any, cos: Any, sin: Any, sign: int) -> Any:
 class Activations:
     """What a layer's backward pass needs.
 
-    x: its input; middle, after attention, and states, normed: both with their way of autograd from x; gate, up: the
-    MLP's; gate_kept, up_kept, down_kept: what its linears keep.
+    x: its input; middle: x after attention; states: the same normed; for both autograd knows how they came of x.
+    gate, up: the MLP's; gate_kept, up_kept, down_kept: what its linears keep.
     """
 
     x: Any

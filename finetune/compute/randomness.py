@@ -39,7 +39,10 @@ class LayerDraws:
 
     @contextmanager
     def drawn(self, layer: int, again: bool) -> Iterator[None]:
-        """What draws from the device's default generator meanwhile draws the layer's numbers."""
+        """What draws from the device's default generator meanwhile draws the layer's numbers.
+
+        again: whether the layer is computed for its backward pass.
+        """
         if not self.states:
             before = torch.get_rng_state()
             torch.manual_seed(self.seeds[layer])

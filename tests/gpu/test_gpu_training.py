@@ -160,9 +160,11 @@ def test_a_run_in_graphs_goes_on_bit_for_bit(rows: str, tmp_path: Path) -> None:
 def test_inputs_that_waited_in_host_memory_give_the_same_bits(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
     from finetune.training.passes import graphs as passes
 
-    waited, _ = run(rows, tmp_path / "waited", lora_dropout=0.1)
+    waited, said = run(rows, tmp_path / "waited", lora_dropout=0.1)
+    assert "inputs stay on the GPU" not in said
     monkeypatch.setattr(passes, "_host_memory", lambda *given: None)
-    stayed, _ = run(rows, tmp_path / "stayed", lora_dropout=0.1)
+    stayed, said = run(rows, tmp_path / "stayed", lora_dropout=0.1)
+    assert "inputs stay on the GPU" in said
     assert waited == stayed
     paths = [tmp_path / name / "adapter_model.safetensors" for name in ("waited", "stayed")]
     assert paths[0].read_bytes() == paths[1].read_bytes()

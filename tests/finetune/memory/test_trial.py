@@ -16,7 +16,7 @@ from finetune.compute.host_stack import HostMemory
 from finetune.encoding.encoded_rows import lengths_of
 from finetune.families.registry import training_family
 from finetune.memory.plan import Plan, set_checkpointing
-from finetune.memory.trial import Trial, Tried
+from finetune.memory.trial import Trial, Tried, quickest
 from finetune.model.base import load_base
 from finetune.model.targets import make_trainable
 from finetune.recipe.schema import Recipe
@@ -78,26 +78,54 @@ def test_a_trial_leaves_the_run_as_it_was(
     assert [reference() for reference in left] == [None] * len(left)
 
 
+class Feed:
+    """Makes of rows their sources."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def batch(self, rows: Any) -> Any:
+        self.asked.append([row.source for row in rows])
+        return self.asked[-1], None
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_plan_that_does_not_fit_leaves_nothing_to_the_next(recipe: Callable[..., Recipe]) -> None:
+    data = load_training_data(recipe(eval_dataset=None), QUIET)
+    living: list[Any] = []
+
+    def prepare(plan: Plan) -> Tried:
+        assert [reference() for reference in living] == [None] * len(living)
+        feed: Any = Feed()
+        living.append(weakref.ref(feed))
+
+        def learn(batch: Any, images: Any) -> None:
+            if plan.size > 2:
+                raise torch.OutOfMemoryError
+
+        return Tried(feed, epoch_batches(lengths_of(data.rows), plan.size, 1, 0, True), learn)
+
+    plans = [Plan(size, 8 // size, 0, 4, 0.0) for size in (8, 4, 2)]
+    plan, measured = quickest(plans, Trial(data.rows, CPU, prepare, lambda: None))
+    assert plan.size == 2
+    assert measured.startswith("tried: 8 rows at once do not fit, 4 rows at once do not fit, 2: ")
+    assert len(living) == 3
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_what_is_timed_are_micro_batches_of_training_and_each_was_done_once_before(
     recipe: Callable[..., Recipe], grouped: bool
 ) -> None:
     data = load_training_data(recipe(eval_dataset=None), QUIET)
-    lengths, done, asked = lengths_of(data.rows), [], []
+    lengths, done = lengths_of(data.rows), []
     batches = epoch_batches(lengths, 4, 1, 0, grouped)
-
-    class Feed:
-        def batch(self, rows: Any) -> Any:
-            asked.append([row.source for row in rows])
-            return asked[-1], None
-
-        def close(self) -> None:
-            """Nothing to close."""
-
     feed: Any = Feed()
     tried = Tried(feed, batches, lambda batch, images: done.append(batch))
     Trial(data.rows, CPU, lambda plan: tried, lambda: None).speed(Plan(4, 2, 0, 4, 0.0))
-    longest = sorted(lengths.tolist())[-4:]
+    asked, longest = feed.asked, sorted(lengths.tolist())[-4:]
     assert sorted(len(row) for row in data.rows if row.source in asked[0]) == longest
     epoch = [[data.rows[number].source for number in numbers] for numbers in batches]
     assert all(batch in epoch for batch in asked[1:])
