@@ -31,14 +31,17 @@ class Graphs:
     ) -> None:  # fmt: skip
         self.kept, self.generators, self.failed = kept, generators, failed
         self.works = device.type == "cuda" and kept > 0
-        self.graphs: OrderedDict[Hashable, Any] = OrderedDict()
+        self.graphs: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()  # each with what it reads
         _all.add(self)
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Does the work, which must be the same for the same key: as a graph, or as it is where there are none."""
+    def run(self, key: Hashable, work: Callable[[], None], reads: Any = None) -> None:
+        """Does the work, which must be the same for the same key: as a graph, or as it is where there are none.
+
+        reads: what it reads that nobody else keeps; it lives as long as the graph, which knows only where it was.
+        """
         if self.works:
             try:
-                self._replay(key, work)
+                self._replay(key, work, reads)
                 return
             except RuntimeError as error:
                 self.works = False
@@ -48,17 +51,18 @@ class Graphs:
             torch.cuda.empty_cache()  # not before the error is gone, which holds what the work held
         work()
 
-    def _replay(self, key: Hashable, work: Callable[[], None]) -> None:
+    def _replay(self, key: Hashable, work: Callable[[], None], reads: Any) -> None:
         if key not in self.graphs:
-            self.graphs[key] = self._captured(work)
+            self.graphs[key] = self._captured(work), reads
             if len(self.graphs) > self.kept:
                 self.graphs.popitem(last=False)
         self.graphs.move_to_end(key)
-        self.graphs[key].replay()
+        graph, _ = self.graphs[key]
+        graph.replay()
 
     def _captured(self, work: Callable[[], None]) -> Any:
         # Torch takes a graph into a pool only while there is another one in it, which must not be freed meanwhile.
-        other = next((graph for graphs in _all for graph in graphs.graphs.values()), None)
+        other = next((graph for graphs in _all for graph, _ in graphs.graphs.values()), None)
         pool = torch.cuda.graph_pool_handle() if other is None else other.pool()
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:

@@ -245,9 +245,10 @@ def test_training_goes_on_where_a_capture_fails_half_way(
     assert losses == layers
 
 
-def test_the_tower_in_graphs_gives_the_same_features(rows: str) -> None:
+def test_the_tower_in_graphs_gives_the_same_features(rows: str, monkeypatch: Any) -> None:
     from rich.console import Console
 
+    from finetune.compute import vision
     from finetune.families.features import FrozenFeatures
     from finetune.model.base import load_base
     from finetune.recipe.load import make_recipe
@@ -263,4 +264,9 @@ def test_the_tower_in_graphs_gives_the_same_features(rows: str) -> None:
     assert features.tower.graphs.works
     assert len(features.tower.graphs.graphs) == 1
     assert not torch.equal(features.get([1, 0]), expected)
+    monkeypatch.setattr(vision, "LAYOUTS", 1)
+    features.get([2])  # the layout of the others is forgotten, and its memory used again
+    used = [torch.full((size,), -1, device="cuda") for size in (16, 64, 256, 1024, 4096) for _ in range(32)]
+    assert torch.equal(features.get([0, 1]), expected)
+    del used
     features.close()

@@ -161,3 +161,20 @@ def test_of_a_capture_that_cannot_end_the_first_error_is_told_and_torch_is_told_
     assert [str(reason) for reason in reasons] == ["no memory is left"]
     assert (len(done), capture.ended) == (2, [0])
     assert not generator.capturing
+
+
+class Read:
+    """What a work reads."""
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph(captured: list[Any]) -> None:
+    graphs = Graphs(GPU, 2)
+    alive = []
+    for key in "abab":
+        read = Read()
+        alive.append(weakref.ref(read))
+        graphs.run(key, lambda: None, read)
+        del read
+    assert [reference() is not None for reference in alive] == [True, True, False, False], "those of the captures"
+    graphs.run("c", lambda: None)
+    assert [reference() is not None for reference in alive] == [False, True, False, False]
