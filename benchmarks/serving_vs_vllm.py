@@ -3,12 +3,12 @@
     python -m benchmarks.serving_vs_vllm --model DIR --out FILE [--before CHECKOUT] [--vllm-path SITE] [--off LEVERS]
     python -m benchmarks.serving_vs_vllm --model DIR --out FILE --vllm-url URL ...
 
-Sides: vllm (started here, or running already at a local URL), before (another checkout of Lensmith, if given), after
-(this one), off (this one without the levers that are named, as in LENSMITH_LMDEPLOY_LEVERS_OFF), and with --two this
-one with two engines on the card. Every picture of a turn is new and goes to each side once. Medians of the turns'
-requests/s are in the result's `rows`; every figure is in `turns`. While vLLM starts, which takes longest, the answers
-of Lensmith's sides are compared, and memory is watched under load. What cannot be done in `--seconds` (400) is left
-out. --quick with --engine transformers rehearses it without a GPU.
+Sides: vllm (started here, or running already at a local URL), before (another checkout of Lensmith, if given; in the
+first turn only), after (this one), off (this one without the levers that are named, as in
+LENSMITH_LMDEPLOY_LEVERS_OFF), and with --two this one with two engines on the card. Every picture of a turn is new and
+goes to each side once. Medians of the turns' requests/s are in the result's `rows`; every figure is in `turns`. While
+vLLM starts, which takes longest, the answers of Lensmith's sides are compared, and memory is watched under load. What
+cannot be done in `--seconds` (400) is left out. --quick with --engine transformers rehearses it without a GPU.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Comparison:
         self.write()
 
     def turn(self, number: int, loads: tuple[Load, ...]) -> None:
-        order = list(self.sides.items())
+        order = [side for side in self.sides.items() if number == 0 or side[0] != "before"]
         for load in loads:
             order = order[1:] + order[:1]  # no side is always first
             for side, endpoint in order:
