@@ -1,6 +1,6 @@
 """A computation on fixed buffers, captured as one CUDA graph for each of a few numbers of rows.
 
-Graphs are captured at the end of LMDeploy's own warm-up, as its decode steps are: beside the cache, and when nobody waits.
+Graphs are captured at the end of LMDeploy's own warm-up, as its decode steps are: beside the cache, before any request.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The language model's part of a Qwen3-VL's prefill with pictures as CUDA graphs: one launch in place of 400.
 
-LMDeploy captures decode steps only; a prefill with pictures is launched kernel by kernel, which with short prompts takes
-longer than the GPU's work. Here prompts are padded with tokens to one of a few budgets. They belong to no sequence, so
-nothing is written to the cache for them. Only prompts of which nothing is in the cache yet are taken, whole ones within the
-largest budget: their keys and values are those just computed, and need not be gathered from the cache.
+LMDeploy captures decode steps only; a prefill with pictures is launched kernel by kernel, which takes longer than the
+GPU's work where prompts are short. Here prompts are padded with tokens to one of a few budgets. Those belong to no
+sequence, so nothing is written to the cache for them. Only whole prompts of which nothing is in the cache yet are
+taken, within the largest budget: their keys and values are those just computed, and are not gathered from the cache.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ LIMIT = 160 * 2**20  # bytes of intermediate results
 
 
 class PrefillGraphs:
-    """The buffers and graphs of one model and its cache, a key and a value tensor [blocks, tokens, heads, width] a layer."""
+    """The buffers and graphs of one model. `cache`: of each layer keys and values, [blocks, tokens, heads, width]."""
 
     def __init__(self, model: Any, cache: Any) -> None:
         self._model, self._original, self._cache = model, model.forward, cache
         text, vision = model.config.text_config, model.config.vision_config
-        weight = model.get_input_embeddings().weight
+        weight = model.language_model.norm.weight
         heads = text.num_attention_heads + 2 * text.num_key_value_heads
         numbers = 4 * text.hidden_size + 2 * heads * text.head_dim + 3 * text.intermediate_size
         self._calls = CapturedCalls(self._compute, within(BUDGETS, weight.element_size() * numbers, LIMIT))

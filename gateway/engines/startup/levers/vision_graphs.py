@@ -1,10 +1,8 @@
 """A Qwen3-VL's vision tower as CUDA graphs: one launch in place of 350, which take longer than the GPU's work for them.
 
-Pictures are padded with rows to one of a few budgets of patches, and belong to no sequence of the attention, so they
-cost next to nothing and change nothing. More patches than the largest budget run as LMDeploy does it. Features are LMDeploy's
-within the rounding of a matrix product whose number of rows is another; attention is the same bit for bit. Graphs are
-captured at the end of LMDeploy's own warm-up, beside its cache: the plan leaves room for them (`GRAPHS` in
-gateway/planning/lmdeploy_memory.py).
+Patches are padded with rows to one of a few budgets. Those belong to no sequence of the attention, so they change
+nothing and cost little. More patches than the largest budget run as LMDeploy does it. Features are LMDeploy's within
+the rounding of matrix products of another number of rows; attention to the same values is the same bit for bit.
 """
 
 from __future__ import annotations
