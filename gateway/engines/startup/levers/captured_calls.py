@@ -44,6 +44,9 @@ class CapturedCalls:
     """`compute(budget)` reads and writes buffers that stay where they are, `budget` rows of them."""
 
     def __init__(self, compute: Callable[[int], None], budgets: Sequence[int]) -> None:
+        """Raises ValueError without a budget."""
+        if not budgets:
+            raise ValueError("even the smallest budget of rows would take too much memory")
         self._compute, self._budgets = compute, sorted(budgets)
         self._replays: dict[int, Callable[[], None]] = {}
 
