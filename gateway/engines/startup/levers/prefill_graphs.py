@@ -8,6 +8,7 @@ taken, within the largest budget: their keys and values are those just computed,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,13 +32,13 @@ LIMIT = 160 * 2**20  # bytes of intermediate results
 class PrefillGraphs:
     """The buffers and graphs of one model. `cache`: of each layer keys and values, [blocks, tokens, heads, width]."""
 
-    def __init__(self, model: Any, cache: Any) -> None:
+    def __init__(self, model: Any, cache: Any, budgets: Sequence[int] = BUDGETS) -> None:
         self._model, self._original, self._cache = model, model.forward, cache
         text, vision = model.config.text_config, model.config.vision_config
         weight = model.language_model.norm.weight
         heads = text.num_attention_heads + 2 * text.num_key_value_heads
         numbers = 4 * text.hidden_size + 2 * heads * text.head_dim + 3 * text.intermediate_size
-        self._calls = CapturedCalls(self._compute, within(BUDGETS, weight.element_size() * numbers, LIMIT))
+        self._calls = CapturedCalls(self._compute, within(budgets, weight.element_size() * numbers, LIMIT))
         tokens, slots = self._calls.largest, self._calls.largest // ROWS_OF_SLOT
         block_tokens = cache[0][0].size(1)
 

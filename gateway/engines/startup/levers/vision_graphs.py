@@ -7,6 +7,7 @@ the rounding of matrix products of another number of rows; attention to the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ LIMIT = 160 * 2**20  # bytes of intermediate results
 class VisionGraphs:
     """The buffers and graphs of one vision tower."""
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Any, budgets: Sequence[int] = BUDGETS) -> None:
         self._visual, self._original = visual, visual.forward
         weight = visual.patch_embed.proj.weight
         hidden, inner = weight.shape[0], visual.config.intermediate_size
-        budgets = within(BUDGETS, weight.element_size() * (3 * hidden + 2 * inner), LIMIT)
-        self._calls = CapturedCalls(self._compute, budgets)
+        numbers = 3 * hidden + 2 * inner  # of a row at once
+        self._calls = CapturedCalls(self._compute, within(budgets, weight.element_size() * numbers, LIMIT))
         rows = self._calls.largest
         self._merged = visual.spatial_merge_size**2
         head = hidden // visual.config.num_heads
