@@ -75,7 +75,6 @@ class PrefillGraphs:
         for buffer, of_layer in zip(self._features, (features, *deepstack), strict=True):
             buffer[: len(of_layer)].copy_(of_layer)
         self._ids[:tokens].copy_(inputs["input_ids"][0])
-        self._pictured.zero_()
         self._pictured[:tokens].copy_(inputs["multimodal_mask"][0])
         self._positions[:, :tokens].copy_(inputs["mrope_position_ids"])
         self._lengths.zero_()
