@@ -95,7 +95,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def compare(model: Any, capture: Capture, grids: Grids, words: int, cached: int = 0) -> dict[str, Any]:
-    """How features, hidden states and cache differ at most by budgets, with which of them, and the largest number."""
+    """How features, hidden states and cache differ at most by budgets, with which of them, and the largest number.
+
+    `features`: how the vision tower's results alone differ.
+    """
     visual, replayed = model.visual, []
 
     def watched(compute: Callable[[], None]) -> Callable[[], None]:
@@ -123,4 +126,9 @@ def compare(model: Any, capture: Capture, grids: Grids, words: int, cached: int 
             found = run(cache)
     del model.forward, visual.forward
     differences = [(one - other).abs().max().item() for one, other in zip(expected, found, strict=True)]
-    return {"difference": max(differences), "replayed": replayed, "largest": max(x.abs().max().item() for x in found)}
+    return {
+        "difference": max(differences),
+        "features": max(differences[: len(model.visual.deepstack_merger_list) + 1]),
+        "replayed": replayed,
+        "largest": max(tensor.abs().max().item() for tensor in found),
+    }

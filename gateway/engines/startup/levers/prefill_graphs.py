@@ -37,7 +37,7 @@ class PrefillGraphs:
         text, vision = model.config.text_config, model.config.vision_config
         weight = model.language_model.norm.weight
         heads = text.num_attention_heads + 2 * text.num_key_value_heads
-        numbers = 4 * text.hidden_size + 2 * heads * text.head_dim + 3 * text.intermediate_size
+        numbers = 4 * text.hidden_size + 2 * max(heads * text.head_dim, text.intermediate_size)  # of a row at once
         self._calls = CapturedCalls(self._compute, within(budgets, weight.element_size() * numbers, LIMIT))
         tokens, slots = self._calls.largest, self._calls.largest // ROWS_OF_SLOT
         block_tokens = cache[0][0].size(1)

@@ -1,8 +1,8 @@
 """A Qwen3-VL's vision tower as CUDA graphs: one launch in place of 350, which take longer than the GPU's work for them.
 
 Patches are padded with rows to one of a few budgets. Those belong to no sequence of the attention, so they change
-nothing and cost little. More patches than the largest budget run as LMDeploy does it. Features are LMDeploy's within
-the rounding of matrix products of another number of rows; attention to the same values is the same bit for bit.
+nothing and cost little. More patches than the largest budget run as LMDeploy does it. The same kernels compute the same
+features; where the number of patches is no budget, matrix products of other sizes round in other ways.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ class VisionGraphs:
         self._merged = visual.spatial_merge_size**2
         head = hidden // visual.config.num_heads
         features = 1 + len(visual.deepstack_merger_list), rows // self._merged, visual.config.out_hidden_size
-        self._pixels = weight.new_zeros(rows, weight[0].numel())
-        self._positions = weight.new_zeros(rows, hidden)
+        self._embedded = weight.new_zeros(rows, hidden)
         self._cosines, self._sines = weight.new_zeros(rows, head), weight.new_zeros(rows, head)
         self._ends = torch.zeros(rows // ROWS_OF_SLOT, dtype=torch.int32, device=weight.device)
         self._features = weight.new_zeros(features)
@@ -59,8 +58,7 @@ class VisionGraphs:
             result: tuple[torch.Tensor, list[torch.Tensor]]
             result = self._original(hidden_states, cu_seqlens, rotary_pos_emb, pos_embeds)
             return result
-        self._pixels[:patches].copy_(hidden_states)
-        self._positions[:patches].copy_(pos_embeds)
+        torch.add(self._visual.patch_embed(hidden_states), pos_embeds, out=self._embedded[:patches])
         self._cosines[:patches].copy_(rotary_pos_emb[0])
         self._sines[:patches].copy_(rotary_pos_emb[1])
         self._ends.fill_(patches)
@@ -74,10 +72,7 @@ class VisionGraphs:
         lengths = self._ends[:slots].diff(prepend=self._ends.new_zeros(1))
         tiles = cut(lengths, slots)
         rotary = self._cosines[:budget], self._sines[:budget]
-        projection = visual.patch_embed.proj
-        # Kernel and stride of the convolution are a patch, so it is a matrix product.
-        hidden = torch.nn.functional.linear(self._pixels[:budget], projection.weight.flatten(1), projection.bias)
-        hidden = hidden + self._positions[:budget]
+        hidden = self._embedded[:budget]
         deepstack = {layer: place + 1 for place, layer in enumerate(visual.deepstack_visual_indexes)}
         merged = budget // self._merged
         for layer, block in enumerate(visual.blocks):

@@ -57,6 +57,10 @@ def test_features_hidden_states_and_cache_are_lmdeploy_s(compared: dict[str, Any
     assert compared[case]["difference"] < 1e-5  # of float32 numbers up to 10
 
 
+def test_features_of_as_many_patches_as_a_budget_are_lmdeploy_s_bit_for_bit(compared: dict[str, Any]) -> None:
+    assert compared["one picture"]["features"] == 0
+
+
 @pytest.mark.parametrize(("case", "budgets"), REPLAYED.items())
 def test_the_smallest_budget_is_taken_and_lmdeploy_s_code_beyond_the_largest(
     compared: dict[str, Any], case: str, budgets: list[int]
