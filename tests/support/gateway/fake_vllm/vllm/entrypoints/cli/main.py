@@ -66,7 +66,7 @@ vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} 1.5
 
 
 def engine_core() -> None:
-    """The process of its own that the engine is. FAKE_VLLM_BUSY: in the middle of a step it does not look at signals."""
+    """The process of its own that the engine is. In the middle of a step (FAKE_VLLM_BUSY) it ignores signals."""
     if os.environ.get("FAKE_VLLM_BUSY"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(3600)
