@@ -15,6 +15,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 300
@@ -40,18 +43,45 @@ class Endpoint(NamedTuple):
     key: str | None = None
 
 
-class Server:
+class Running:
+    """A server that runs already at a local URL, ready when `ready_path` answers 200, and is left running."""
+
+    def __init__(self, url: str, ready_path: str) -> None:
+        self.endpoint = Endpoint(url)
+        self.started = time.monotonic()
+        self._ready_path = ready_path
+
+    @property
+    def pid(self) -> int:
+        """Of the process that listens there. Raises LookupError if none does."""
+        port = urlsplit(self.endpoint.url).port
+        for one in psutil.net_connections(kind="tcp"):
+            if one.pid and one.status == psutil.CONN_LISTEN and getattr(one.laddr, "port", 0) == port:
+                return int(one.pid)
+        raise LookupError(f"nothing listens at {self.endpoint.url}")
+
+    def wait_ready(self) -> float:
+        """Seconds until the first 200. Raises RuntimeError if there is none."""
+        while get(self.endpoint.url + self._ready_path)[0] != 200:
+            if time.monotonic() - self.started > START_SECONDS:
+                raise RuntimeError(f"nothing is ready at {self.endpoint.url}")
+            time.sleep(0.25)
+        return time.monotonic() - self.started
+
+    def end(self) -> None:
+        """Leaves it as it is."""
+
+
+class Server(Running):
     """A command at a port, in a session of its own, ready when `ready_path` answers 200. Logs to `log`."""
 
     def __init__(self, argv: list[str], port: int, ready_path: str, log: Path, **environment: str) -> None:
-        self.endpoint = Endpoint(f"http://127.0.0.1:{port}")
+        super().__init__(f"http://127.0.0.1:{port}", ready_path)
         self.log = log
-        self.started = time.monotonic()
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 argv, stdout=file, stderr=file, cwd=ROOT, env={**os.environ, **environment}, start_new_session=True
             )
-        self._ready_path = ready_path
 
     @property
     def pid(self) -> int:
@@ -129,7 +159,7 @@ class Engine(NamedTuple):
     command: list[str]
 
 
-def engines_behind(gateway: Server) -> list[Engine]:
+def engines_behind(gateway: Running) -> list[Engine]:
     """The engines of a gateway in the order of their pids. Raises RuntimeError if it has none."""
     found: dict[str, Engine] = {}
     for pid in sorted(descendants(gateway.pid)):

@@ -1,12 +1,14 @@
 """vLLM and Lensmith on one GPU, side by side: all servers are started at once, then asked the same pictures in turns.
 
-    python -m benchmarks.serving_vs_vllm --model DIR --out FILE [--before CHECKOUT] [--vllm-path SITE] [--seconds 400]
+    python -m benchmarks.serving_vs_vllm --model DIR --out FILE [--before CHECKOUT] [--vllm-path SITE] [--off LEVERS]
+    python -m benchmarks.serving_vs_vllm --model DIR --out FILE --vllm-url URL ...
 
-Sides: vllm, before (another checkout of Lensmith, if given), after (this one), and with --two this one with two engines
-on the card. Every picture of a turn is new and goes to each side once. Medians of the turns' requests/s are in the
-result's `rows`; every figure is in `turns`. While vLLM starts, which takes longest, the answers of before and after are
-compared, and memory is watched under load. What cannot be done in `--seconds` is left out. --quick with --engine
-transformers rehearses it without a GPU.
+Sides: vllm (started here, or running already at a local URL), before (another checkout of Lensmith, if given; in the
+first turn only), after (this one), off (this one without the levers that are named, as in
+LENSMITH_LMDEPLOY_LEVERS_OFF), and with --two this one with two engines on the card. Every picture of a turn is new and
+goes to each side once. Medians of the turns' requests/s are in the result's `rows`; every figure is in `turns`. While
+vLLM starts, which takes longest, the answers of Lensmith's sides are compared, and memory is watched under load. What
+cannot be done in `--seconds` (400) is left out. --quick with --engine transformers rehearses it without a GPU.
 """
 
 from __future__ import annotations
@@ -28,15 +30,16 @@ from typing import Any, NamedTuple
 import aiohttp
 import psutil
 
-from benchmarks.servers import Endpoint, Server, engines_behind, get
+from benchmarks.servers import Endpoint, Running, Server, engines_behind, get
 from gateway.bench.client import RequestRecord, ask
 from gateway.bench.figures import figures
 from gateway.bench.load import LevelResult, LoadLevel
 from gateway.bench.request_set import RequestSet
+from gateway.engines.startup.levers import OFF
 from modelfiles.hardware.python_child import free_port
 
 LOADERS = 6  # processes
-WARM = 32  # requests before a load that are not counted, at most
+WARM = 16  # requests before a load that are not counted, at most
 PICTURES = 5000  # under which memory is watched
 BLOCKS = 2200  # of 64 tokens in the cache of each side: room for all sides on one card
 VLLM_CACHE = 15 * 2**30  # bytes, the same number of tokens
@@ -61,7 +64,7 @@ class Load(NamedTuple):
 
     def request_set(self) -> RequestSet:
         width, height = map(int, self.size.split("x"))
-        extra = {"ignore_eos": True}
+        extra = {} if self in QUICK else {"ignore_eos": True}  # the engine of a rehearsal does not know it
         return RequestSet(
             "bench", "What is it?", self.tokens, images=self.images, image_size=(width, height), extra=extra
         )
@@ -70,7 +73,7 @@ class Load(NamedTuple):
 TURN = (
     Load("224x224", 64, 320),
     Load("768x768", 64, 192),
-    Load("4000x3000", 64, 96),
+    Load("4000x3000", 64, 64),
     Load("768x768", 1, 24),
     Load("768x768", 4, 64),
 )
@@ -82,7 +85,10 @@ def loader(pipe: Connection) -> None:
     """A process that makes bodies and sends them: asked with (seed, level, request set), then (URL, ...) any time."""
     kept: dict[str, tuple[LoadLevel, list[bytes]]] = {}
     while True:
-        order, name, *rest = pipe.recv()
+        try:
+            order, name, *rest = pipe.recv()
+        except EOFError:  # the benchmark is over
+            return
         if order == "make":
             level, requests = rest
             kept[name] = level, [requests.body(level.seed + n) for n in range(level.requests + level.warmup)]
@@ -150,19 +156,29 @@ class Loaders:
         return self.pipes[: max(1, min(LOADERS, load.at_once // 8))]
 
 
-def start(given: argparse.Namespace, work: Path) -> dict[str, Server]:
+def start(given: argparse.Namespace, work: Path) -> dict[str, Running]:
     """All sides, not waited for."""
-    python, model, sides = sys.executable, str(given.model), {}
+    python, model = sys.executable, str(given.model)
+    sides: dict[str, Running] = {}
     here = Path(__file__).resolve().parents[1]
-    if given.vllm_path:
+    if given.vllm_url:
+        sides["vllm"] = Running(given.vllm_url, "/health")
+    elif given.vllm_path:
         port = free_port()
         argv = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "bench"]
         argv += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "8192"]
         argv += ["--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", str(VLLM_CACHE)]
         sides["vllm"] = Server(argv, port, "/health", work / "vllm.log", PYTHONPATH=given.vllm_path)
-    for side, tree, engines in (("before", given.before, 1), ("after", here, 1), ("two", here, 2)):
-        if tree is None or (side == "two" and not given.two):
+    trees = {
+        "before": given.before,
+        "after": here,
+        "off": here if given.off else None,
+        "two": here if given.two else None,
+    }
+    for side, tree in trees.items():
+        if tree is None:
             continue
+        engines = 2 if side == "two" else 1
         args = {"num-gpu-blocks": BLOCKS // engines} if given.engine == "lmdeploy" else {}
         replica: dict[str, Any] = {"folder": model, "engine": given.engine, "engine_args": args}
         replica |= {"gpus": [0]} if given.engine == "lmdeploy" else {}
@@ -171,16 +187,17 @@ def start(given: argparse.Namespace, work: Path) -> dict[str, Server]:
         config.write_text(json.dumps({"port": port, "models": {"bench": {"replicas": [replica] * engines}}}))
         argv = ["env", "-C", str(tree), python, "-m", "lensmith", "serve", "--config", str(config)]
         path = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
-        sides[side] = Server(argv, port, "/ready", work / f"{side}.log", PYTHONPATH=path)
+        levers = {OFF: given.off} if side == "off" else {}
+        sides[side] = Server(argv, port, "/ready", work / f"{side}.log", PYTHONPATH=path, **levers)
     return sides
 
 
-def processes(server: Server) -> list[psutil.Process]:
+def processes(server: Running) -> list[psutil.Process]:
     parent = psutil.Process(server.pid)
     return [parent, *parent.children(recursive=True)]
 
 
-def idle_cores(server: Server, seconds: float = 2.0) -> float:
+def idle_cores(server: Running, seconds: float = 2.0) -> float:
     """Cores that a side uses while nobody asks it."""
     children = processes(server)
     before = sum(sum(child.cpu_times()[:2]) for child in children)
@@ -188,7 +205,7 @@ def idle_cores(server: Server, seconds: float = 2.0) -> float:
     return round((sum(sum(child.cpu_times()[:2]) for child in children) - before) / seconds, 3)
 
 
-def memory(server: Server) -> list[int]:
+def memory(server: Running) -> list[int]:
     """Resident MiB of a side's three largest processes."""
     return sorted((child.memory_info().rss >> 20 for child in processes(server)), reverse=True)[:3]
 
@@ -223,7 +240,7 @@ class Comparison:
         self.write()
 
     def turn(self, number: int, loads: tuple[Load, ...]) -> None:
-        order = list(self.sides.items())
+        order = [side for side in self.sides.items() if number == 0 or side[0] != "before"]
         for load in loads:
             order = order[1:] + order[:1]  # no side is always first
             for side, endpoint in order:
@@ -274,10 +291,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--vllm-path", help="PYTHONPATH that has vLLM")
+    parser.add_argument("--vllm-url", help="where vLLM runs already, with its model named bench")
     parser.add_argument("--engine", default="lmdeploy")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--meanwhile", help="shell command that finds the engine in LENSMITH_GPU_ENGINE and its key")
+    parser.add_argument("--off", help="levers that are left out, between commas")
     parser.add_argument("--two", action="store_true")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
@@ -310,13 +329,14 @@ def main() -> None:
         comparison.note("resident MiB at last", {side: memory(server) for side, server in running.items()})
     finally:
         for server in servers.values():
-            server.process.kill()  # nobody waits for answers any more
+            if isinstance(server, Server):
+                server.process.kill()  # nobody waits for answers any more
             server.end()
 
 
-def while_waiting(comparison: Comparison, servers: dict[str, Server], load: Load) -> None:
+def while_waiting(comparison: Comparison, servers: dict[str, Running], load: Load) -> None:
     """What needs no quiet machine: are answers the same before and after, and does memory grow under many pictures."""
-    sides = [side for side in ("before", "after") if side in comparison.sides]
+    sides = [side for side in ("before", "after", "off") if side in comparison.sides]
     texts = [asyncio.run(answers(servers[side].endpoint.url, 12)) for side in (*sides, *sides[:1])]
     for other, name in zip(texts[1:], (*sides[1:], f"{sides[0]} again"), strict=True):
         same = sum(one == two for one, two in zip(texts[0], other, strict=True))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def child(side: Side, work: Path, steps: int, result: Path) -> None:
     data = load_training_data(recipe, Console(quiet=True))
     load = heaviest_load(data.rows, recipe, data.bank)  # type: ignore[arg-type]
     layered = side.patched is not MODULES and not why_modules(recipe, data.folder.model_type)
-    found = estimate(data.folder, recipe, load, this_card() or Card("CPU", 1.0, (8, 0)), 0, layered)
+    host = 0 if side.patched is ON_GPU else math.inf
+    found = estimate(data.folder, recipe, load, this_card() or Card("CPU", 1.0, (8, 0)), 0, layered, host)
     figures: dict[str, Any] = {"estimated_gib": round(found.reserved / GIB, 2), "losses": []}
     del data
     began, plain, ends = time.monotonic(), Trainer.step, []

@@ -45,8 +45,8 @@ def _rotate(x: Any, cos: Any, sin: Any, sign: int) -> Any:
 class Activations:
     """What a layer's backward pass needs.
 
-    x: its input; middle, after attention, and states, normed: both with their way of autograd from x; gate, up: the
-    MLP's; gate_kept, up_kept, down_kept: what its linears keep.
+    x: its input; middle: x after attention; states: the same normed; for both autograd knows how they came of x.
+    gate, up: the MLP's; gate_kept, up_kept, down_kept: what its linears keep.
     """
 
     x: Any
@@ -186,30 +186,37 @@ class LayeredStep:
         if self.draws is not None:
             self.draws.reseed()
 
-    def prepare(self, graph: Any) -> None:
-        """To be called before `learn` is captured in the graph."""
-        if self.draws is not None:
-            self.draws.register(graph)
+    @property
+    def generators(self) -> list[Any]:
+        """Those of a GPU from which `learn` draws."""
+        return [] if self.draws is None else self.draws.generators
 
     def learn(self, inputs: FixedInputs, factor: Any) -> Any:
         """Adds the gradients of the loss times `factor` (a tensor) to the adapters' `.grad`; returns the loss.
 
         The loss is the summed float32 cross entropy of the label tokens.
         """
-        x, waiting, kept, rotary = self._forward(inputs)
-        loss, grad = self._loss(x, inputs, factor)
-        del x
-        for number in reversed(range(len(self.model.layers))):
-            with self._drawn(number, True):
-                layer = self.model.layers[number]
-                found = activations(layer, waiting.pop(), rotary) if number < self.again else kept.pop()
-                grad = layer_backward(layer, found, grad)
-                del found
+        stack: HostStack | nullcontext[list[Any]] = nullcontext([]) if self.host is None else HostStack(self.host)
+        with stack as waiting:
+            x, kept, rotary = self._forward(inputs, waiting)
+            loss, grad = self._loss(x, inputs, factor)
+            del x
+            for number in reversed(range(len(self.model.layers))):
+                with self._drawn(number, True):
+                    layer = self.model.layers[number]
+                    found = activations(layer, waiting.pop(), rotary) if number < self.again else kept.pop()
+                    grad = layer_backward(layer, found, grad)
+                    del found
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _forward(self, inputs: FixedInputs) -> tuple[Any, HostStack | list[Any], list[Activations], tuple[Any, Any]]:
-        """(the last layer's output [B, L, hidden], layers' inputs, the other layers' activations, cos and sin)."""
+    def _forward(
+        self, inputs: FixedInputs, waiting: HostStack | list[Any]
+    ) -> tuple[Any, list[Activations], tuple[Any, Any]]:
+        """(the last layer's output [B, L, hidden], activations of the layers that keep them, cos and sin).
+
+        waiting: gets the other layers' inputs.
+        """
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
@@ -217,7 +224,6 @@ class LayeredStep:
             x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
         rotary = _rotary(self.model, x, inputs.positions)
         deep = len(inputs.features) - 1 if inputs.features is not None else 0
-        waiting: HostStack | list[Any] = [] if self.host is None else HostStack(self.host)
         kept: list[Activations] = []
         for number, layer in enumerate(self.model.layers):
             with self._drawn(number, False):
@@ -230,7 +236,7 @@ class LayeredStep:
             if number < deep:  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)
-        return x, waiting, kept, rotary
+        return x, kept, rotary
 
     def _loss(self, x: Any, inputs: FixedInputs, factor: Any) -> tuple[Any, Any]:
         """(the loss, its gradient for x times factor)."""

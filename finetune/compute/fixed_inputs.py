@@ -35,7 +35,7 @@ class FixedInputs:
 class Buffers:
     """Where micro-batches of up to `rows` rows, `length` tokens a row and `labels` label tokens are put.
 
-    levels: 1 + D; hidden, dtype: of the features; image_ids: the ids of image tokens, in place of which they go.
+    levels: 1 + D; hidden, dtype: of the features.
     """
 
     def __init__(

@@ -10,6 +10,14 @@ from typing import Any
 
 import torch
 
+HOST_SHARE = 0.25  # of the host's free memory, for tensors that wait there
+
+
+def fits_host(count: int, numbers: int, itemsize: int, free: float) -> bool:
+    """Whether a stack of `count` tensors of so many numbers has room in a host with `free` bytes."""
+    # Pinned memory is given out in powers of two.
+    return 2 * count * numbers * itemsize <= HOST_SHARE * free
+
 
 class HostMemory:
     """Room for a stack of `count` tensors of up to `numbers` elements; one stack is in use at a time.
@@ -27,10 +35,11 @@ class HostMemory:
 
 
 class HostStack:
-    """`count` times `append`, then as often `pop`; also while a CUDA graph is captured.
+    """`count` times `append`, then as often `pop`, within `with`; also while a CUDA graph is captured.
 
     A tensor is freed when its copy has ended, and a place is written when what it held was used. One stream waits for
-    the other for that, never Python, and at the end nothing is under way.
+    the other for that, never Python. After the `with` no copy is under way, also where an error ended it: else the
+    capture of a graph could not end either, and places would be written that are freed already.
     """
 
     def __init__(self, memory: HostMemory) -> None:
@@ -38,7 +47,14 @@ class HostStack:
         self.shape: Any = None
         self.last: Any = None
         self.leaving: list[tuple[Any, Any]] = []  # copies under way to host memory: their end, and what is copied
-        self.coming: Any = None  # the end of the copy back
+        self.coming: Any = None  # the end of the copy back, if one is under way
+
+    def __enter__(self) -> HostStack:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._free_all()
+        self._take()
 
     def append(self, x: Any) -> None:
         """Keeps x, which nothing may change; all have the same shape."""
@@ -52,13 +68,12 @@ class HostStack:
 
     def pop(self) -> Any:
         """The last tensor, as it was; it is valid until the next pop."""
-        while self.leaving:
-            self._free()
+        self._free_all()
         self.size -= 1
         if self.size == self.memory.copied:
             x, self.last = self.last, None
         else:
-            self._wait(self.coming)
+            self._take()
             x = self._place(self.size)
         if self.size:
             place = self._place(self.size - 1)
@@ -72,6 +87,16 @@ class HostStack:
         """Lets go of the tensor whose copy began first."""
         end, _ = self.leaving.pop(0)
         self._wait(end)
+
+    def _free_all(self) -> None:
+        while self.leaving:
+            self._free()
+
+    def _take(self) -> None:
+        """Waits for the copy back, if there is one."""
+        if self.coming is not None:
+            self._wait(self.coming)
+            self.coming = None
 
     def _copied(self, target: Any, source: Any) -> Any:
         """Copies, after all that the main stream was given before; the end of it."""

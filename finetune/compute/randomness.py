@@ -32,15 +32,17 @@ class LayerDraws:
             for state in pair:
                 state.manual_seed(seed)
 
-    def register(self, graph: Any) -> None:
-        """To be called before a graph is captured in which the layers draw."""
-        for pair in self.states:
-            for state in pair:
-                graph.register_generator_state(state)
+    @property
+    def generators(self) -> list[Any]:
+        """What a graph must know of, in which the layers draw."""
+        return [state for pair in self.states for state in pair]
 
     @contextmanager
     def drawn(self, layer: int, again: bool) -> Iterator[None]:
-        """What draws from the device's default generator meanwhile draws the layer's numbers."""
+        """What draws from the device's default generator meanwhile draws the layer's numbers.
+
+        again: whether the layer is computed for its backward pass.
+        """
         if not self.states:
             before = torch.get_rng_state()
             torch.manual_seed(self.seeds[layer])

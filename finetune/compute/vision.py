@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from finetune.compute.graphs import Graphs
 
 CHUNK_PATCHES = 4096  # patches that go through the tower at once
-LAYOUTS, GRAPHS = 64, 16  # that are remembered
-COMMON = 2  # times that images of the same sizes went through the tower, after which it is captured for them
+LAYOUTS, GRAPHS = 64, 16  # that are remembered, those used last
+COMMON = 2  # times that images of sizes that are remembered went through the tower, after which it is captured for them
 
 Grid = tuple[int, int, int]
 
@@ -26,16 +26,15 @@ class Layouts:
 
     def __init__(self, visual: Any, device: torch.device) -> None:
         self.visual, self.device = visual, device
-        self.made: OrderedDict[tuple[Grid, ...], dict[str, Any]] = OrderedDict()
+        self.made: OrderedDict[tuple[Grid, ...], tuple[dict[str, Any], int]] = OrderedDict()
 
-    def of(self, grids: Sequence[Grid]) -> dict[str, Any]:
-        """Keyword arguments for the tower's forward pass."""
-        key = tuple(grids)
-        if key not in self.made:
-            self.made[key] = self._make(torch.tensor(key))
-            if len(self.made) > LAYOUTS:
-                self.made.popitem(last=False)
-        return self.made[key]
+    def of(self, grids: tuple[Grid, ...]) -> tuple[dict[str, Any], int]:
+        """(Keyword arguments for the tower's forward pass, how often they were asked for while they are remembered)."""
+        layout, times = self.made.pop(grids) if grids in self.made else (self._make(torch.tensor(grids)), 0)
+        self.made[grids] = layout, times + 1
+        if len(self.made) > LAYOUTS:
+            self.made.popitem(last=False)
+        return layout, times + 1
 
     def _make(self, grids: Any) -> dict[str, Any]:
         visual, given = self.visual, {"grid_thw": grids.to(self.device)}
@@ -80,7 +79,6 @@ class Tower:
     def __init__(self, visual: Any, encode: Callable[..., Any], device: torch.device) -> None:
         self.encode, self.device, self.layouts = encode, device, Layouts(visual, device)
         self.graphs = Graphs(device, GRAPHS)
-        self.seen: Counter[tuple[Grid, ...]] = Counter()
         self.unit = 0  # patches of a token
         self.patches: Any = None  # [CHUNK_PATCHES, patch dimension], what graphs read, and where they put features
         self.features: Any = None
@@ -103,28 +101,24 @@ class Tower:
 
     def _chunk(self, patches: Any, grids: tuple[Grid, ...]) -> Any:
         """A chunk's features, until the next chunk's."""
-        layout = self.layouts.of(grids)
-        if self.graphs.works and self._is_common(patches, grids):
+        layout, times = self.layouts.of(grids)
+        fits = patches.dtype == torch.uint8 and len(patches) <= CHUNK_PATCHES
+        if self.graphs.works and fits and times > COMMON:
+            if self.patches is None:
+                self._make_room(patches, layout)
             tokens = len(patches) // self.unit
             self.patches[: len(patches)].copy_(patches, non_blocking=True)
 
             def work() -> None:
                 self.features[:, :tokens] = self.encode(self.patches[: len(patches)], **layout)
 
-            self.graphs.run(grids, work)
+            self.graphs.run(grids, work, layout)
             return self.features[:, :tokens]
         return self.encode(patches.to(self.device, non_blocking=True), **layout)
 
-    def _is_common(self, patches: Any, grids: tuple[Grid, ...]) -> bool:
-        """Whether images of these sizes are worth a graph; makes room for the first."""
-        if patches.dtype != torch.uint8 or len(patches) > CHUNK_PATCHES:
-            return False
-        self.seen[grids] += 1
-        if self.seen[grids] <= COMMON:
-            return False
-        if self.patches is None:
-            made = self.encode(patches.to(self.device), **self.layouts.of(grids))
-            self.unit = len(patches) // made.shape[1]
-            self.patches = patches.new_zeros(CHUNK_PATCHES, patches.shape[1], device=self.device)
-            self.features = made.new_zeros(len(made), CHUNK_PATCHES // self.unit, made.shape[2])
-        return True
+    def _make_room(self, patches: Any, layout: dict[str, Any]) -> None:
+        """For all graphs, by what the tower makes of a chunk."""
+        made = self.encode(patches.to(self.device), **layout)
+        self.unit = len(patches) // made.shape[1]
+        self.patches = patches.new_zeros(CHUNK_PATCHES, patches.shape[1], device=self.device)
+        self.features = made.new_zeros(len(made), CHUNK_PATCHES // self.unit, made.shape[2])

@@ -9,16 +9,16 @@ has room for them, else computed again each time.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.compute.vision import CHUNK_PATCHES, Tower
+from finetune.compute.vision import Tower, chunks
 from finetune.families.batch import ready
 from finetune.families.feature_file import FeatureFile, file_for
 from finetune.families.forward import encode_images
@@ -68,8 +68,6 @@ class TrainedVision:
     `model` is the *ForConditionalGeneration module.
     """
 
-    cached = False
-
     def __init__(self, model: Any, device: torch.device, bank: ImageBank, processor: Any) -> None:
         self.visual, self.device, self.loader = model.model.visual, device, PixelLoader(bank, processor, device)
 
@@ -107,8 +105,8 @@ class FrozenFeatures:
     once; processes_per_host: how many processes of the run share this machine's memory, each with its own features;
     folder: on the disk that may hold them.
 
-    room: where features go that have room there, [1 + D, tokens, hidden] on the device; until it is set, and for more
-    tokens, they get memory of their own each time.
+    levels: 1 + D, of an image token's features; room: where features go that have room there, [levels, tokens, hidden]
+    on the device; until it is set, and for more tokens, they get memory of their own each time.
     """
 
     room: Any = None
@@ -123,34 +121,28 @@ class FrozenFeatures:
         processes_per_host: int = 1,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.bank = model, bank
+        self.bank = bank
         self.device = next(model.model.visual.parameters()).device
         self.loader = PixelLoader(bank, processor, self.device)
-        self.tower = Tower(model.model.visual, self._encode, self.device)
-        self.chunk_of: dict[int, int] = {}
-        self.chunks: list[list[int]] = []
-        config = model.config.vision_config
-        layers = 1 + len(getattr(config, "deepstack_visual_indexes", None) or [])
-        hidden = model.model.language_model.config.hidden_size
-        tokens = sum(bank.tokens(index) for index in set(order))
-        self.bytes = layers * tokens * hidden * model.model.visual.dtype.itemsize
+        encode = partial(_encode, model, self.loader.normalisation)
+        self.tower = Tower(model.model.visual, encode, self.device)
+        vision, dtype = model.config.vision_config, model.model.visual.dtype
+        self.levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
+        self.hidden = model.model.language_model.config.hidden_size
+        used = list(dict.fromkeys(order))
+        size = self.levels * sum(map(bank.tokens, used)) * self.hidden * dtype.itemsize
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._kept: dict[int, Any] | FeatureFile | None = {}
-        if not (reused or len(set(order)) < len(order)):
+        if not (reused or len(used) < len(order)):
             self._kept = None
-        elif self.bytes > memory // (4 * processes_per_host):
-            shapes = {index: (layers, bank.tokens(index), hidden) for index in dict.fromkeys(order)}
-            self._kept = file_for(folder, shapes, model.model.visual.dtype, processes_per_host)
+        elif size > memory // (4 * processes_per_host):
+            shapes = {index: (self.levels, bank.tokens(index), self.hidden) for index in used}
+            self._kept = file_for(folder, shapes, dtype, processes_per_host)
         self.cached = self._kept is not None
-        patches = 0
-        for index in dict.fromkeys(order) if self.cached else ():
-            size = math.prod(bank.grids[index])
-            if not self.chunks or patches + size > CHUNK_PATCHES:
-                self.chunks.append([])
-                patches = 0
-            self.chunks[-1].append(index)
-            self.chunk_of[index] = len(self.chunks) - 1
-            patches += size
+        self.chunks: list[list[int]] = []
+        if self.cached:
+            self.chunks = [used[images] for images in chunks([bank.grids[index] for index in used])]
+        self.chunk_of = {index: number for number, chunk in enumerate(self.chunks) for index in chunk}
 
     def close(self) -> None:
         self.loader.close()
@@ -175,11 +167,14 @@ class FrozenFeatures:
             features = self._compute(once)
             if len(once) == len(images):
                 return features
-            parts = dict(self._apart(once, features))
-            return torch.cat([parts[index] for index in images], dim=1)
+            each = dict(self._apart(once, features))
+            return torch.cat([each[index] for index in images], dim=1)
         for chunk in self._missing(images):
             self._kept.update(self._apart(chunk, self._compute(chunk).cpu()))
-        features = ready(torch.cat([self._kept[index] for index in images], dim=1), self.device)
+        parts = [self._kept[index] for index in images]
+        shape = (self.levels, sum(part.shape[1] for part in parts), self.hidden)
+        features = torch.empty(shape, dtype=parts[0].dtype, pin_memory=self.device.type == "cuda")
+        torch.cat(parts, dim=1, out=features)
         room = self._room(images)
         return features.to(self.device, non_blocking=True) if room is None else room.copy_(features, non_blocking=True)
 
@@ -207,5 +202,6 @@ class FrozenFeatures:
         parts = features.split([self.bank.tokens(index) for index in images], dim=1)
         return ((index, part.clone()) for index, part in zip(images, parts, strict=True))
 
-    def _encode(self, patches: Any, **layout: Any) -> Any:
-        return encode_images(self.model, self.loader.normalisation(patches), **layout)
+
+def _encode(model: Any, normalisation: Normalisation, patches: Any, **layout: Any) -> Any:
+    return encode_images(model, normalisation(patches), **layout)

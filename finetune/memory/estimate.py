@@ -8,13 +8,14 @@ autograd keeps in transformers' decoder layers with PEFT's adapters, and checked
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from finetune.families.preference import keeps_reference
 from finetune.memory.cards import Card
 from finetune.memory.heaviest_load import MicroBatchLoad
-from finetune.memory.layered import GAPS, layered_moments, standing_bytes
+from finetune.memory.layered import GAPS, layered_moments, standing_bytes, widths
 from finetune.memory.model_states import model_state_bytes
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
@@ -44,22 +45,21 @@ class Estimate:
 
 def estimate(
     folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int | None = None,
-    layered: bool = False,
+    layered: bool = False, host: float = math.inf,
 ) -> Estimate:  # fmt: skip
     """Peak memory of training on the card with the heaviest micro-batch `load`.
 
     kept_layers: decoder layers whose activations are kept, the others' are computed again. None: all of them with
-    disable_gradient_checkpointing, else none. layered: whether steps run layer by layer (see `why_modules`).
+    disable_gradient_checkpointing, else none. layered: whether steps run layer by layer (see `why_modules`);
+    host: bytes of the host's memory that are free, where such steps put layers' inputs.
     """
     layers = folder.text_config["num_hidden_layers"]
     if kept_layers is None:
         kept_layers = layers if recipe.disable_gradient_checkpointing else 0
     if layered:
-        return _layered(folder, recipe, load, card, kept_layers)
+        return _layered(folder, recipe, load, card, kept_layers, host)
     text, vision = folder.text_config, folder.vision_config
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    head = text.get("head_dim") or hidden // text["num_attention_heads"]
-    query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    hidden, inner, query, key = widths(folder)
     four_bit, lora = recipe.quantization_bit == 4, recipe.finetuning_type == "lora"
     model_states = model_state_bytes(folder, recipe)
     if keeps_reference(recipe):
@@ -87,8 +87,7 @@ def estimate(
         whole_layers = 8 * inner + (8 * hidden if recipe.lora_dropout else 0)
         again = kept + (10 * inner + 12 * hidden if recipe.lora_dropout else 6 * inner + 10 * hidden)
     working = max(whole_layers if kept_layers else 0, again - kept * kept_layers if kept_layers < layers else 0)
-    deep = 1 + len(vision.get("deepstack_visual_indexes") or [])
-    features = 2 * deep * load.image_tokens * hidden
+    features = 2 * _levels(vision) * load.image_tokens * hidden
     whole = 0 if lora else model_states["trained parameters"] // 2  # their 16-bit copies, while autocast is on
     tower = load.patches * tower_bytes(vision)
     if not (recipe.freeze_vision_tower and recipe.freeze_multi_modal_projector):
@@ -109,14 +108,21 @@ def estimate(
     return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
 
 
-def _layered(folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int) -> Estimate:
+def _layered(
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, host: float
+) -> Estimate:
     vision = folder.vision_config
-    levels = 1 + len(vision.get("deepstack_visual_indexes") or [])
-    model_states = model_state_bytes(folder, recipe)
-    model_states["inputs and features"] = standing_bytes(folder, load, levels)
-    kept, moments = layered_moments(folder, recipe, load, card, kept_layers, tower_bytes(vision))
-    highest = max(size + GAPS * (size - (kept if name != "vision tower" else 0)) for name, size in moments.items())
-    return Estimate(model_states, moments, round(sum(model_states.values()) + highest + WORKSPACE))
+    standing = standing_bytes(folder, load, _levels(vision), tower_bytes(vision))
+    model_states = model_state_bytes(folder, recipe) | standing
+    kept, moments = layered_moments(folder, recipe, load, card, kept_layers, host)
+    peak = max(moments.values())
+    reserved = sum(model_states.values()) + peak + GAPS * (peak - kept) + WORKSPACE
+    return Estimate(model_states, moments, round(reserved))
+
+
+def _levels(vision: dict[str, Any]) -> int:
+    """Features of an image token: the tower's own and DeepStack's."""
+    return 1 + len(vision.get("deepstack_visual_indexes") or [])
 
 
 def tower_bytes(vision: dict[str, Any]) -> int:

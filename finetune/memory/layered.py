@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from finetune.compute.fixed_inputs import FEWEST_LABELS
+from finetune.compute.host_stack import fits_host
 from finetune.compute.vision import CHUNK_PATCHES
 from finetune.memory.cards import Card
 from finetune.memory.heaviest_load import MicroBatchLoad
@@ -13,9 +14,10 @@ from finetune.model.supported import QWEN_VL
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
 
-# Of what comes and goes within a step: replaying what the layers allocate in a model of PyTorch's allocator left 5 to
-# 14 % of it in gaps. With it, and with what stood beside it, a run measured at 3.69 GiB is estimated at 3.62.
-GAPS = 0.15
+# What the allocator takes beyond what comes and goes within a step, as a share of it; in a model of the allocator 5 to
+# 14 %. With it two peaks on an H200 (Qwen3-VL-2B's shape, 2 rows of 8 images) are estimated: 3.09 GiB with layers'
+# inputs in host memory as 3.17, and 3.54 with them on the GPU as 3.66.
+GAPS = 0.1
 LOGITS = 18  # bytes a logit: 16 bits, float32, its log-probabilities, and the gradients of the first two
 
 
@@ -39,26 +41,38 @@ def why_modules(recipe: Recipe, model_type: str, processes: int = 1) -> str:
     return "the language model is frozen" if recipe.freeze_language_model else ""
 
 
-def standing_bytes(folder: ModelFolder, load: MicroBatchLoad, levels: int) -> int:
-    """What is kept for the whole run beside the model states: buffers of inputs and features, places for two layers'.
+def widths(folder: ModelFolder) -> tuple[int, int, int, int]:
+    """How wide a token is in the language model: (hidden, within the MLP, queries of all heads, keys of all heads)."""
+    text = folder.text_config
+    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    return text["hidden_size"], text["intermediate_size"], queries, keys
 
-    levels: features of an image token, DeepStack's and the tower's own.
+
+def standing_bytes(folder: ModelFolder, load: MicroBatchLoad, levels: int, tower: int) -> dict[str, int]:
+    """What is reserved for the whole run beside the model states, by use.
+
+    Buffers of inputs and features, and places for two layers' inputs; what the tower needs at once, as it runs
+    outside of the memory of the steps' graphs. levels: features of an image token, DeepStack's and the tower's own;
+    tower: bytes a patch that it needs at once.
     """
     hidden: int = folder.text_config["hidden_size"]
-    return load.tokens * (2 * levels * hidden + 4 * hidden + 32)
+    largest = load.largest_image or load.patches
+    return {
+        "inputs and features": load.tokens * (2 * levels * hidden + 4 * hidden + 32),
+        "vision tower": tower * min(load.patches, max(CHUNK_PATCHES, largest)),
+    }
 
 
 def layered_moments(
-    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, tower: int
+    folder: ModelFolder, recipe: Recipe, load: MicroBatchLoad, card: Card, kept_layers: int, host: float
 ) -> tuple[int, dict[str, int]]:
-    """(bytes of the layers whose activations are kept, what each moment adds to them at its peak).
+    """(bytes that layers keep for the backward pass, what each moment adds to what stands at its peak).
 
-    tower: bytes a patch that the vision tower needs at once.
+    host: bytes of the host's memory that are free.
     """
     text = folder.text_config
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    head = text.get("head_dim") or hidden // text["num_attention_heads"]
-    query, key = head * text["num_attention_heads"], head * text["num_key_value_heads"]
+    hidden, inner, query, key = widths(folder)
     # 16-bit numbers of a token in a layer's activations: inputs of norms and linears, queries, keys, values, output.
     normed = query + key if folder.model_type == "qwen3_vl" else 0
     rotated = query + 2 * (key if card.capability >= (8, 0) else query)  # keys and values repeated for a T4
@@ -66,17 +80,17 @@ def layered_moments(
     dropped = 3 * (5 * hidden + query + inner)  # bytes: a copy and a mask for each adapter
     activations = 2 * numbers + (dropped if recipe.lora_dropout else 2 * inner)
     kept = load.tokens * activations * kept_layers
+    layers = text["num_hidden_layers"]
+    if not fits_host(layers - kept_layers, load.tokens * hidden, 2, host):  # two inputs are on the GPU in any case
+        kept += load.tokens * 2 * hidden * max(0, layers - kept_layers - 2)
     weight = 2 * hidden * inner  # of a linear, out of 4 bits
     backward = load.tokens * (2 * hidden + 2 * inner + (2 * inner if recipe.lora_dropout else 0))
     if not recipe.lora_dropout:
         backward += weight
-    layers = text["num_hidden_layers"]
-    if kept_layers < layers:
-        backward = max(backward, backward + load.tokens * activations - kept)
+    if not kept_layers:  # one layer's are there all the same while it is gone through
+        backward += load.tokens * activations
     labels = max(FEWEST_LABELS, 1 << (max(1, load.labels) - 1).bit_length())
-    largest = load.largest_image or load.patches
     return kept, {
-        "vision tower": tower * min(load.patches, max(CHUNK_PATCHES, largest)),
         "loss": kept + 6 * load.tokens * hidden + LOGITS * labels * text["vocab_size"],
         "backward": kept + backward,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -15,7 +16,7 @@ from finetune.families.base import Reader
 from finetune.media.bank import ImageBank
 from finetune.memory.cards import Card, this_card
 from finetune.memory.estimate import GIB, estimate
-from finetune.memory.heaviest_load import heaviest_load
+from finetune.memory.heaviest_load import MicroBatchLoad, heaviest_load
 from finetune.memory.layered import why_modules
 from finetune.model.base import checkpoint_activations, keep_activations
 from finetune.recipe.schema import Recipe
@@ -91,9 +92,10 @@ def plans_here(
     reader: Reader, recipe: Recipe, rows: Sequence[Encoded], device: torch.device, least: Callable[[float], float],
     processes: int = 1,
 ) -> list[Plan]:  # fmt: skip
-    """`plans` for the memory that is free on this device now; the recipe's own where there is no choice or no estimate.
+    """Plans to be tried, by the memory that is free on this device now; one where nothing is to be tried.
 
-    least: the least of a number over all of the `processes`, as they must have the same plans.
+    That is the first of `plans` without a GPU and with several processes, and the recipe's own where there is no choice
+    or no estimate. least: the least of a number over all of the `processes`, as they must have the same plan.
     """
     on_gpu = device.type == "cuda"
     said = recipe.disable_gradient_checkpointing
@@ -102,22 +104,39 @@ def plans_here(
         keeps = not on_gpu if said is None else said
         layers = reader.folder.text_config["num_hidden_layers"] if isinstance(reader.bank, ImageBank) else 1
         return [Plan(recipe.batch_size, recipe.gradient_accumulation_steps, layers * keeps, layers, None)]
-    free = torch.cuda.mem_get_info(device)[0] * MARGIN if on_gpu else psutil.virtual_memory().available / 2
+    host = psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] * MARGIN if on_gpu else host / 2
     card = this_card() if on_gpu else None
-    return plans(reader.folder, recipe, rows, reader.bank, card, least(free), processes)
+    found = plans(reader.folder, recipe, rows, reader.bank, card, least(free), processes, host)
+    return found if on_gpu and processes == 1 else found[:1]
 
 
 def plans(
     folder: ModelFolder, recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank, card: Card | None, memory: float,
-    processes: int = 1,
+    processes: int = 1, host: float = math.inf,
 ) -> list[Plan]:  # fmt: skip
     """What fits `memory` bytes by the estimate, the most rows first; the smallest if nothing does.
 
     Rows are the recipe's, or for `auto` each number that divides the optimiser step's evenly. Activations are kept as
     the recipe says; where it does not, of as many layers as fit, and on a CPU (card None) of all.
+    host: bytes of the host's memory that are free.
     """
-    sizes = _sizes(recipe, rows, bank)
-    found = [_plan(folder, recipe, rows, bank, card, memory, size, processes) for size in sizes]
+    layers: int = folder.text_config["num_hidden_layers"]
+    layered = not why_modules(recipe, folder.model_type, processes)
+
+    def needed(load: MicroBatchLoad, kept: int) -> float:
+        if card is None:
+            return FLOAT32 * estimate(folder, recipe, load, Card("CPU", math.inf, (8, 0)), kept).reserved
+        return estimate(folder, recipe, load, card, kept, layered, host).reserved
+
+    found = []
+    for size in _sizes(recipe, rows, bank):
+        load = heaviest_load(rows, _of_size(recipe, size), bank)
+        kept = _kept_layers(recipe, layers, card, memory, partial(needed, load))
+        accumulation = recipe.gradient_accumulation_steps
+        if recipe.per_device_train_batch_size == "auto":
+            accumulation //= size
+        found.append(Plan(size, accumulation, kept, layers, needed(load, kept)))
     return [plan for plan in found if plan.needed is not None and plan.needed <= memory] or found[-1:]
 
 
@@ -131,36 +150,19 @@ def _sizes(recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank) -> list[int
     return [size for size, count in zip(sizes, tokens, strict=True) if count <= MOST_TOKENS] + [1]
 
 
-def _plan(
-    folder: ModelFolder, recipe: Recipe, rows: Sequence[Encoded], bank: ImageBank, card: Card | None, memory: float,
-    size: int, processes: int,
-) -> Plan:  # fmt: skip
-    accumulation = recipe.gradient_accumulation_steps
-    if recipe.per_device_train_batch_size == "auto":
-        accumulation //= size
-    layers: int = folder.text_config["num_hidden_layers"]
-    load = heaviest_load(rows, _of_size(recipe, size), bank)
-
-    def needed(kept: int) -> float:
-        if card is None:
-            return FLOAT32 * estimate(folder, recipe, load, Card("CPU", math.inf, (8, 0)), kept).reserved
-        layered = not why_modules(recipe, folder.model_type, processes)
-        return estimate(folder, recipe, load, card, kept, layered).reserved
-
+def _kept_layers(
+    recipe: Recipe, layers: int, card: Card | None, memory: float, needed: Callable[[int], float]
+) -> int:  # fmt: skip
+    """Of how many layers activations are kept. needed: the bytes that keeping those of so many takes."""
     if recipe.disable_gradient_checkpointing is not None:
-        kept = layers if recipe.disable_gradient_checkpointing else 0
-    elif card is None:
-        kept = layers
-    elif math.isinf(memory):  # a card of which nothing is known
-        kept = 0
-    else:
-        kept = max((kept for kept in (layers, *_steps(layers)) if needed(kept) <= KEPT_SHARE * memory), default=0)
-    return Plan(size, accumulation, kept, layers, needed(kept))
-
-
-def _steps(layers: int) -> list[int]:
-    """Numbers of layers that are tried: quarters, so that what is chosen does not change with every megabyte."""
-    return [layers * quarters // 4 for quarters in (3, 2, 1)]
+        return layers if recipe.disable_gradient_checkpointing else 0
+    if card is None:
+        return layers
+    if math.isinf(memory):  # a card of which nothing is known
+        return 0
+    # In quarters, so that what is chosen does not change with every megabyte.
+    tried = (layers * quarters // 4 for quarters in (4, 3, 2, 1))
+    return next((kept for kept in tried if needed(kept) <= KEPT_SHARE * memory), 0)
 
 
 def _of_size(recipe: Recipe, size: int) -> Recipe:

@@ -20,7 +20,7 @@ from finetune.errors import FinetuneError
 from finetune.families.base import Feed
 from finetune.families.registry import training_family
 from finetune.memory.plan import ESTIMATED, Plan, set_checkpointing
-from finetune.memory.trial import Trial, quickest
+from finetune.memory.trial import Trial, Tried, quickest
 from finetune.model.base import dropout, four_bit_layers, keep_activations, load_base
 from finetune.model.changes import refuse_unmergeable
 from finetune.model.device import pick_device, pick_dtype
@@ -35,7 +35,7 @@ from finetune.training.dataset import TrainingData
 from finetune.training.optim import load_optimizer, make_optimizer, steps_per_epoch, total_steps
 from finetune.training.order import DECODED_AHEAD, Window, epoch_batches
 from finetune.training.parallel import World, distribute
-from finetune.training.passes.graphs import make_passes
+from finetune.training.passes.graphs import GraphPasses, make_passes
 from finetune.training.passes.modules import ModulePasses
 from finetune.training.samples import answer_samples, current_answers
 from finetune.training.state import State
@@ -98,20 +98,18 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, recipe, self.device, console)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-        modules = ModulePasses(self.parallel, self.autocast, self.scaler, world.size)
-        tried = self.device.type == "cuda" and world.size == 1
-        self.plan, self.reason = quickest(plans, self._trial()) if tried and len(plans) > 1 else (plans[0], ESTIMATED)
-        set_checkpointing(self.base, self.plan)
+        self.modules = ModulePasses(self.parallel, self.autocast, self.scaler, world.size)
+        self.plan, self.reason = plans[0], ESTIMATED
+        if len(plans) > 1:
+            trial = Trial(data.rows, self.device, self._tried, self.model.zero_grad)
+            self.plan, self.reason = quickest(plans, trial)
         console.print(self.plan.choice(recipe, self.reason), highlight=False, end="")
         self.recipe = recipe = self.plan.applied(recipe)
         self.identity = checkpoints.fingerprint(recipe, data, world.size)
         self.steps_per_epoch = steps_per_epoch(recipe, len(data.rows), world.size)
         self.total = total_steps(recipe, len(data.rows), world.size)
         self.feed, self.held_out_feed = self._feeds()
-        kept_layers, parameters = self.plan.kept_layers, self.parameters
-        self.passes = make_passes(
-            self.base, recipe, data, modules, self.dtype, parameters, kept_layers, console, self.feed
-        )
+        self.passes = self._passes(self.plan, self.feed, console)
         self.state = State()
         torch.manual_seed(recipe.seed + world.rank)  # each process draws its own dropout
         if saved is not None:
@@ -122,16 +120,17 @@ class Trainer:
                 )
         self.rng, self.updating = self._rng_state(), False  # after the last step; whether weights are changing
 
-    def _trial(self) -> Trial:
-        """What tries plans, as training would run them."""
+    def _passes(self, plan: Plan, feed: Feed, console: Console) -> ModulePasses | GraphPasses:
+        """What computes the feed's micro-batches as the plan says."""
+        set_checkpointing(self.base, plan)
+        recipe = plan.applied(self.recipe)
+        return make_passes(self.base, recipe, self.data, self.modules, plan.kept_layers, console, feed)
 
-        def learn(batch: Any, images: Any) -> None:
-            with self.autocast:
-                loss = self.loss(batch, images)
-            self.scaler.scale(loss).backward()
-
-        feed = self.family.feed(self.base, self.data, [])
-        return Trial(self.base, self.data.rows, feed, self.device, learn, self.model.zero_grad)
+    def _tried(self, plan: Plan) -> Tried:
+        recipe, feed = self.recipe, self.family.feed(self.base, self.data, [])
+        passes = self._passes(plan, feed, Console(quiet=True))
+        batches = epoch_batches(lengths_of(self.data.rows), plan.size, recipe.seed, 0, recipe.group_by_length)
+        return Tried(feed, batches, lambda batch, images: passes.learn(batch, images, 1.0, True))
 
     def _rng_state(self) -> tuple[Any, Any]:
         return torch.get_rng_state(), torch.cuda.get_rng_state() if self.device.type == "cuda" else None

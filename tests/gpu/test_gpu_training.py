@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,34 @@ def test_graphs_do_what_the_layers_do_bit_for_bit(rows: str, tmp_path: Path, mon
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.usefixtures("repeatable")
+def test_a_second_run_of_a_process_has_graphs_too(rows: str, tmp_path: Path) -> None:
+    """Also where nothing is left of the first one's but what libraries took while they were captured."""
+    first, _ = run(rows, tmp_path / "first", lora_dropout=0.1)
+    gc.collect()
+    torch.cuda.empty_cache()
+    second, said = run(rows, tmp_path / "second", lora_dropout=0.1)
+    assert "CUDA graphs" in said
+    assert "without CUDA graphs" not in said
+    assert first == second
+
+
+@pytest.mark.usefixtures("repeatable")
+def test_auto_tries_graphs_and_the_run_is_that_of_its_choice(rows: str, tmp_path: Path) -> None:
+    from finetune.recipe.load import load_recipe
+
+    keys = {"lora_dropout": 0.1, "disable_gradient_checkpointing": None, "gradient_accumulation_steps": 4}
+    auto, said = run(rows, tmp_path / "auto", **keys | {"per_device_train_batch_size": "auto"})
+    assert "tried: 4: " in said
+    assert "Steps run as CUDA graphs" in said
+    assert "without CUDA graphs" not in said
+    chosen = load_recipe(tmp_path / "auto" / "recipe.yaml")
+    keys |= {"per_device_train_batch_size": chosen.batch_size}
+    keys |= {"gradient_accumulation_steps": chosen.gradient_accumulation_steps}
+    plain, _ = run(rows, tmp_path / "plain", **keys)
+    assert auto == plain
+
+
 def test_losses_in_graphs_are_those_of_the_models_own_modules(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
     from finetune.training.passes import graphs as passes
 
@@ -131,9 +160,11 @@ def test_a_run_in_graphs_goes_on_bit_for_bit(rows: str, tmp_path: Path) -> None:
 def test_inputs_that_waited_in_host_memory_give_the_same_bits(rows: str, tmp_path: Path, monkeypatch: Any) -> None:
     from finetune.training.passes import graphs as passes
 
-    waited, _ = run(rows, tmp_path / "waited", lora_dropout=0.1)
+    waited, said = run(rows, tmp_path / "waited", lora_dropout=0.1)
+    assert "inputs stay on the GPU" not in said
     monkeypatch.setattr(passes, "_host_memory", lambda *given: None)
-    stayed, _ = run(rows, tmp_path / "stayed", lora_dropout=0.1)
+    stayed, said = run(rows, tmp_path / "stayed", lora_dropout=0.1)
+    assert "inputs stay on the GPU" in said
     assert waited == stayed
     paths = [tmp_path / name / "adapter_model.safetensors" for name in ("waited", "stayed")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -151,13 +182,14 @@ def test_a_stack_in_host_memory_waits_for_its_copies(captured: bool) -> None:
     found = torch.zeros(count, device=device)
 
     def work() -> None:
-        stack, x = HostStack(memory), first
-        for _ in range(count):
-            stack.append(x)
-            x = x + 1 + 0 * (x @ x).clamp(-1, 1)
-        for number in reversed(range(count)):
-            x = stack.pop()
-            found[number] = (x + 0 * (x @ x).clamp(-1, 1)).float().mean()
+        x = first
+        with HostStack(memory) as stack:
+            for _ in range(count):
+                stack.append(x)
+                x = x + 1 + 0 * (x @ x).clamp(-1, 1)
+            for number in reversed(range(count)):
+                x = stack.pop()
+                found[number] = (x + 0 * (x @ x).clamp(-1, 1)).float().mean()
 
     graphs = Graphs(device, 1)
     for start in range(3):
@@ -179,9 +211,44 @@ def test_training_goes_on_where_a_graph_cannot_be_captured(rows: str, tmp_path: 
     assert losses == pytest.approx(expected, rel=0.01)
 
 
-def test_the_tower_in_graphs_gives_the_same_features(rows: str) -> None:
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("invalid", [False, True])
+def test_training_goes_on_where_a_capture_fails_half_way(
+    rows: str, tmp_path: Path, monkeypatch: Any, dropout: float, invalid: bool
+) -> None:
+    """While layers' inputs are on their way; the steps are those of the layers without graphs, bit for bit.
+
+    invalid: whether it cannot be ended either, as something waited for the GPU. The next run has graphs again.
+    """
+    from finetune.compute import decoder
+    from finetune.compute.graphs import Graphs
+
+    backward = decoder.layer_backward
+
+    def fail(layer: Any, kept: Any, grad: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            if invalid:
+                grad.sum().item()
+            raise torch.OutOfMemoryError("no memory is left")
+        return backward(layer, kept, grad)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "layer_backward", fail)
+        losses, said = run(rows, tmp_path / "out", lora_dropout=dropout)
+    assert f"without CUDA graphs: {'' if invalid else 'no memory is left'}" in said
+    graphs, said = run(rows, tmp_path / "graphs", lora_dropout=dropout)
+    assert "without CUDA graphs" not in said
+    assert losses == graphs
+    monkeypatch.setattr(Graphs, "run", lambda self, key, work: work())
+    layers, _ = run(rows, tmp_path / "layers", lora_dropout=dropout)
+    assert losses == layers
+
+
+def test_the_tower_in_graphs_gives_the_same_features(rows: str, monkeypatch: Any) -> None:
     from rich.console import Console
 
+    from finetune.compute import vision
     from finetune.families.features import FrozenFeatures
     from finetune.model.base import load_base
     from finetune.recipe.load import make_recipe
@@ -197,4 +264,9 @@ def test_the_tower_in_graphs_gives_the_same_features(rows: str) -> None:
     assert features.tower.graphs.works
     assert len(features.tower.graphs.graphs) == 1
     assert not torch.equal(features.get([1, 0]), expected)
+    monkeypatch.setattr(vision, "LAYOUTS", 1)
+    features.get([2])  # the layout of the others is forgotten, and its memory used again
+    used = [torch.full((size,), -1, device="cuda") for size in (16, 64, 256, 1024, 4096) for _ in range(32)]
+    assert torch.equal(features.get([0, 1]), expected)
+    del used
     features.close()

@@ -185,7 +185,7 @@ class _Run:
         self.features.prefetch([image for index in group for image in self.media[index]])
 
 
-def _raise_out_of_memory(error: RuntimeError) -> None:
+def _raise_out_of_memory(error: BaseException) -> None:
     """Fewer rows as graphs are quicker than steps without."""
     if isinstance(error, torch.OutOfMemoryError):
         raise error

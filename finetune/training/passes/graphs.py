@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.compute.decoder import LayeredStep, why_not
 from finetune.compute.fixed_inputs import Buffers
 from finetune.compute.graphs import Graphs
-from finetune.compute.host_stack import HostMemory
+from finetune.compute.host_stack import HostMemory, fits_host
 from finetune.encoding.encoded_rows import labels_of, lengths_of
 from finetune.families.base import Feed
 from finetune.families.batch import Batch
@@ -22,41 +24,43 @@ from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
 from finetune.training.passes.modules import ModulePasses
 
-HOST_SHARE = 0.25  # of the host's free memory, for layers' inputs
 GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
 
 
 class GraphPasses:
     """The same by `compute`'s layers, each micro-batch as one CUDA graph; without a GPU, as it comes.
 
-    Batches that were not foreseen go through `modules`. parameters: what is trained; kept_layers: see LayeredStep;
-    feed: what makes the batches.
+    Batches that were not foreseen go through `modules`. kept_layers: see LayeredStep; feed: what makes the batches.
+    Its memory is given back as soon as nothing refers to it.
     """
 
     frees_gradients = False  # graphs add to gradients where they are
 
     def __init__(
-        self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, dtype: torch.dtype,
-        parameters: list[Any], kept_layers: int, console: Console, feed: Feed,
+        self, base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, kept_layers: int, console: Console,
+        feed: Feed,
     ) -> None:  # fmt: skip
-        self.modules, self.scaler, self.console = modules, modules.scaler, console
-        device = base.lm_head.weight.device
+        self.modules, self.scaler = modules, modules.scaler
+        device, dtype = base.lm_head.weight.device, base.lm_head.weight.dtype
         size = recipe.batch_size
-        vision, hidden = base.config.vision_config, base.model.language_model.config.hidden_size
-        levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
         labels = size * int(labels_of(data.rows).max())
-        self.buffers = Buffers(size, int(lengths_of(data.rows).max()), labels, levels, hidden, dtype, device)
-        if isinstance(feed, QwenFeed) and isinstance(feed.images, FrozenFeatures):
-            feed.images.room = self.buffers.features
+        longest = int(lengths_of(data.rows).max())
+        assert isinstance(feed, QwenFeed)
+        images = feed.images
+        assert isinstance(images, FrozenFeatures)
+        self.buffers = Buffers(size, longest, labels, images.levels, images.hidden, dtype, device)
+        images.room = self.buffers.features
         layers = len(base.model.language_model.layers) - kept_layers
-        self.step = LayeredStep(
-            base, kept_layers, _host_memory(layers, self.buffers.features[0].numel(), dtype, device)
-        )
+        host = _host_memory(layers, self.buffers.features[0].numel(), dtype, device)
+        if host is None and layers and device.type == "cuda":
+            console.print("Layers' inputs stay on the GPU: host memory has no room for them.", highlight=False)
+        self.step = LayeredStep(base, kept_layers, host)
         self.factor = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        self.graphs = Graphs(device, GRAPHS, self.step.prepare, self._warn)
+        for parameter in base.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        self.graphs = Graphs(device, GRAPHS, self.step.generators, partial(_warn, console))
         if self.graphs.works:  # libraries prepare themselves, as they cannot in a graph
             self.step.learn(self.buffers.blank(), self.factor)
 
@@ -74,16 +78,16 @@ class GraphPasses:
         self.graphs.run(inputs.shape, work)
         return self.loss.double() * share
 
-    def _warn(self, error: RuntimeError) -> None:
-        self.console.print(
-            f"[yellow]Warning:[/] training goes on without CUDA graphs: {str(error).splitlines()[0]}", highlight=False
-        )
+
+def _warn(console: Console, error: BaseException) -> None:
+    reason = escape((str(error) or type(error).__name__).splitlines()[0])
+    console.print(f"[yellow]Warning:[/] training goes on without CUDA graphs: {reason}", highlight=False)
 
 
 def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.device) -> HostMemory | None:
-    """Where the layers' inputs wait; None without a GPU, or if the host has no room for them."""
-    # Pinned memory is given out in powers of two.
-    if device.type != "cuda" or 2 * layers * numbers * dtype.itemsize > HOST_SHARE * psutil.virtual_memory().available:
+    """Where the layers' inputs wait; None without a GPU, if none has to, or if the host has no room for them."""
+    free = psutil.virtual_memory().available
+    if device.type != "cuda" or not layers or not fits_host(layers, numbers, dtype.itemsize, free):
         return None
     try:
         return HostMemory(layers, numbers, dtype, device)
@@ -92,9 +96,8 @@ def _host_memory(layers: int, numbers: int, dtype: torch.dtype, device: torch.de
 
 
 def make_passes(
-    base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses,
-    dtype: torch.dtype, parameters: list[Any], kept_layers: int, console: Console, feed: Feed,
-) -> ModulePasses | GraphPasses:  # fmt: skip
+    base: Any, recipe: Recipe, data: TrainingData, modules: ModulePasses, kept_layers: int, console: Console, feed: Feed
+) -> ModulePasses | GraphPasses:
     """CUDA graphs where they can be had, and a line that says which it is and why."""
     if base.lm_head.weight.device.type != "cuda":
         return modules
@@ -103,4 +106,4 @@ def make_passes(
         console.print(f"Steps run by the model's own modules: {reason}.", highlight=False)
         return modules
     console.print("Steps run as CUDA graphs, a graph for each shape of micro-batch.", highlight=False)
-    return GraphPasses(base, recipe, data, modules, dtype, parameters, kept_layers, console, feed)
+    return GraphPasses(base, recipe, data, modules, kept_layers, console, feed)

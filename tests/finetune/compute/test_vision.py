@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune.compute import vision
-from finetune.compute.vision import Tower, chunks
+from finetune.compute.vision import Layouts, Tower, chunks
 from finetune.families.forward import encode_images
 from finetune.model.base import load_base
 from finetune.model.folder import open_base
@@ -52,3 +52,10 @@ def test_a_group_has_no_more_patches_than_go_at_once_but_for_a_single_image() ->
     groups = chunks(grids)
     assert [grid for group in groups for grid in grids[group]] == grids
     assert [len(grids[group]) for group in groups] == [4, 1, 1, 1]
+
+
+def test_layouts_that_were_used_last_are_remembered_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "LAYOUTS", 2)
+    layouts = Layouts(torch.nn.Identity(), CPU)
+    times = [layouts.of(((1, 2, rows),))[1] for rows in (2, 4, 2, 6, 2, 4)]
+    assert times == [1, 1, 2, 1, 3, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,19 @@ def folder_of(config: dict[str, Any], path: Path) -> ModelFolder:
     return ModelFolder.open(path)
 
 
+@pytest.mark.parametrize("in_host", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("kept_layers", [0, 2, LAYERS])
 def test_the_estimate_is_what_the_layers_allocate(
-    dropout: float, kept_layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dropout: float, kept_layers: int, in_host: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = shape_config("2B", build_tokenizer())
     config["text_config"]["num_hidden_layers"] = LAYERS
     base = adapted_model(config, dropout, monkeypatch)
     tokens, hidden = ROWS * LENGTH, config["text_config"]["hidden_size"]
-    host = HostMemory(LAYERS - kept_layers, tokens * hidden, torch.float16, META)
-    host.host = host.host.to(META)
+    host = HostMemory(LAYERS - kept_layers, tokens * hidden, torch.float16, META) if in_host else None
+    if host is not None:
+        host.host = host.host.to(META)
     step = LayeredStep(base, kept_layers, host)
     step.draws = None  # seeds cannot be set for tensors without contents
     numbers, places = torch.zeros(4, ROWS, LENGTH, dtype=torch.long, device=META), torch.zeros(2, 64, device=META)
@@ -58,7 +61,8 @@ def test_the_estimate_is_what_the_layers_allocate(
     with Allocations() as allocated:
         step.learn(inputs, torch.zeros((), device=META))
     keys = {"lora_dropout": dropout, "max_steps": 1}
-    found = estimate(folder_of(config, tmp_path), recipe(**keys), LOAD, CARDS["h200"], kept_layers, layered=True)
+    folder, free = folder_of(config, tmp_path), math.inf if in_host else 0
+    found = estimate(folder, recipe(**keys), LOAD, CARDS["h200"], kept_layers, layered=True, host=free)
     counted = max(found.moments["loss"], found.moments["backward"])
     assert counted == pytest.approx(allocated.peak, rel=0.05), counted / allocated.peak
 

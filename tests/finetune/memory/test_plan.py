@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,20 @@ def row(tokens: int) -> Encoded:
     return Encoded(np.ones(tokens, np.int64), labelled, np.zeros((3, tokens), np.int64), (), "a row")
 
 
-def found(memory: float, tokens: int = 100, card: Card | None = CARD, **keys: Any) -> list[Plan]:
+def found(
+    memory: float, tokens: int = 100, card: Card | None = CARD, host: float = math.inf, **keys: Any
+) -> list[Plan]:
     recipe = make_recipe({"model_name_or_path": str(SHAPES_VL), **AUTO, **keys})
     folder = open_base(recipe)
-    return plans(folder, recipe, [row(tokens)] * 40, family_of(folder).read(folder, recipe).bank, card, memory)
+    bank = family_of(folder).read(folder, recipe).bank
+    return plans(folder, recipe, [row(tokens)] * 40, bank, card, memory, host=host)
 
 
-def needed(size: int, kept: int, tokens: int = 100, **keys: Any) -> int:
+def needed(size: int, kept: int, tokens: int = 100, layered: bool = True, **keys: Any) -> int:
     recipe = make_recipe({"model_name_or_path": str(SHAPES_VL), "per_device_train_batch_size": size, **keys})
     folder = open_base(recipe)
     load = heaviest_load([row(tokens)] * 40, recipe, family_of(folder).read(folder, recipe).bank)
-    return estimate(folder, recipe, load, CARD, kept, layered=True).reserved
+    return estimate(folder, recipe, load, CARD, kept, layered).reserved
 
 
 def test_rows_divide_the_step_and_the_most_come_first() -> None:
@@ -64,6 +68,13 @@ def test_activations_are_kept_of_as_many_layers_as_fit(kept: int) -> None:
     keys = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}
     (plan,) = found(1.001 * memory / KEPT_SHARE, tokens=1000, **keys)
     assert (plan.size, plan.accumulation, plan.kept_layers, plan.needed) == (6, 2, kept, memory)
+
+
+def test_memory_is_that_of_the_way_in_which_steps_run() -> None:
+    keys = {"disable_gradient_checkpointing": False, "tokens": 1000}
+    assert found(16 * GIB, **keys)[0].needed == needed(12, 0, 1000)
+    assert found(16 * GIB, packing=True, **keys)[0].needed == needed(12, 0, 1000, layered=False, packing=True)
+    assert found(16 * GIB, host=0, **keys)[0].needed > needed(12, 0, 1000), "layers' inputs stay on the GPU"
 
 
 def test_no_more_tokens_go_at_once_than_keep_a_gpu_busy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from finetune.compute.host_stack import HostMemory
+from finetune.memory import trial
+from finetune.memory.plan import Plan
 from finetune.recipe.schema import Recipe
 from finetune.reporting.runlog import read_log
-from finetune.training import trainer
+from finetune.training import loop, trainer
 from finetune.training.loop import train
 from finetune.training.passes import graphs
 from finetune.training.passes.graphs import GraphPasses
+from finetune.training.passes.modules import ModulePasses
 from tests.support.finetune.runs import adapter
 
 MakeRecipe = Callable[..., Recipe]
@@ -26,9 +30,8 @@ MakeRecipe = Callable[..., Recipe]
 def layered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains as on a GPU, without the graphs; activations of one layer are kept, the others' inputs wait elsewhere."""
 
-    def make(base: Any, recipe: Any, data: Any, modules: Any, *rest: Any) -> Any:
-        dtype, parameters, _, console, feed = rest
-        return GraphPasses(base, recipe, data, modules, dtype, parameters, 1, console, feed)
+    def make(base: Any, recipe: Any, data: Any, modules: Any, kept_layers: int, console: Any, feed: Any) -> Any:
+        return GraphPasses(base, recipe, data, modules, 1, console, feed)
 
     monkeypatch.setattr(trainer, "make_passes", make)
     monkeypatch.setattr(graphs, "_host_memory", HostMemory)
@@ -77,6 +80,39 @@ def test_a_run_goes_on_bit_for_bit(recipe: MakeRecipe, tmp_path: Path) -> None:
         train(recipe(output_dir=str(tmp_path / "parts"), max_steps=steps, save_steps=2, **keys), Console(quiet=True))
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert adapter(tmp_path / "parts") == adapter(tmp_path / "whole")
+
+
+def test_auto_tries_what_training_then_does_and_the_run_is_that_of_its_choice(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes of a trial are gone before the next ones are made; dropout draws what it draws without a trial."""
+    keys = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 8, "eval_dataset": None}
+    keys |= {"lora_dropout": 0.1, "max_steps": 3, "logging_steps": 1}
+    plans = [Plan(8, 1, 0, 4, 0.0), Plan(4, 2, 1, 4, 0.0), Plan(2, 4, 4, 4, 0.0)]
+    made: list[Plan] = []
+    living: list[Any] = []
+
+    def make(base: Any, recipe: Recipe, data: Any, modules: Any, kept_layers: int, console: Any, feed: Any) -> Any:
+        assert not any(passes() for passes in living)
+        made.append(Plan(recipe.batch_size, recipe.gradient_accumulation_steps, kept_layers, 4, 0.0))
+        passes = GraphPasses(base, recipe, data, modules, kept_layers, console, feed)
+        living.append(weakref.ref(passes))
+        return passes
+
+    monkeypatch.setattr(trainer, "make_passes", make)
+    monkeypatch.setattr(graphs, "_host_memory", HostMemory)
+    monkeypatch.setattr(ModulePasses, "learn", None)
+    monkeypatch.setattr(trial, "WORSE", 0.01)  # however much slower the next plan is, it is tried
+    monkeypatch.setattr(loop, "plans_here", lambda *given: plans)
+    chosen = train(recipe(**keys, output_dir=str(tmp_path / "auto")), Console(quiet=True))
+    assert made[:-1] == plans
+    assert made[-1] in plans
+    monkeypatch.setattr(loop, "plans_here", lambda *given: made[-1:])
+    plain = train(recipe(**keys, output_dir=str(tmp_path / "plain")), Console(quiet=True))
+    assert len(made) == len(plans) + 2
+    assert chosen.samples == plain.samples == 24
+    assert losses(tmp_path / "auto") == losses(tmp_path / "plain")
+    assert adapter(tmp_path / "auto") == adapter(tmp_path / "plain")
 
 
 @pytest.mark.parametrize(
