@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT, SHAPES_VL
 from tests.support.studio.datasets import picture
+from tests.support.unmeasured import unmeasured
 
 # What Python does where /etc/passwd has no line for the user.
 NAMELESS = """
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_a_user_without_a_name_and_a_home_is_served(folder: Path, command: list[str], home: str | None) -> None:
     names = {"HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"}
-    given = {name: value for name, value in os.environ.items() if name not in names}
+    given = {name: value for name, value in unmeasured().items() if name not in names}
     given |= {"PYTHONPATH": f"{folder / 'python'}:{ROOT}", "TMPDIR": str(folder)} | ({"HOME": home} if home else {})
     program = [sys.executable, "-m", "lensmith", *command]
     told = subprocess.run(program, cwd=folder, env=given, capture_output=True, text=True, timeout=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from modelfiles.hardware.python_child import module_command
 from tests.support.gateway.processes import Process, fake_engine, free_port
 from tests.support.gateway.requests import CHAT, picture
 from tests.support.paths import ROOT
+from tests.support.unmeasured import unmeasured
 
 TRAP = "raise SystemExit('a module of the user was imported')\n"
 
@@ -38,7 +38,7 @@ def engine() -> Iterator[Process]:
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = unmeasured() | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )

@@ -42,9 +42,9 @@ SAME = {
         **{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     },
 }
-LONG = {"max_steps": 40, "val_size": 0.0, "eval_strategy": "no"}
+STEPS, STOP = 20, 5
+LONG = {"max_steps": STEPS, "val_size": 0.0, "eval_strategy": "no"}
 BROKEN = {"ddp": LONG | {"lora_dropout": 0.2}, "fsdp": LONG | {"fsdp": "full_shard"}}
-STOP = 5
 
 
 class Pair:
@@ -129,8 +129,8 @@ def test_processes_stop_together_and_go_on_bit_for_bit(pair: Pair, name: str) ->
     """One of them was told to stop, both stopped after the same step."""
     stopped, resumed = ([results[f"{kind}-{name}"] for results in pair.results] for kind in ("stopped", "resumed"))
     assert [result["interrupted"] for result in stopped] == [signal.SIGTERM] * 2
-    assert STOP <= stopped[0]["steps"] == stopped[1]["steps"] < 40
-    assert [(result["steps"], result["interrupted"]) for result in resumed] == [(40, None)] * 2
+    assert STOP <= stopped[0]["steps"] == stopped[1]["steps"] < STEPS
+    assert [(result["steps"], result["interrupted"]) for result in resumed] == [(STEPS, None)] * 2
     broken, unbroken = pair.folder / f"broken-{name}", pair.folder / f"unbroken-{name}"
     assert losses(broken) == losses(unbroken)
     file = "adapter_model.safetensors"

@@ -35,7 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serve(model: Path, tmp_path: Path) -> Serve:
     @contextmanager
-    def start(*options: str, fault: str = "", gpu: str = L4, pause: float = 0.0, shared: str = "") -> Iterator[Process]:
+    def start(
+        *options: str, fault: str = "", gpu: str = L4, pause: float = 0.0, shared: str = "", busy: bool = False
+    ) -> Iterator[Process]:
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\nprintf '{gpu}\\n'\n")
         program.chmod(0o755)
@@ -45,6 +47,7 @@ def serve(model: Path, tmp_path: Path) -> Serve:
             "FAKE_VLLM": fault,
             "FAKE_VLLM_PAUSE": str(pause),
             "FAKE_VLLM_SHARED": shared,
+            "FAKE_VLLM_BUSY": "1" if busy else "",
         }
         with lensmith_serve(str(model), "--engine", "vllm", *options, **environment) as gateway:
             yield gateway
@@ -129,19 +132,23 @@ def test_its_whole_process_tree_ends_with_it(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [0, signal.SIGKILL, signal.SIGTERM])
-def test_the_shared_memory_of_its_processes_ends_with_them(serve: Serve, number: int) -> None:
+def test_the_shared_memory_of_busy_processes_ends_with_them(serve: Serve, number: int) -> None:
+    """A process in the middle of a step ignores SIGTERM."""
     name = f"lensmith-test-{os.getpid()}-{number}"
     segment = Path("/dev/shm", name)
-    with serve(shared=name) as gateway:
+    with serve(shared=name, busy=True) as gateway:
         gateway.wait_until("/ready", 200)
         assert segment.exists()
+        tree = psutil.Process(gateway.process.pid).children(recursive=True)
         if number:
             (server,) = psutil.Process(gateway.process.pid).children()
             server.send_signal(number)
             gateway.wait_until("/ready", 503)
             gateway.wait_until("/ready", 200)  # the new one has the name, too
+            tree += psutil.Process(gateway.process.pid).children(recursive=True)
         assert gateway.end() == 0
     assert not segment.exists()
+    until("all gone", lambda: not any(lives(process) for process in tree))
 
 
 def test_out_of_memory_in_service_is_told_counted_and_followed_by_a_new_start(serve: Serve) -> None:

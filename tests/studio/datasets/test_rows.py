@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,7 +12,8 @@ from studio.datasets.store import dataset_of
 from studio.datasets.versions import correct_answer, save_draft
 from studio.errors import StudioError
 from studio.web.render import Studio
-from tests.support.studio.datasets import imported, lines, picture, read_rows
+from tests.support.studio.applications import copy_datasets, imported_once
+from tests.support.studio.datasets import lines, picture, read_rows
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -21,13 +23,20 @@ def rows(page: str) -> list[str]:
     return re.findall(r'<span title="([^"]+)">', page)
 
 
-@pytest.fixture
-def shapes(client: TestClient) -> TestClient:
-    """A client of a studio with a dataset of 30 rows in two files, the last of which is broken."""
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace's datasets: one of 30 rows in two files, the last of which is broken."""
     records = [{"question": f"Number {n}? {'long ' * n}", "answer": f"the answer {n}"} for n in range(15)]
     boxes = {"question": "<image>Where?", "answer": "[10, 5, 30, 25]", "image": "a.png"}
     other = [boxes] * 14 + [{"question": "?", "answer": 7}]
-    imported(client, {"one.jsonl": lines(*records), "two.jsonl": lines(*other), "a.png": picture()})
+    files = {"one.jsonl": lines(*records), "two.jsonl": lines(*other), "a.png": picture()}
+    return imported_once(tmp_path_factory.mktemp("shapes"), files)
+
+
+@pytest.fixture
+def shapes(client: TestClient, studio: Studio, datasets: Path) -> TestClient:
+    """A client of a studio with a copy of them."""
+    copy_datasets(datasets, studio)
     return client
 
 

@@ -20,7 +20,8 @@ from studio.evaluation.annotations import read_annotations
 from studio.web.render import Studio
 from tests.support.gateway.processes import until
 from tests.support.paths import SHAPES_VL
-from tests.support.studio.datasets import imported, lines, picture
+from tests.support.studio.applications import copy_datasets, imported_once
+from tests.support.studio.datasets import lines, picture
 from tests.support.studio.tuned_run import WORD, tuned_run
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -59,9 +60,9 @@ def write_predictions(folder: Path, answers: list[str]) -> None:
     (folder / "generated_predictions.jsonl").write_bytes(lines(*records))
 
 
-@pytest.fixture
-def answered(client: TestClient, studio: Studio) -> str:
-    """An evaluation whose job is over, on the rows of an imported dataset."""
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace's datasets: one of the rows."""
     rows = [
         {
             "messages": [
@@ -73,7 +74,13 @@ def answered(client: TestClient, studio: Studio) -> str:
         for index, (label, _, _) in enumerate(ROWS)
     ]
     pictures = {f"images/{index}.png": picture() for index in range(len(ROWS))}
-    imported(client, pictures | {"train.jsonl": lines(*rows)}, "colours")
+    return imported_once(tmp_path_factory.mktemp("colours"), pictures | {"train.jsonl": lines(*rows)}, "colours")
+
+
+@pytest.fixture
+def answered(studio: Studio, datasets: Path) -> str:
+    """An evaluation whose job is over, on the rows of an imported dataset."""
+    copy_datasets(datasets, studio)
     folder = studio.workspace.create("evaluations", "first")
     write_predictions(folder / "base", [base for _, base, _ in ROWS])
     write_predictions(folder / "run-tiny", [tuned for _, _, tuned in ROWS])

@@ -8,8 +8,9 @@ from studio.jobs.devices import Devices
 from studio.web.pages import train
 from tests.support.studio.applications import client, studio
 from tests.support.studio.data import shapes
+from tests.support.unmeasured import unmeasured_children
 
-__all__ = ["client", "shapes", "studio"]
+__all__ = ["client", "shapes", "studio", "unmeasured_children"]
 
 T4 = "Tesla T4, 15360, 14000, 7.5, 550.54"
 H100 = "NVIDIA H100 80GB HBM3, 81559, 81000, 9.0, 550.54"

@@ -17,6 +17,7 @@ import httpx
 
 from modelfiles.hardware.python_child import free_port
 from tests.support.paths import ROOT, SUPPORT
+from tests.support.unmeasured import COUNTING
 
 DEADLINE = 120.0  # an engine that imports torch on a machine with other work needs most of it
 
@@ -105,7 +106,7 @@ class Process:
 def fake_engine(*options: str, port: int = 0, **environment: str) -> Process:
     port = port or free_port()
     argv = [sys.executable, str(SUPPORT / "gateway" / "fake_engine.py"), "/nowhere", "--port", str(port), *options]
-    process = Process(argv, port, **environment)
+    process = Process(argv, port, **{COUNTING: "", **environment})  # it runs no code of ours
     process.wait_until("/v1/models", 200)
     return process
 

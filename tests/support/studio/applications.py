@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 from studio.app import make_app
 from studio.security.access import Access, TokenAccess
 from studio.web.render import Studio
+from tests.support.studio.datasets import imported
 from tests.support.studio.server import sign_in
 
 BASE = "http://127.0.0.1:7860"
@@ -34,3 +36,16 @@ def studio(client: TestClient) -> Studio:
     """The object that pages work with, of the `client` fixture's application."""
     found: Studio = client.app.state.studio
     return found
+
+
+def imported_once(folder: Path, files: Mapping[str, bytes], name: str = "mine") -> Path:
+    """The datasets' folder of a workspace of its own, after an import; for `copy_datasets` of many tests."""
+    access = TokenAccess()
+    with studio_client(folder, access) as opened:
+        imported(sign_in(opened, f"/login?token={access.token}"), files, name)
+    return folder / "datasets"
+
+
+def copy_datasets(datasets: Path, studio: Studio) -> None:
+    """Put datasets that another workspace has imported into the studio's."""
+    shutil.copytree(datasets, studio.workspace.folder / "datasets", dirs_exist_ok=True)

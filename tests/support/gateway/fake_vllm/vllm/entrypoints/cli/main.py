@@ -66,8 +66,9 @@ vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} 1.5
 
 
 def engine_core() -> None:
-    """The process of its own that the engine is. In the middle of a step it does not look at signals."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """The process of its own that the engine is. In the middle of a step (FAKE_VLLM_BUSY) it ignores signals."""
+    if os.environ.get("FAKE_VLLM_BUSY"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(3600)
 
 
@@ -139,7 +140,7 @@ def main() -> None:
     if name := os.environ.get("FAKE_VLLM_SHARED"):
         shared = shared_memory.SharedMemory(name, create=True, size=4096)
         print(shared.name, "is there", flush=True)
-    multiprocessing.get_context("fork").Process(target=engine_core).start()
+    multiprocessing.get_context("fork").Process(target=engine_core, daemon=True).start()
     fake_engine.KEY = None
     engine = FakeVllm(given.served_model_name)
     app = web.Application(client_max_size=128 * 1024 * 1024, middlewares=[guard])
