@@ -220,10 +220,8 @@ class LayeredStep:
         x = self.model.embed_tokens(inputs.ids)
         is_image = torch.isin(inputs.ids, self.image_ids)
         order = is_image.view(-1).cumsum(0).sub_(1).clamp_(min=0)  # of an image token among them
-        if inputs.features is not None:
-            x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
+        x = torch.where(is_image[..., None], inputs.features[0].index_select(0, order).view(x.shape), x)
         rotary = _rotary(self.model, x, inputs.positions)
-        deep = len(inputs.features) - 1 if inputs.features is not None else 0
         kept: list[Activations] = []
         for number, layer in enumerate(self.model.layers):
             with self._drawn(number, False):
@@ -233,7 +231,7 @@ class LayeredStep:
                 else:
                     kept.append(activations(layer, x, rotary))
                     x = output(layer, kept[-1])
-            if number < deep:  # DeepStack
+            if number + 1 < len(inputs.features):  # DeepStack
                 more = inputs.features[number + 1].index_select(0, order).view(x.shape)
                 x += torch.where(is_image[..., None], more, 0)
         return x, kept, rotary

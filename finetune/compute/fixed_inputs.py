@@ -15,7 +15,7 @@ FEWEST_LABELS = 64
 
 @dataclass
 class FixedInputs:
-    """B rows of L tokens with N labels, padded, and n image tokens' features; every tensor is a part of a buffer.
+    """B rows of L tokens with N labels, padded, and room for image tokens' features; all are parts of buffers.
 
     ids: [B, L]; positions: [3, B, L]; features: [1 + D, n, hidden]; label_at: [N] places in B x L; labels: [N] the
     tokens after them, or IGNORED.
@@ -28,15 +28,19 @@ class FixedInputs:
     labels: Any
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return (*self.ids.shape, len(self.labels), int(self.features is not None))
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, tokens a row, labels)."""
+        return (*self.ids.shape, len(self.labels))
 
 
 class Buffers:
     """Where micro-batches of up to `rows` rows, `length` tokens a row and `labels` label tokens are put.
 
-    levels: 1 + D; hidden, dtype: of the features.
+    levels: 1 + D; hidden, dtype: of the features. coarse: whether there are half as many lengths to pad rows to, which
+    is to be set before the first batch comes.
     """
+
+    coarse = False
 
     def __init__(
         self, rows: int, length: int, labels: int, levels: int, hidden: int, dtype: torch.dtype, device: torch.device
@@ -47,12 +51,22 @@ class Buffers:
         self.features = torch.zeros(levels, tokens, hidden, dtype=dtype, device=device)
         self.places = torch.zeros(2, max(FEWEST_LABELS, rounded(labels, labels)), dtype=torch.long, device=device)
 
+    def padded(self, rows: int, length: int, labels: int) -> tuple[int, int, int]:
+        """The shape of so many rows, tokens a row and labels in all when they are put here.
+
+        There are few, as each is captured: labels are padded to 64 times a power of 4, never beyond the most.
+        """
+        bits = (max(FEWEST_LABELS, labels) - 1).bit_length()
+        places = min(self.places.shape[1], 1 << (bits + bits % 2))
+        return rows, rounded(length, self.longest, 8 if self.coarse else 16), places
+
     def fits(self, batch: Any) -> bool:
         """Whether a batch can be put here: not larger than was foreseen, and its rows not packed."""
         rows, length = batch.ids.shape
         if length > self.longest or len(batch.labels) > self.places.shape[1] or batch.packed is not None:
             return False
-        return bool(4 * rows * rounded(length, self.longest) <= len(self.numbers))
+        _, length, _ = self.padded(rows, length, len(batch.labels))
+        return bool(4 * rows * length <= len(self.numbers))
 
     def blank(self) -> FixedInputs:
         """A few tokens without labels, whose loss and gradients are 0."""
@@ -66,8 +80,7 @@ class Buffers:
         features: [1 + D, image tokens, hidden], if not in the buffers already; or None.
         """
         rows, own = batch.ids.shape
-        length = rounded(own, self.longest)
-        labels = min(self.places.shape[1], max(FEWEST_LABELS, 1 << (len(batch.labels) - 1).bit_length()))
+        rows, length, labels = self.padded(rows, own, len(batch.labels))
         numbers = self.numbers[: 4 * rows * length].view(4, rows, length).zero_()
         numbers[0, :, :own] = batch.ids
         numbers[1:, :, :own] = batch.positions[1:]
@@ -82,10 +95,13 @@ class Buffers:
                 raise FinetuneError(f"{'; '.join(batch.rows)}: more image tokens than tokens.")
             if features.data_ptr() != self.features.data_ptr():
                 self.features[:, : features.shape[1]] = features
-        return FixedInputs(numbers[0], numbers[1:], None if features is None else self.features, places[0], places[1])
+        return FixedInputs(numbers[0], numbers[1:], self.features, places[0], places[1])
 
 
-def rounded(length: int, longest: int) -> int:
-    """The length that rows of `length` tokens are padded to: at most 1/16 more, never beyond what the longest needs."""
-    step = max(8, 1 << max(0, length.bit_length() - 5))
+def rounded(length: int, longest: int, parts: int = 16) -> int:
+    """The length that rows of `length` tokens are padded to: at most 1/parts more, never beyond what the longest needs.
+
+    parts: lengths between a power of 2 and the next one, a power of 2 itself.
+    """
+    step = max(8, (1 << length.bit_length() - 1) // parts)
     return min(-(-length // step) * step, -(-longest // 8) * 8)

@@ -89,7 +89,7 @@ def layered_moments(
         backward += weight
     if not kept_layers:  # one layer's are there all the same while it is gone through
         backward += load.tokens * activations
-    labels = max(FEWEST_LABELS, 1 << (max(1, load.labels) - 1).bit_length())
+    labels = max(FEWEST_LABELS, load.labels)
     return kept, {
         "loss": kept + 6 * load.tokens * hidden + LOGITS * labels * text["vocab_size"],
         "backward": kept + backward,

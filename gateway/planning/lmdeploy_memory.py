@@ -28,6 +28,8 @@ CONTEXT = 722_337_792
 SLACK, SLACK_SHARE = 96 * MIB, 0.03
 LATE_KERNELS = 256 * MIB  # loaded, and workspaces allocated, when the first requests come; measured
 GRAPHS = 256 * MIB  # CUDA graphs and their buffers for up to 256 answers; measured
+# And those of pictures (gateway/engines/startup/levers), for one architecture on one card; 280 MiB were measured.
+PICTURE_GRAPHS, PICTURE_GRAPHS_OF = 320 * MIB, "Qwen3VLForConditionalGeneration"
 MARGIN = 0.03  # of the card, for what this estimate does not know
 
 # Tensors that tensor parallelism splits over the ranks; embeddings, norms and the output head are on every one.

@@ -15,6 +15,8 @@ from gateway.planning.lmdeploy_memory import (
     CONTEXT,
     GRAPHS,
     MARGIN,
+    PICTURE_GRAPHS,
+    PICTURE_GRAPHS_OF,
     KvCache,
     ModelMemory,
     NoRoom,
@@ -61,6 +63,8 @@ def make_engine_plan(
     prefill = integer_option(given, "max-prefill-token-num", _prefill(model, free, tokens))
     eager = boolean_option(given, "eager-mode", not gpu.bf16)
     graphs = 0 if eager else GRAPHS
+    if graphs and tp == 1 and folder.architecture == PICTURE_GRAPHS_OF:
+        graphs += PICTURE_GRAPHS
     asked = fraction_option(given, "cache-max-entry-count")
 
     def sized(batch: int) -> tuple[KvCache, float, int]:

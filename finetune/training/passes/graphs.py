@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from rich.console import Console
@@ -22,9 +23,11 @@ from finetune.families.qwen_vl import QwenFeed
 from finetune.memory.layered import why_modules
 from finetune.recipe.schema import Recipe
 from finetune.training.dataset import TrainingData
+from finetune.training.order import epoch_batches
 from finetune.training.passes.modules import ModulePasses
 
-GRAPHS = 32  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
+GRAPHS = 64  # shapes of micro-batches that are remembered; the description of a step takes a few MB of the card
+LOOKED_AT = 4096  # micro-batches of an epoch, to see how many shapes there are
 
 
 class GraphPasses:
@@ -43,12 +46,12 @@ class GraphPasses:
         self.modules, self.scaler = modules, modules.scaler
         device, dtype = base.lm_head.weight.device, base.lm_head.weight.dtype
         size = recipe.batch_size
-        labels = size * int(labels_of(data.rows).max())
-        longest = int(lengths_of(data.rows).max())
+        labels, longest = int(np.sort(labels_of(data.rows))[-size:].sum()), int(lengths_of(data.rows).max())
         assert isinstance(feed, QwenFeed)
         images = feed.images
         assert isinstance(images, FrozenFeatures)
         self.buffers = Buffers(size, longest, labels, images.levels, images.hidden, dtype, device)
+        self.buffers.coarse = _shapes(self.buffers, recipe, data) > GRAPHS
         images.room = self.buffers.features
         layers = len(base.model.language_model.layers) - kept_layers
         host = _host_memory(layers, self.buffers.features[0].numel(), dtype, device)
@@ -77,6 +80,14 @@ class GraphPasses:
 
         self.graphs.run(inputs.shape, work)
         return self.loss.double() * share
+
+
+def _shapes(buffers: Buffers, recipe: Recipe, data: TrainingData) -> int:
+    """How many shapes an epoch's micro-batches have."""
+    lengths, labels = lengths_of(data.rows), labels_of(data.rows)
+    batches = epoch_batches(lengths, recipe.batch_size, recipe.seed, 0, recipe.group_by_length)
+    some = batches[:: -(-len(batches) // LOOKED_AT)]
+    return len({buffers.padded(len(rows), int(lengths[rows].max()), int(labels[rows].sum())) for rows in some})
 
 
 def _warn(console: Console, error: BaseException) -> None:

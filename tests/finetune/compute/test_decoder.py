@@ -162,3 +162,26 @@ def test_rows_are_padded_by_a_sixteenth_at_most() -> None:
         padded = rounded(length, 5000)
         assert length <= padded <= max(length + 8, length * 17 / 16)
     assert rounded(2465, 2465) == 2472
+
+
+def test_coarse_buffers_have_half_as_many_lengths_and_labels_few_numbers() -> None:
+    fine, coarse = (Buffers(1, 4000, 3000, 1, 8, torch.float32, CPU) for _ in range(2))
+    coarse.coarse = True
+    counts, padded = [], []
+    for buffers in (fine, coarse):
+        padded = [buffers.padded(1, length, 1)[1] for length in range(1, 4001)]
+        counts.append(len(set(padded)))
+    assert counts[1] < 0.6 * counts[0]
+    assert all(own <= length <= max(own + 8, own * 9 / 8) for own, length in enumerate(padded, 1))
+    labels = [fine.padded(1, 8, count)[2] for count in (0, 64, 65, 256, 257, 1025, 3000)]
+    assert labels == [64, 64, 256, 256, 1024, 3000, 3000]
+
+
+def test_features_of_an_earlier_batch_are_nothing_to_one_without_images(recipe_of: MakeRecipe) -> None:
+    recipe = recipe_of(lora_dropout=0.0)
+    _, base, batch, features = prepared(recipe)
+    rows = [row for row in load_training_data(recipe, Console(quiet=True)).rows if not row.images]
+    text, buffers = collate_train(rows, CPU), buffers_for(base, batch, features)
+    buffers.put(batch, features * 1e3)
+    ours = LayeredStep(base).learn(buffers.put(text, None), torch.tensor(1.0))
+    assert torch.allclose(ours, LabelLoss(base)(text, None), rtol=1e-5)

@@ -41,9 +41,12 @@ def losses(output: Path) -> list[float]:
     return [record["loss"] for record in read_log(output / "trainer_log.jsonl") if "loss" in record]
 
 
+@pytest.mark.parametrize("kept", [graphs.GRAPHS, 0])
 def test_losses_are_those_of_the_models_own_modules(
-    recipe: MakeRecipe, tmp_path: Path, request: pytest.FixtureRequest
+    recipe: MakeRecipe, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
+    """Also where rows are padded to fewer lengths, as there are more shapes than graphs are kept."""
+    monkeypatch.setattr(graphs, "GRAPHS", kept)
     keys = {"lora_dropout": 0.0, "max_steps": 12, "logging_steps": 1, "learning_rate": 1e-3}
     train(recipe(output_dir=str(tmp_path / "modules"), **keys), Console(quiet=True))
     request.getfixturevalue("layered")

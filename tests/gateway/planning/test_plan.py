@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from gateway.planning.advice import MEASURED as MEASURED_ENGINES
 from gateway.planning.gpu import CARDS, Gpu, parse_gpu
-from gateway.planning.lmdeploy_memory import ModelMemory, NoRoom, kv_cache, model_memory, runtime_reserve
+from gateway.planning.lmdeploy_memory import (
+    PICTURE_GRAPHS,
+    ModelMemory,
+    NoRoom,
+    kv_cache,
+    model_memory,
+    runtime_reserve,
+)
 from gateway.planning.plan import make_engine_plan
 from gateway.planning.types import Workload
 from lensmith import main
@@ -78,6 +85,19 @@ def test_a_newer_card_gets_bfloat16_and_cuda_graphs(models: dict[str, Path]) -> 
     assert made["flags"]["eager-mode"] is False
     assert "--eager-mode" not in made["arguments"]
     assert made["flags"]["max-prefill-token-num"] == 8192
+
+
+def test_room_is_left_for_the_graphs_of_pictures_where_they_are_captured(models: dict[str, Path]) -> None:
+    folder, gpu = ModelFolder.open(models["2B"]), parse_gpu("h200")
+
+    def graphs(tp: int) -> int:
+        with_graphs, without = (
+            make_engine_plan(folder, gpu, Workload(concurrency=8), tp, {"eager-mode": eager})
+            for eager in ("false", "true")
+        )
+        return with_graphs.activations - without.activations
+
+    assert graphs(1) - graphs(2) == PICTURE_GRAPHS
 
 
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda measured: measured["setting"])

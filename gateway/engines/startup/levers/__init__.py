@@ -34,6 +34,8 @@ LEVERS = (
     Lever("event_polling", server=False, engine=True),
     Lever("pixel_bytes", server=True, engine=False),
     Lever("vision_inputs", server=False, engine=True),
+    Lever("vision_graphs", server=False, engine=True),
+    Lever("prefill_graphs", server=False, engine=True),
 )
 
 

@@ -30,6 +30,20 @@ SEAMS = {
     ("pytorch/models/qwen3_vl.py", "Qwen3VLForConditionalGeneration.forward"): "f7480739fa26",
     ("pytorch/models/qwen3_vl.py", "Qwen3VLForConditionalGeneration.prepare_inputs_for_generation"): "d551e8d94c58",
     ("pytorch/models/qwen3_vl.py", "Qwen3VLInputProcessor"): "130b0acd9478",
+    ("pytorch/engine/model_agent/agent.py", "BaseModelAgent.warmup"): "7ee80c790c5f",
+    ("pytorch/models/qwen3_vl.py", "Qwen3VLTextModel"): "10e0d37c16c8",
+    ("pytorch/models/qwen3_vl.py", "Qwen3VLVisionBlock"): "6f49f789f610",
+    ("pytorch/models/qwen3_vl.py", "Qwen3VLVisionPatchEmbed"): "363a54cdaec8",
+    ("pytorch/models/qwen3_vl.py", "Qwen3VLVisionPatchMerger"): "b16c53444d70",
+    ("pytorch/models/qwen2_5_vl.py", "Qwen2_5_VLVisionAttention"): "426262eff5df",
+    ("pytorch/models/qwen3.py", "Qwen3Attention"): "a583faf0a7bf",
+    ("pytorch/models/qwen3.py", "Qwen3DecoderLayer"): "16ae3d08a0cb",
+    ("pytorch/nn/attention.py", "FlashAttention"): "45497ba19703",
+    ("pytorch/backends/cuda/attention/default.py", "TritonAttentionImpl"): "33760cc020d8",
+    ("pytorch/kernels/cuda/flashattention.py", "_flash_prefill_fwd_kernel"): "871b14588f97",
+    ("pytorch/kernels/cuda/flashattention.py", "flash_attn_varlen_func"): "d7b868de7479",
+    ("pytorch/kernels/cuda/fill_kv_cache.py", "_fill_kv_cache_kernel"): "2f52f247ebd5",
+    ("pytorch/kernels/cuda/fill_kv_cache.py", "fill_kv_cache"): "65b8b8851b08",
     ("pytorch/multimodal/data_type.py", "MultiModalData"): "cba40decc456",
     ("vl/model/base.py", "VisionModel.preprocess"): "ee3548cf3a51",
     ("vl/model/qwen3.py", "Qwen3VLModel"): "54ca30e40a03",
@@ -52,7 +66,7 @@ def test_every_lever_is_pulled_in_the_known_version() -> None:
 
 def test_levers_that_are_named_are_left_out() -> None:
     left = [lever.name for lever in wanted("pushed_tokens, pixel_bytes", KNOWN)]
-    assert left == ["event_polling", "vision_inputs"]
+    assert left == ["event_polling", "vision_inputs", "vision_graphs", "prefill_graphs"]
     assert not wanted("all", KNOWN)
 
 
