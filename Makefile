@@ -6,10 +6,10 @@ UV = $(shell command -v uv || echo .venv/bin/uv)
 # is written even where the environment forbids it, as hundreds of processes import the same modules.
 TESTS = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/gpu
 
-.PHONY: help demo test cov lint format lock build clean
+.PHONY: help demo test cov lint other-versions format lock build clean
 
 help:
-	@grep -E '^# make' Makefile | tr -d '#'; echo "also: make cov | lint | format | lock | build | clean"
+	@grep -E '^# make' Makefile | tr -d '#'; echo "also: make cov | lint | other-versions | format | lock | build | clean"
 
 demo: $(READY)
 	.venv/bin/lensmith demo
@@ -32,6 +32,10 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# After the linters: CI runs both in turn, beside the tests.
+other-versions: lint
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= scripts/test-other-versions
 
 format: $(READY)
 	.venv/bin/ruff check --fix .
