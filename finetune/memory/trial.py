@@ -49,9 +49,12 @@ def quickest(plans: Sequence[Plan], trial: Trial) -> tuple[Plan, str]:
 
 
 def _give_memory_back() -> None:
-    """So that what comes next finds the memory that was free before, of the GPU and of the host."""
+    """So that what comes next finds the memory that was free before, of the GPU and of the host, and has its own peak."""
+    if not torch.cuda.is_initialized():
+        return
     torch.cuda.empty_cache()
-    if torch.cuda.is_initialized() and hasattr(torch._C, "_host_emptyCache"):  # from torch 2.6 on
+    torch.cuda.reset_peak_memory_stats()
+    if hasattr(torch._C, "_host_emptyCache"):  # from torch 2.6 on
         torch._C._host_emptyCache()
 
 

@@ -37,9 +37,7 @@ def growth(run: Callable[[int], Any], few: int = FEW, many: int = MANY) -> float
     run(few)  # what is imported and cached once
     peaks, often = [], gc.get_threshold()
     for count in (few, many):
-        gc.set_threshold(
-            700, 10, 10
-        )  # as in a run: in tests the collector comes less often, and what waits for it counts
+        gc.set_threshold(700, 10, 10)  # as in a run; in tests more waits for the collector, and would count
         gc.collect()
         tracemalloc.start()
         try:
