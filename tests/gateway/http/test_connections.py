@@ -133,7 +133,8 @@ def test_the_rest_of_an_answered_body_is_not_waited_for(engine: Process) -> None
     """By a gateway that takes in the rest for a second, instead of 30."""
     port = free_port()
     program = "import gateway.http.connection, lensmith; gateway.http.connection.LINGER_SECONDS = 1; lensmith.main()"
-    argv = [sys.executable, "-c", program, "serve", "--engine", engine.url, "--port", str(port), "--body-timeout", "0.8"]
+    options = ["--engine", engine.url, "--port", str(port), "--body-timeout", "0.8"]
+    argv = [sys.executable, "-c", program, "serve", *options]
     with Process(argv, port) as gateway:
         gateway.wait_until("/ready", 200)
         with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
