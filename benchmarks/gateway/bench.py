@@ -165,10 +165,14 @@ def started(*argv: str, port: int, checkout: Path | None = None) -> Iterator[psu
         [sys.executable, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=checkout, env=environment
     )
     try:
-        for _ in range(200):
+        for _ in range(1200):  # a cold start takes longer on a slow host than on a warm one
             with contextlib.suppress(OSError), connect(port):
                 break
+            if process.poll() is not None:
+                raise RuntimeError(f"{argv} ended with code {process.returncode}")
             time.sleep(0.05)
+        else:
+            raise RuntimeError(f"{argv} does not listen after a minute")
         time.sleep(0.5)
         yield psutil.Process(process.pid)
     finally:

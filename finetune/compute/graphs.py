@@ -20,9 +20,10 @@ class Graphs:
     nothing that a later work reads may be left in memory that was taken while capturing. What libraries do when they
     are first used cannot be captured: the first work of a kind is to be done without.
 
-    kept: graphs that are remembered, those used last; generators: of the device, from which the work draws besides the
-    default one; failed: called with the reason when one cannot be captured: no memory for it, or a kernel that cannot
-    be in a graph. works: whether there are graphs, which needs a GPU, and that none has failed.
+    kept: graphs that are remembered, those used last, or fewer where there is no room for so many; generators: of the
+    device, from which the work draws besides the default one; failed: called with the reason when no graph can be
+    captured: no memory for it, or a kernel that cannot be in one. works: whether there are graphs, which needs a GPU,
+    and that it has not failed.
     """
 
     def __init__(
@@ -39,15 +40,17 @@ class Graphs:
 
         reads: what it reads that nobody else keeps; it lives as long as the graph, which knows only where it was.
         """
-        if self.works:
+        while self.works:
             try:
                 self._replay(key, work, reads)
                 return
             except RuntimeError as error:
-                self.works = False
+                # Where so many graphs had no room, half as many may have; where there was none, it is not for room.
+                self.works, self.kept = bool(self.graphs), max(1, len(self.graphs) // 2)
                 for others in _all:  # the pool gives its memory back when there is no graph left in it
                     others.graphs.clear()
-                self.failed(_first(error))
+                if not self.works:
+                    self.failed(_first(error))
             torch.cuda.empty_cache()  # not before the error is gone, which holds what the work held
         work()
 

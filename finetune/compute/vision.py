@@ -12,8 +12,8 @@ import torch
 from finetune.compute.graphs import Graphs
 
 CHUNK_PATCHES = 4096  # patches that go through the tower at once
-LAYOUTS, GRAPHS = 64, 16  # that are remembered, those used last
-COMMON = 2  # times that images of sizes that are remembered went through the tower, after which it is captured for them
+LAYOUTS = 64  # that are remembered, those used last; as many graphs, so that what is common is not captured in turns
+COMMON = 4  # times that images of sizes that are remembered went through the tower, after which it is captured for them
 
 Grid = tuple[int, int, int]
 
@@ -78,7 +78,7 @@ class Tower:
 
     def __init__(self, visual: Any, encode: Callable[..., Any], device: torch.device) -> None:
         self.encode, self.device, self.layouts = encode, device, Layouts(visual, device)
-        self.graphs = Graphs(device, GRAPHS)
+        self.graphs = Graphs(device, LAYOUTS)
         self.unit = 0  # patches of a token
         self.patches: Any = None  # [CHUNK_PATCHES, patch dimension], what graphs read, and where they put features
         self.features: Any = None

@@ -35,8 +35,11 @@ FEW, MANY = 60, 260
 def growth(run: Callable[[int], Any], few: int = FEW, many: int = MANY) -> float:
     """Bytes of Python's and numpy's that each row adds to the peak of run(number of rows)."""
     run(few)  # what is imported and cached once
-    peaks = []
+    peaks, often = [], gc.get_threshold()
     for count in (few, many):
+        gc.set_threshold(
+            700, 10, 10
+        )  # as in a run: in tests the collector comes less often, and what waits for it counts
         gc.collect()
         tracemalloc.start()
         try:
@@ -44,6 +47,7 @@ def growth(run: Callable[[int], Any], few: int = FEW, many: int = MANY) -> float
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
+            gc.set_threshold(*often)
     return (peaks[1] - peaks[0]) / (many - few)
 
 

@@ -178,3 +178,22 @@ def test_what_a_graph_reads_lives_as_long_as_the_graph(captured: list[Any]) -> N
     assert [reference() is not None for reference in alive] == [True, True, False, False], "those of the captures"
     graphs.run("c", lambda: None)
     assert [reference() is not None for reference in alive] == [False, True, False, False]
+
+
+def test_where_so_many_graphs_have_no_room_fewer_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    captures: list[int] = []
+
+    def capture(self: Graphs, work: Callable[[], None]) -> Recorded:
+        if len(self.graphs) == 4:
+            raise torch.OutOfMemoryError("no memory is left")
+        captures.append(len(self.graphs))
+        return Recorded(work)
+
+    monkeypatch.setattr(Graphs, "_captured", capture)
+    done: list[str] = []
+    graphs = Graphs(GPU, 64)
+    for key in "abcdeabea":
+        graphs.run(key, lambda key=key: done.append(key))  # type: ignore[misc]
+    assert "".join(done) == "abcdeabea"
+    assert graphs.works
+    assert captures == [0, 1, 2, 3, 0, 1, 2, 2, 2], "all are forgotten for e, and two remembered from then on"
