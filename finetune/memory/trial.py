@@ -49,7 +49,7 @@ def quickest(plans: Sequence[Plan], trial: Trial) -> tuple[Plan, str]:
 
 
 def _give_memory_back() -> None:
-    """So that what comes next finds the memory that was free before, of the GPU and of the host, and has its own peak."""
+    """So that what comes next finds the memory of before, the GPU's and the host's, and has a peak of its own."""
     if not torch.cuda.is_initialized():
         return
     torch.cuda.empty_cache()
