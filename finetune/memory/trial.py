@@ -49,12 +49,9 @@ def quickest(plans: Sequence[Plan], trial: Trial) -> tuple[Plan, str]:
 
 
 def _give_memory_back() -> None:
-    """So that what comes next finds the memory of before, the GPU's and the host's, and has a peak of its own."""
-    if not torch.cuda.is_initialized():
-        return
+    """So that what comes next finds the memory that was free before, of the GPU and of the host."""
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    if hasattr(torch._C, "_host_emptyCache"):  # from torch 2.6 on
+    if torch.cuda.is_initialized() and hasattr(torch._C, "_host_emptyCache"):  # from torch 2.6 on
         torch._C._host_emptyCache()
 
 
