@@ -35,8 +35,9 @@ FEW, MANY = 60, 260
 def growth(run: Callable[[int], Any], few: int = FEW, many: int = MANY) -> float:
     """Bytes of Python's and numpy's that each row adds to the peak of run(number of rows)."""
     run(few)  # what is imported and cached once
-    peaks = []
+    peaks, often = [], gc.get_threshold()
     for count in (few, many):
+        gc.set_threshold(700, 10, 10)  # as in a run; in tests more waits for the collector, and would count
         gc.collect()
         tracemalloc.start()
         try:
@@ -44,6 +45,7 @@ def growth(run: Callable[[int], Any], few: int = FEW, many: int = MANY) -> float
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
+            gc.set_threshold(*often)
     return (peaks[1] - peaks[0]) / (many - few)
 
 
