@@ -15,7 +15,7 @@
 # Why it matters: QLoRA on vision-language models is often advised to keep the vision tower out of 4 bit. With the short
 # name the tower is at 4 bit and the head as well, which is worse than no option at all. With the long name the head
 # alone is lost. Only the list ["model.visual", "lm_head"] does what was meant; count the Linear4bit modules after
-# loading. An adapter that was trained on such a head learns to make up for its errors, and is then wrong on another.
+# loading.
 #
 # Source: transformers 5.24.0, quantizers/base.py (get_modules_to_not_convert: the built-in list is used if no list is
 # given) and quantizers/quantizers_utils.py (should_convert_module).
