@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Expected: LlamaIndex's OpenAILike, the class for OpenAI-compatible servers such as vLLM, sends a chat of a system message
-# and a question with a picture to the server as such a chat, or refuses what it cannot send.
+# Expected: LlamaIndex's OpenAILike, the class for OpenAI-compatible servers such as vLLM, sends a chat of a system
+# message and a question with a picture to the server as such a chat, or refuses what it cannot send.
 #
 # What happens: unless is_chat_model=True is given, chat() writes the messages into one text with headings of its own
 # ("system: ", "user: ") and sends it to /v1/completions. The picture is left out without a word, the text parts are
-# joined by a newline, and the model's chat template is not applied by the server, as it is no chat any more. The answer
-# comes back as the assistant's message of a chat. With is_chat_model=True all is right.
+# joined by a newline, and the model's chat template is not applied by the server, as it is no chat any more. The
+# answer comes back as the assistant's message of a chat. With is_chat_model=True all is right.
 #
 # Versions: llama-index-llms-openai-like 0.8.1, llama-index-core 0.14.25, Pillow 13.0.0; a stub server on the loopback
 # address in place of vLLM.
 #
-# Why it matters: the model answers, fluently, on a picture that it was never shown, and a fine-tuned model on a prompt
-# without its special tokens. An evaluation through this class measures guessing and looks like a bad model. The plain
-# OpenAI class of LlamaIndex has no such default but asks for model names that it knows, which is why people with a
-# model of their own use this one.
+# Why it matters: the model answers, fluently, on a picture that it was never shown, and a fine-tuned model on a
+# prompt without its special tokens. An evaluation through this class measures guessing and looks like a bad model.
+# The plain OpenAI class of LlamaIndex has no such default but asks for model names that it knows, which is why people
+# with a model of their own use this one.
 #
 # Source: llama-index-llms-openai-like 0.8.1, base.py (chat); llama-index-core 0.14.25, base/llms/generic_utils.py
 # (messages_to_prompt).
