@@ -15,7 +15,7 @@ from typing import Any
 from finetune.families.preference import keeps_reference
 from finetune.memory.cards import Card
 from finetune.memory.heaviest_load import MicroBatchLoad
-from finetune.memory.layered import GAPS, layered_moments, standing_bytes, widths
+from finetune.memory.layered import GAPS, HOLES, layered_moments, standing_bytes, widths
 from finetune.memory.model_states import model_state_bytes
 from finetune.recipe.schema import Recipe
 from modelfiles.folder.model_folder import ModelFolder
@@ -116,7 +116,9 @@ def _layered(
     model_states = model_state_bytes(folder, recipe) | standing
     kept, moments = layered_moments(folder, recipe, load, card, kept_layers, host)
     peak = max(moments.values())
-    reserved = sum(model_states.values()) + peak + GAPS * (peak - kept) + WORKSPACE
+    # The one is in the other: what runs outside of the graphs goes where loading left room.
+    unused = max(GAPS * (peak - kept) + WORKSPACE, HOLES * model_states.get("weights in 4 bits", 0))
+    reserved = sum(model_states.values()) + peak + unused
     return Estimate(model_states, moments, round(reserved))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -163,6 +164,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 def run(test: Callable[[], Any]) -> None:
     asyncio.run(asyncio.wait_for(test(), 30))
+    gc.collect()  # tasks that LMDeploy begins as the loop ends are destroyed here, not in the midst of another test
 
 
 @pytest.mark.usefixtures("rpc")
