@@ -50,4 +50,4 @@ def test_base_and_tuned_answer_side_by_side_about_pasted_pictures(page: Page, st
     page.get_by_role("button", name="New conversation").click()
     expect(base.locator(".user")).to_have_count(0)
     page.get_by_role("button", name="Unload").click()
-    expect(page.get_by_role("button", name="Load it")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("button", name="Load it")).to_be_visible()

@@ -37,8 +37,8 @@ def test_a_folder_of_pictures_with_captions_is_ready_in_two_clicks(
     page.on("request", lambda request: asked.append(request.url))
     files = {"1.png": picture("red"), "1.txt": EVIL.encode(), "2.png": picture("blue"), "2.txt": b"a blue square"}
     choose(page, studio_server, "folder", write(tmp_path / "my shapes", files | {"3.png": picture("green")}))
-    expect(page.get_by_role("heading", name="my_shapes")).to_be_visible(timeout=30_000)
-    expect(page.get_by_text("a blue square").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("heading", name="my_shapes")).to_be_visible()
+    expect(page.get_by_text("a blue square").first).to_be_visible()
     expect(page.get_by_text(EVIL).first).to_be_visible()
     assert "owned" not in page.title()
     assert page.locator(".thumb img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 40
@@ -57,7 +57,7 @@ def test_a_folder_of_pictures_with_captions_is_ready_in_two_clicks(
 def test_columns_are_mapped_by_clicks(page: Page, studio_server: StudioServer, tmp_path: Path) -> None:
     folder = write(tmp_path, {"table.csv": b"pic,said,other\na.png,red,7\n", "a.png": picture()})
     choose(page, studio_server, "files", [folder / "table.csv", folder / "a.png"])
-    expect(page.get_by_text("Which column is what?")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Which column is what?")).to_be_visible()
     answers = page.get_by_role("group", name="Answer, which is learnt")
     answers.get_by_label("other").check()
     question = page.get_by_role("group", name="Question")
@@ -66,7 +66,7 @@ def test_columns_are_mapped_by_clicks(page: Page, studio_server: StudioServer, t
     question.get_by_label("none").check()
     answers.get_by_label("said").check()
     page.get_by_role("button", name="Read the rows").click()
-    expect(page.locator(".answer")).to_have_text("red", timeout=30_000)
+    expect(page.locator(".answer")).to_have_text("red")
     expect(page.locator(".question")).to_have_text("Describe this image.")
 
 
@@ -74,7 +74,7 @@ def test_pages_filters_and_marks(page: Page, studio_server: StudioServer, tmp_pa
     rows = [{"question": f"Number {n}?", "answer": f"it is {n}"} for n in range(60)]
     write(tmp_path, {"many.jsonl": lines(*rows)})
     choose(page, studio_server, "files", [tmp_path / "many.jsonl"])
-    expect(page.get_by_text("60 rows · page 1 of 3")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("60 rows · page 1 of 3")).to_be_visible()
     page.get_by_role("navigation", name="Pages").get_by_text("3").click()
     expect(page.get_by_text("60 rows · page 3 of 3")).to_be_visible()
     page.reload()
@@ -94,7 +94,7 @@ def test_a_refusal_is_a_sentence_and_keeps_what_was_typed(
 ) -> None:
     write(tmp_path, {"one.jsonl": lines({"question": "<image>?", "answer": "x", "image": "a.png"}), "a.png": picture()})
     choose(page, studio_server, "files", [tmp_path / "one.jsonl", tmp_path / "a.png"])
-    page.locator(".thumb").first.click(timeout=30_000)
+    page.locator(".thumb").first.click()
     page.get_by_label("Question").fill("no picture <image> <image>")
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("the row has 1 image")

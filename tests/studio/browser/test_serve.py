@@ -20,8 +20,8 @@ def test_a_gateway_is_started_from_the_page_and_its_requests_are_drawn(page: Pag
     url = page.locator("#address").inner_text()
     body = {"model": "tuned", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
     assert httpx.post(f"{url}/chat/completions", json=body, timeout=60).status_code == 200
-    expect(page.locator('[data-figure="requests"]')).to_have_text("1", timeout=10_000)
+    expect(page.locator('[data-figure="requests"]')).to_have_text("1")
     expect(page.locator('[data-chart="requests"] canvas')).to_have_count(1)
     assert url in page.locator('[data-program="python"]').text_content()  # type: ignore[operator]
     page.get_by_role("button", name="Stop").click()
-    expect(page.locator("a.gateway .state")).to_have_text("done", timeout=30_000)
+    expect(page.locator("a.gateway .state")).to_have_text("done")

@@ -120,15 +120,15 @@ def test_a_run_is_watched_stopped_and_resumed_by_its_buttons(page: Page, workspa
     go(page, "runs/watched")
     expect(page.locator('[data-chart="loss"] canvas')).to_be_visible()
     before = page.locator("#live dd").first.inner_text()
-    expect(page.locator("#live dd").first).not_to_have_text(before, timeout=10_000)
+    expect(page.locator("#live dd").first).not_to_have_text(before)
     page.get_by_role("button", name="Stop and save").click()
-    expect(page.locator(".state.stopped").first).to_be_visible(timeout=10_000)
+    expect(page.locator(".state.stopped").first).to_be_visible()
     add_checkpoint(folder, 4)
     page.reload()
     page.get_by_role("button", name="Resume from step 4").click()
-    expect(page.locator(".state.running").first).to_be_visible(timeout=10_000)
+    expect(page.locator(".state.running").first).to_be_visible()
     page.get_by_role("button", name="Stop and save").click()
-    expect(page.locator(".state.stopped").first).to_be_visible(timeout=10_000)
+    expect(page.locator(".state.stopped").first).to_be_visible()
 
 
 def test_the_language_is_switched_live_and_what_was_typed_stays(page: Page, workspace: Workspace) -> None:
