@@ -254,6 +254,13 @@ FIELDS = [
     *("tools", "tool_choice", "messages", "response_format", "logit_bias", "user", "metadata", "presence_penalty"),
     *("functions", "function_call", "modalities"),
 ]
+
+
+@pytest.mark.parametrize("name", sorted({*FIELDS} - {"messages"}))
+def test_null_is_as_if_a_field_was_not_given(post: httpx.Client, name: str) -> None:
+    assert post.post(CHAT, json=fine(**{name: None})).status_code == 200
+
+
 NO_FIXTURE_CHECK = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 

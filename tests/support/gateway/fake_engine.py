@@ -129,7 +129,7 @@ class FakeEngine:
             tokens = ["late"]
         elif words[:1] == ["count"]:
             tokens = [f"{n} " for n in range(int(words[1]))]
-        elif body.get("response_format", {}).get("type") in ("json_object", "json_schema"):
+        elif (body.get("response_format") or {}).get("type") in ("json_object", "json_schema"):
             tokens = [
                 json.dumps(least(body["response_format"].get("json_schema", {}).get("schema", {"type": "object"})))
             ]
