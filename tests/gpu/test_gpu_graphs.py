@@ -20,7 +20,6 @@ from tests.support.small_lmdeploy import CASES, compare, small_model
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "vl"
     write_model(path, "tiny", 512 * 512)
-    torch.set_default_dtype(torch.float32)
     return path
 
 

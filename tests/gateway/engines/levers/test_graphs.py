@@ -41,7 +41,6 @@ REPLAYED = {
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("models") / "vl"
     write_model(folder, "tiny", 512 * 512)
-    torch.set_default_dtype(torch.float32)
     root = Path(__file__).resolve().parents[4]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-W", "ignore", "-m", "tests.gateway.engines.levers.interpreted", str(folder)]

@@ -27,7 +27,6 @@ SIZES = [(64, 64)], [(300, 500), (1000, 333)], [(1500, 900)], [(31, 900)], [(96,
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "vl"
     write_model(path, "tiny", 512 * 512)
-    torch.set_default_dtype(torch.float32)
     return path
 
 
